@@ -1,0 +1,150 @@
+"""What every room's configuration is made of: the base class, shared types, and errors a user can act on.
+
+Nothing here imports torch: bad configuration is reported before it is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, TypeVar
+
+import pydantic
+from pydantic import Field
+
+
+class UserError(ValueError):
+    """Something the user can mend. Its message says what, where and what to do; `main.py` prints it and exits with 2."""
+
+
+class ConfigError(UserError):
+    """The configuration is wrong: an unknown key, a value of the wrong type or out of range, sections that disagree."""
+
+
+class InputError(UserError):
+    """What the configuration points at is wrong: a file, a folder, a dataset, a tokenizer, a checkpoint, the network."""
+
+
+class Section(pydantic.BaseModel):
+    """Base of every room's configuration: frozen, strict, and an unknown key is an error.
+
+    Sections hold no default values: YAML is their only home.
+    """
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+_UNITS = {
+    **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
+    **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours"), 3600.0),
+    **dict.fromkeys(("d", "day", "days"), 86400.0),
+}
+_PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
+
+
+def parse_duration(value: Any) -> Any:
+    """Seconds from a number of seconds or from text such as `90s`, `5m`, `3h`, `1h30m`, `3 hours`.
+
+    Raises ValueError with the accepted forms for any other text; leaves other types to the field's own check.
+    """
+    if not isinstance(value, str):
+        return value
+    text, seconds, at = value.strip().lower(), 0.0, 0
+    while match := _PART.match(text, at):
+        number, unit = match.groups()
+        if unit not in _UNITS:
+            break
+        seconds += float(number) * _UNITS[unit]
+        at = match.end()
+    if not text or at != len(text):
+        raise ValueError(f"'{value}' is not a time; write seconds (300) or units: 90s, 5m, 3h, 1h30m, '3 hours'")
+    return seconds
+
+
+Seconds = Annotated[float, pydantic.BeforeValidator(parse_duration), Field(gt=0)]
+"""A positive length of time in seconds; text with units is accepted."""
+
+Every = Annotated[int, Field(ge=1)] | None
+"""A cadence in steps; null means never."""
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+"""A share between 0 and 1, both included."""
+
+T = TypeVar("T", bound=Section)
+
+
+def validate(section: type[T], mapping: Mapping[str, Any]) -> T:
+    """Type a plain mapping as `section`; raise ConfigError with one line per fault, nearest key named."""
+    try:
+        # JSON mode: strict about types, yet lists become tuples, as a frozen section needs.
+        return section.model_validate_json(json.dumps(mapping))
+    except pydantic.ValidationError as error:
+        raise ConfigError("\n".join(_explain(section, fault) for fault in error.errors())) from None
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str:
+    """`; did you mean ...?` for a misspelt word, or an empty string when nothing is near."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
+    return f"; did you mean '{found[0]}'?" if found else ""
+
+
+def field_paths(section: type[Section], prefix: str = "") -> Iterator[tuple[str, pydantic.fields.FieldInfo]]:
+    """Every key of a section and of the sections inside it, as dotted paths, in the order they are declared."""
+    for name, field in section.model_fields.items():
+        yield prefix + name, field
+        for inner in _sections_in(field.annotation):
+            yield from field_paths(inner, f"{prefix}{name}.")
+
+
+def _explain(section: type[Section], fault: Any) -> str:
+    loc, owner = _drop_union_tags(section, fault["loc"])
+    key = ".".join(str(part) for part in loc)
+    match fault["type"]:
+        case "extra_forbidden":
+            return f"unknown key '{key}'{nearest(str(loc[-1]), owner.model_fields if owner else ())}"
+        case "missing":
+            return f"'{key}' is missing"
+        case "union_tag_invalid" | "union_tag_not_found":
+            return f"'{key}.kind': {fault['msg'][0].lower()}{fault['msg'][1:]}"
+        case "value_error":
+            text = str(fault["ctx"]["error"])
+            return f"'{key}': {text}" if key else text
+        case _:
+            got = fault["input"] if isinstance(fault["input"], str | int | float | bool | None) else "a mapping or list"
+            return f"'{key}' = {got!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+
+
+def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[Any], type[Section] | None]:
+    """The path as the user writes it (pydantic adds a union's tag to it) and the section that its last key is in."""
+    path: list[Any] = []
+    options: list[type[Section]] = [section]
+    owner: type[Section] | None = section
+    for part in loc:
+        tagged = [option for option in options if len(options) > 1 and part in _tags(option)]
+        if tagged:
+            options = tagged
+            continue
+        path.append(part)
+        owner = options[0] if options else None
+        fields = owner.model_fields if owner else {}
+        if isinstance(part, str):
+            options = list(_sections_in(fields[part].annotation)) if part in fields else []
+    return path, owner
+
+
+def _tags(section: type[Section]) -> tuple[Any, ...]:
+    kind = section.model_fields.get("kind")
+    return typing.get_args(kind.annotation) if kind else ()
+
+
+def _sections_in(annotation: Any) -> Iterator[type[Section]]:
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        yield annotation
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, tuple, list):
+        for argument in typing.get_args(annotation):
+            yield from _sections_in(argument)

@@ -1,0 +1,176 @@
+"""Sources, formats, tokenizer and packing, as YAML says them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from pretune.config import Section
+
+
+class HubSource(Section):
+    kind: Literal["hub"]
+    """A dataset of the Hugging Face hub."""
+    path: str
+    """`owner/name` on the hub."""
+    name: str | None
+    """Configuration (subset) of the dataset; null is its default."""
+    revision: str | None
+    """Branch, tag or commit; null is the main branch."""
+    split: str
+    """Split to read, such as `train` or `train[:1%]`."""
+    streaming: bool
+    """Read while downloading and stop when max_rows is reached, instead of downloading the whole split first."""
+    max_rows: Annotated[int, Field(ge=1)] | None
+    """Stop after this many rows; null reads all."""
+
+
+class FilesSource(Section):
+    kind: Literal["files"]
+    """Files of this machine, through `datasets`; .gz, .xz, .bz2 and .zst are read as they are."""
+    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Paths or globs, relative to the working directory."""
+    format: Literal["auto", "json", "parquet", "text"]
+    """json reads arrays of records and JSON lines; auto goes by the file's name."""
+    max_rows: Annotated[int, Field(ge=1)] | None
+    """Stop after this many rows; null reads all."""
+
+
+class PythonDocsSource(Section):
+    kind: Literal["python_docs"]
+    """Documentation and docstrings that ship with this Python and its installed packages; needs no network."""
+    packages: tuple[str, ...] | None
+    """Only these distributions (the standard library is named `python`); null reads all."""
+    max_bytes: Annotated[int, Field(ge=1)] | None
+    """Stop after this much text; null reads all."""
+
+
+class WordProblemsSource(Section):
+    kind: Literal["word_problems"]
+    """Generated multiple-choice arithmetic in MathQA's fields; needs no network."""
+    num_problems: Annotated[int, Field(ge=1)]
+    """How many different problems."""
+    max_number: Annotated[int, Field(ge=5)]
+    """Largest number in a problem's text."""
+    seed: int
+    """Same seed, same problems."""
+
+
+SourceConfig = Annotated[
+    HubSource | FilesSource | PythonDocsSource | WordProblemsSource, Field(discriminator="kind")
+]
+
+
+class ValidationConfig(Section):
+    """Rows that training never sees: a share of the source, or a source of their own."""
+
+    source: SourceConfig | None
+    """A source of its own, or null."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] | None
+    """Share of the source's rows that is kept out of training, or null."""
+    seed: int
+    """Which rows the fraction picks."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.source is None) == (self.fraction is None):
+            raise ValueError("set exactly one of source and fraction (and the other to null)")
+        return self
+
+
+class TextFormat(Section):
+    kind: Literal["text"]
+    """One column of plain text; everything is scored."""
+    column: str
+    """Name of the column."""
+
+
+class MathQAFormat(Section):
+    kind: Literal["mathqa"]
+    """Multiple-choice problems with Problem, Rationale, options, correct."""
+    options: bool
+    """List the five options in the prompt."""
+    rationale: Literal["none", "after", "before"]
+    """Leave the rationale out, or put it after or before the answer."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the answer's."""
+
+
+class InstructionFormat(Section):
+    kind: Literal["instruction"]
+    """Alpaca's instruction, input (may be empty) and output."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the output's."""
+
+
+FormatConfig = Annotated[TextFormat | MathQAFormat | InstructionFormat, Field(discriminator="kind")]
+
+
+class FileTokenizer(Section):
+    kind: Literal["file"]
+    """A tokenizer.json of this machine."""
+    path: str
+    """The file, or the folder that holds it."""
+    eos: str
+    """Text of the token that ends a document."""
+
+
+class HubTokenizer(Section):
+    kind: Literal["hub"]
+    """The tokenizer of a model on the Hugging Face hub."""
+    path: str
+    """`owner/name` on the hub."""
+    eos: str
+    """Text of the token that ends a document."""
+
+
+class TrainedTokenizer(Section):
+    kind: Literal["trained"]
+    """Byte-level BPE, trained on the spot on the source's own text and kept in the cache."""
+    vocab_size: Annotated[int, Field(ge=257)]
+    """Tokens, the 256 bytes and the end-of-document token included."""
+    max_bytes: Annotated[int, Field(ge=1)]
+    """Text to train on, from the start of the source."""
+    split_digits: bool
+    """Every digit is a token of its own, which makes arithmetic easier to learn."""
+
+
+class InheritedTokenizer(Section):
+    kind: Literal["inherited"]
+    """The tokenizer of the run that stage.init_from names."""
+
+
+TokenizerConfig = Annotated[
+    FileTokenizer | HubTokenizer | TrainedTokenizer | InheritedTokenizer, Field(discriminator="kind")
+]
+
+
+class PackingConfig(Section):
+    mode: Literal["stream", "documents", "none"]
+    """stream: documents joined and cut every sequence_length tokens, nothing padded; documents: whole documents, best
+    fit, hardly anything padded; none: one document a row, padded."""
+    too_long: Literal["cut", "split", "drop"]
+    """A document longer than a row, unless mode is stream: keep its start, spread it over rows, or leave it out."""
+    isolate: bool
+    """No position attends to another document of its row, and positions restart with each document."""
+
+
+class DataConfig(Section):
+    source: SourceConfig
+    """Where rows come from."""
+    validation: ValidationConfig
+    """Which rows are held out."""
+    format: FormatConfig
+    """How a row becomes text, and which of it is scored."""
+    tokenizer: TokenizerConfig
+    """How text becomes token ids."""
+    sequence_length: Annotated[int, Field(ge=2)]
+    """Tokens in a row."""
+    packing: PackingConfig
+    """How documents are laid into rows."""
+    shuffle: bool
+    """Draw rows in a new order each epoch."""
+    num_workers: Annotated[int, Field(ge=1)] | None
+    """Processes that tokenize; null uses every core."""

@@ -1,0 +1,95 @@
+"""The shape of the transformer, as YAML says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from pretune.config import Fraction, Section
+
+Activation = Literal["swiglu", "geglu", "reglu", "relu_squared", "gelu", "silu", "relu"]
+GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
+"""Activations that multiply two projections; the others apply a function to one."""
+
+
+class NormConfig(Section):
+    kind: Literal["rmsnorm", "layernorm"]
+    """rmsnorm (scale only) or layernorm (scale and shift); either is computed in float32."""
+    eps: Annotated[float, Field(gt=0)]
+    """Added to the mean square (or the variance) before the root."""
+
+
+class BiasConfig(Section):
+    qkv: bool
+    """Biases on the query, key and value projections (Qwen2 has these and no other)."""
+    attention_output: bool
+    """Bias on the projection from the heads back to `dim`."""
+    mlp: bool
+    """Biases on the feed-forward projections."""
+
+
+class InitConfig(Section):
+    std: Annotated[float, Field(gt=0)]
+    """Standard deviation of the normal distribution that every matrix starts from."""
+    output: Literal["scaled", "zero", "plain"]
+    """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block as
+    the identity, `plain` uses std."""
+
+
+class RopeConfig(Section):
+    theta: Annotated[float, Field(gt=1)]
+    """Base of the rotary frequencies."""
+    fraction: Annotated[float, Field(ge=0, le=1)]
+    """Share of each head that is rotated; 0 turns rotary positions off."""
+
+
+class ModelConfig(Section):
+    num_layers: Annotated[int, Field(ge=1)]
+    """Transformer blocks."""
+    dim: Annotated[int, Field(ge=1)]
+    """Width of the residual stream."""
+    num_heads: Annotated[int, Field(ge=1)]
+    """Query heads."""
+    num_kv_heads: Annotated[int, Field(ge=1)]
+    """Key and value heads; fewer than num_heads is grouped-query attention."""
+    head_dim: Annotated[int, Field(ge=2, multiple_of=2)]
+    """Width of one head."""
+    mlp_dim: Annotated[int, Field(ge=1)]
+    """Hidden width of the feed-forward network."""
+    vocab_size: Annotated[int, Field(ge=1)]
+    """Token ids that the model knows; at least as many as the tokenizer has."""
+    vocab_multiple_of: Annotated[int, Field(ge=1)]
+    """The embedding table is padded to a multiple of this many rows (64 suits GPUs); padded ids are never sampled."""
+    max_sequence_length: Annotated[int, Field(ge=1)]
+    """Positions that the rotary table holds: the longest sequence, prompt and answer together."""
+    activation: Activation
+    """Feed-forward nonlinearity; swiglu, geglu and reglu are gated (three matrices), the others not (two)."""
+    norm: NormConfig
+    """Normalisation before each sublayer and before the head."""
+    qk_norm: bool
+    """Normalise queries and keys, per head, before they are rotated (with learned scales, as Qwen3 does)."""
+    bias: BiasConfig
+    """Which projections have biases."""
+    tied_embeddings: bool
+    """Use the embedding table as the output head too."""
+    dropout: Fraction
+    """Probability of dropping a value of the embedding, an attention weight or a sublayer's output; off in evaluation."""
+    softcap: Annotated[float, Field(gt=0)] | None
+    """Logits become softcap * tanh(logits / softcap); null leaves them as they are."""
+    init: InitConfig
+    """Where the weights start from."""
+    rope: RopeConfig
+    """Rotary positions."""
+
+    @pydantic.model_validator(mode="after")
+    def _heads_fit(self) -> Self:
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        return self
+
+    @property
+    def padded_vocab_size(self) -> int:
+        """Rows of the embedding table."""
+        return -(-self.vocab_size // self.vocab_multiple_of) * self.vocab_multiple_of

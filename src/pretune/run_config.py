@@ -1,0 +1,162 @@
+"""RunConfig: every room's configuration on one page, and what must hold between rooms.
+
+It stands between the rooms, whose sections it composes, and the verbs, which read it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from pretune.checkpoint import CheckpointConfig
+from pretune.config import Every, Section
+from pretune.data.config import DataConfig
+from pretune.model.config import ModelConfig
+from pretune.objectives.config import LanguageModelingConfig
+from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
+from pretune.precision import PrecisionConfig
+from pretune.tracker.config import TrackerConfig
+
+Count = Annotated[int, Field(ge=1)]
+
+
+class StageConfig(Section):
+    kind: Literal["pretrain", "finetune"]
+    """Where in a model's life this run stands; wandb's job_type. Both train all parameters with the same loop."""
+    init_from: str | None
+    """Weights to start from: a run's name or folder; null starts from random weights."""
+    objective: LanguageModelingConfig
+    """What is minimised."""
+
+    @pydantic.model_validator(mode="after")
+    def _finetune_needs_a_start(self) -> Self:
+        if self.kind == "finetune" and self.init_from is None:
+            raise ValueError("fine-tuning needs weights to start from: set init_from to a run's name or folder")
+        return self
+
+
+class BatchConfig(Section):
+    tokens: Count
+    """Input tokens of one optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
+    micro_batch: Count
+    """Sequences that go through the model at once; the rest of the batch is accumulated."""
+
+
+class EvaluationConfig(Section):
+    every: Every
+    """Steps between evaluations; null evaluates only at the end."""
+    at_start: bool
+    """Evaluate before the first step too."""
+    micro_batch: Count
+    """Sequences that are evaluated at once."""
+    option_accuracy: bool
+    """Multiple-choice accuracy by likelihood, for formats that have options."""
+    max_problems: Count | None
+    """Problems for option accuracy; null takes the whole validation set."""
+
+
+class SamplingConfig(Section):
+    temperature: Annotated[float, Field(ge=0)]
+    """0 always takes the likeliest token."""
+    top_k: Count | None
+    """Sample among the k likeliest tokens; null among all."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None
+    """Sample among the fewest tokens whose probabilities sum to this; null among all."""
+    max_new_tokens: Count
+    """Stop after this many tokens, or at the end-of-document token."""
+    seed: int
+    """Same seed, same text."""
+
+
+class SamplesConfig(SamplingConfig):
+    every: Every
+    """Steps between samples; null samples only at the end."""
+    prompts: tuple[str, ...]
+    """Texts to continue; none switches sampling off."""
+
+
+class GenerateConfig(SamplingConfig):
+    prompt: str | None
+    """Text to continue, for task=generate."""
+
+
+class ReportConfig(Section):
+    runs: tuple[str, ...]
+    """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
+
+
+class RunConfig(Section):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
+    """The run's name and the name of its folder in output_dir."""
+    task: Literal["train", "prepare", "evaluate", "generate", "report"]
+    """What to do."""
+    seed: int
+    """Weights, order of the data and dropout."""
+    device: Literal["auto", "cpu", "cuda", "mps"]
+    """Where to compute; auto takes a GPU if there is one."""
+    output_dir: str
+    """Folder of all runs, relative to the working directory."""
+    resume: Literal["auto", "never", "must"]
+    """auto goes on from the newest checkpoint if there is one, never refuses to, must refuses to start anew."""
+    model: ModelConfig
+    """The transformer."""
+    data: DataConfig
+    """What it reads."""
+    stage: StageConfig
+    """Pretraining or fine-tuning, and from what."""
+    optimizer: OptimizerConfig
+    """How weights are updated."""
+    schedule: ScheduleConfig
+    """How the learning rate moves over the budget."""
+    precision: PrecisionConfig
+    """Arithmetic."""
+    tracker: TrackerConfig
+    """Where figures go."""
+    budget: BudgetConfig
+    """When the run ends."""
+    batch: BatchConfig
+    """How much one step reads."""
+    evaluation: EvaluationConfig
+    """How the validation set is measured."""
+    samples: SamplesConfig
+    """Texts that the model writes while it trains."""
+    checkpoint: CheckpointConfig
+    """When the run's state is saved."""
+    generate: GenerateConfig
+    """task=generate."""
+    report: ReportConfig
+    """task=report."""
+    report_every: Count
+    """Steps between reports of training loss and speed."""
+
+    @pydantic.model_validator(mode="after")
+    def _rooms_agree(self) -> Self:
+        length, data, batch = self.data.sequence_length, self.data, self.batch
+        if length > self.model.max_sequence_length:
+            raise ValueError(
+                f"data.sequence_length ({length}) is longer than the positions that the model has "
+                f"(model.max_sequence_length = {self.model.max_sequence_length}); raise the one or lower the other"
+            )
+        micro = length * batch.micro_batch
+        if batch.tokens % micro:
+            below, above = batch.tokens // micro * micro, -(-batch.tokens // micro) * micro
+            raise ValueError(
+                f"batch.tokens ({batch.tokens}) is not a multiple of data.sequence_length * batch.micro_batch "
+                f"({length} * {batch.micro_batch} = {micro}); the nearest are "
+                + " and ".join(str(n) for n in (below, above) if n)
+            )
+        if data.tokenizer.kind == "inherited" and self.stage.init_from is None:
+            raise ValueError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
+        if self.evaluation.option_accuracy and (data.format.kind != "mathqa" or data.format.rationale == "before"):
+            raise ValueError(
+                "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
+                "data.format.kind = mathqa with rationale none or after; or set it to false"
+            )
+        return self
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches in one optimizer step."""
+        return self.batch.tokens // (self.data.sequence_length * self.batch.micro_batch)
