@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
+CONFIGS = ROOT / "src" / "config"
 
 # Set before any test imports wandb or a Hugging Face library: the suite never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
+# Tests run side by side, one thread each: threads that wait for each other's cores are slower than one.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session")
@@ -27,3 +36,53 @@ def shared_data() -> Path:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each test has a data cache of its own, so that none passes because of what another one left."""
     monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def composed() -> Callable[..., dict[str, Any]]:
+    """`composed(name, *overrides)`: the plain mapping that the command line would hand over for a run file."""
+
+    def compose_run(name: str, *overrides: str) -> dict[str, Any]:
+        with initialize_config_dir(str(CONFIGS / "run"), version_base="1.3"):
+            config = compose(name, overrides=[f"hydra.searchpath=['file://{CONFIGS}']", *overrides])
+        mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        assert isinstance(mapping, dict)
+        return {str(key): value for key, value in mapping.items()}
+
+    return compose_run
+
+
+@pytest.fixture
+def texts(tmp_path: Path) -> Path:
+    """A file of 60 short documents, each a line of JSON."""
+    rng = random.Random(5)
+    words = "the a cat dog house red blue runs sees eats under over quickly and then it was there".split()
+    path = tmp_path / "texts.jsonl"
+    documents = (" ".join(rng.choices(words, k=rng.randint(20, 80))) for _ in range(60))
+    path.write_text("".join(json.dumps({"text": text.capitalize() + "."}) + "\n" for text in documents))
+    return path
+
+
+@pytest.fixture
+def tiny(composed: Callable[..., dict[str, Any]], texts: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+    """`tiny(*overrides)`: a run that trains in a second or two, on `texts`, into a folder of its own."""
+
+    def compose_tiny(*overrides: str) -> dict[str, Any]:
+        return composed(
+            "smoke",
+            "data=files",
+            f"data.source.files=[{texts}]",
+            "data.validation.fraction=0.2",
+            "data.sequence_length=32",
+            "data.num_workers=1",
+            "model.vocab_size=320",
+            "data.tokenizer.vocab_size=300",
+            "batch.tokens=256",
+            "model.dim=32",
+            "model.mlp_dim=48",
+            "model.head_dim=16",
+            f"output_dir={tmp_path / 'runs'}",
+            *overrides,
+        )
+
+    return compose_tiny

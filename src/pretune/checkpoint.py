@@ -1,12 +1,38 @@
-"""Checkpoints: safetensors and JSON in folders that are whole or absent."""
+"""Checkpoints: safetensors and JSON in folders that are whole or absent.
+
+    checkpoints/step_00001234/
+        model.safetensors      weights and buffers by name, shared ones once; loads anywhere
+        optimizer.safetensors  optimizer state as <parameter>.<slot>, random generators as random:<device>
+        state.json             the caller's state, and the size and SHA-256 of the other two; written last
+
+Names are those of the model as written, without what torch.compile puts into them.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
-from pretune.config import Every, Section
+from pretune.config import Every, InputError, Section
+from pretune.files import atomic_folder, fingerprint, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+_NAME = re.compile(r"step_\d+")
+_RANDOM = "random:"
+_HINT = "delete it to go on from an older checkpoint, or restore it from a copy"
 
 
 class CheckpointConfig(Section):
@@ -14,3 +40,296 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
     keep: Annotated[int, Field(ge=1)] | None
     """How many to keep, newest first; null keeps all."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int | None,
+    *,
+    random: Mapping[str, Tensor] | None = None,
+    protected: Collection[str] = (),
+) -> Path:
+    """Write a checkpoint and return its folder; only then delete those that exceed `keep`.
+
+    `state` is JSON-like (a tuple comes back as a list). `random` is what `random_state` returned at the state's own
+    moment; None takes the generators as they are now. Never deleted: the one just written and the names in `protected`.
+    Raises InputError where it cannot be written (disk full, read-only); older checkpoints are then untouched.
+    """
+    path = folder / f"step_{step:08d}"
+    aside = folder / f".{path.name}.replaced.tmp"
+    random = random_state(model) if random is None else random
+    try:
+        with atomic_folder(path) as temporary:
+            _write(temporary / WEIGHTS, _weights(model), {})
+            _write(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
+            files = {name: _measure(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
+            _write_state(temporary / STATE, {"format": 1, "step": step, "files": files, "state": dict(state)})
+            if path.exists():  # of the same step, say from a run that was started anew: the one written now replaces it
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+    except OSError as error:
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
+        raise InputError(
+            f"cannot save a checkpoint in {folder}: {error.strerror or error}; make room or mend its permissions, then "
+            "run the same command to go on from the newest one that is there"
+        ) from None
+    _tidy(folder, path, keep, protected)
+    return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step in `folder`, or None."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    """Put a checkpoint's weights into `model` and return the state that was saved with them.
+
+    With an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file
+    is missing or damaged or does not fit; nothing is loaded then.
+    """
+    content = _read_state(path)
+    for name in (WEIGHTS, OPTIMIZER):
+        _check(path / name, content["files"][name])
+    weights = _fit(path / WEIGHTS, model)
+    if optimizer is not None:
+        _load_optimizer(path / OPTIMIZER, model, optimizer)
+    _copy(weights, model)
+    return content["state"]
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put weights alone into `model`: of a checkpoint, of the newest checkpoint in a folder, or of a safetensors file.
+
+    Raises InputError where there are none, or where they are damaged or do not fit.
+    """
+    if path.is_dir():
+        checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
+        if checkpoint is None:
+            raise InputError(f"{path} holds no checkpoint")
+        path = checkpoint / WEIGHTS
+        if (checkpoint / STATE).is_file():
+            _check(path, _read_state(checkpoint)["files"][WEIGHTS])
+    _copy(_fit(path, model), model)
+
+
+def random_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of torch's random generators, of the CPU and of the device that `model` is on, as uint8 tensors."""
+    import torch
+
+    device = _device(model)
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
+    """Put torch's random generators back to what `random_state` returned; those of other devices are left out."""
+    import torch
+
+    device = _device(model)
+    torch.set_rng_state(random["cpu"])
+    if device.type != "cpu" and device.type in random:
+        torch.get_device_module(device).set_rng_state(random[device.type])
+
+
+# --- weights
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tensor with several names under its first."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[_plain(name)] = tensor
+    return named
+
+
+def _fit(path: Path, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of a weights file, once names and shapes are known to be the model's."""
+    own = _weights(model)
+    stored, _ = _read(path)
+    faults = [f"{name} is missing" for name in own if name not in stored]
+    faults += [f"{name} is in it and not in the model" for name in stored if name not in own]
+    faults += [
+        f"{name} is {_shape(stored[name].shape)}, in the model {_shape(own[name].shape)}"
+        for name in own
+        if name in stored and stored[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise InputError(
+            f"the weights in {path} do not fit this model: {'; '.join(faults[:3])}{more}; "
+            "the model section must be that of the run that wrote them"
+        )
+    return stored
+
+
+def _copy(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in _weights(model).items():
+            tensor.copy_(weights[name])
+
+
+# --- optimizer
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, random: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and what the file's header says: whose state it is, and of which parameters."""
+    names = _parameter_names(model, optimizer)
+    tensors = {_RANDOM + device: state for device, state in random.items()}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            tensors[f"{names[parameter]}.{slot}"] = value
+    return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
+
+
+def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    names = _parameter_names(model, optimizer)
+    stored, header = _read(path)
+    random = {name.removeprefix(_RANDOM): stored.pop(name) for name in list(stored) if name.startswith(_RANDOM)}
+    slots = _by_parameter(path, stored, names, header, type(optimizer).__name__)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for slot, value in slots[names[parameter]].items():
+                # Step counters are scalars that live on the host, except where a kernel counts them on the device.
+                on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
+                # A copy: what was read is a view of the file, which may be deleted while the run goes on.
+                optimizer.state[parameter][slot] = value.to(parameter.device if on_device else "cpu", copy=True)
+    set_random_state(model, random)
+
+
+def _by_parameter(
+    path: Path, stored: Mapping[str, Tensor], names: Mapping[Tensor, str], header: Mapping[str, str], kind: str
+) -> dict[str, dict[str, Tensor]]:
+    """Slots per parameter, once they are known to be this optimizer's."""
+    if header.get("optimizer") != kind:
+        raise InputError(f"{path} holds the state of {header.get('optimizer')}, and this run's optimizer is {kind}")
+    there, here = set(json.loads(header["parameters"])), set(names.values())
+    if there != here:
+        first = min(there ^ here)
+        side = "is trained now and was not then" if first in here else "was trained then and is not now"
+        raise InputError(f"{path} is the optimizer state of other parameters: {first} {side}")
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
+    for key, value in stored.items():
+        name, _, slot = key.rpartition(".")
+        if value.ndim and value.shape != shapes[name]:
+            raise InputError(f"{path} does not fit: {key} is {_shape(value.shape)}, {name} is {_shape(shapes[name])}")
+        slots[name][slot] = value
+    return slots
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    """The model's name of every parameter that the optimizer has, in the optimizer's order."""
+    names = {parameter: _plain(name) for name, parameter in model.named_parameters()}
+    return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
+
+
+# --- files
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt", **header})
+    except SafetensorError as error:
+        raise OSError(re.sub(r".*I/O error: | \(os error \d+\)", "", str(error))) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on the CPU, and header."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensors(), file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot read {path} ({error}); {_HINT}") from None
+
+
+def _write_state(path: Path, content: Mapping[str, Any]) -> None:
+    written = json.loads(json.dumps(content))  # as a reader will see it
+    write_json(path, {**written, "fingerprint": fingerprint(written)})
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    file = path / STATE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.pop("fingerprint", None) != fingerprint(content):
+            raise ValueError("its content is not what was written")
+    except FileNotFoundError:
+        raise InputError(f"{path} is not a complete checkpoint: it has no {STATE}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}); {_HINT}") from None
+    return content
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _check(path: Path, expected: Mapping[str, Any]) -> None:
+    """Raise InputError unless the file is the one that was written; sizes first, they cost nothing."""
+    try:
+        size, written = path.stat().st_size, expected["bytes"]
+        if size != written:
+            raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {_HINT}")
+        if _measure(path) != expected:
+            raise InputError(f"{path} is damaged: its content is not what was written; {_HINT}")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); {_HINT}") from None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first. By number: 10000 comes after 9500."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE).is_file())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _tidy(folder: Path, written: Path, keep: int | None, protected: Collection[str]) -> None:
+    """Delete what exceeds `keep`, and what saves that were killed have left. What cannot be deleted stays."""
+    others = [path for path in _checkpoints(folder) if path != written]
+    surplus = [] if keep is None else [path for path in others[keep - 1 :] if path.name not in protected]
+    for path in surplus:
+        # Renamed first: no reader meets half a checkpoint.
+        with contextlib.suppress(OSError):
+            os.rename(path, folder / f".{path.name}.deleted.tmp")
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _shape(shape: torch.Size) -> str:
+    return str(list(shape))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -18,7 +18,7 @@ from pydantic import Field
 
 
 class UserError(ValueError):
-    """Something the user can mend. Its message says what, where and what to do; `main.py` prints it and exits with 2."""
+    """Something the user can mend. Its message says what, where and what to do; `main.py` prints it and returns 2."""
 
 
 class ConfigError(UserError):
@@ -26,7 +26,7 @@ class ConfigError(UserError):
 
 
 class InputError(UserError):
-    """What the configuration points at is wrong: a file, a folder, a dataset, a tokenizer, a checkpoint, the network."""
+    """What the configuration points at is wrong: a file, a folder, a dataset, a checkpoint, the network."""
 
 
 class Section(pydantic.BaseModel):

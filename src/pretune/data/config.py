@@ -33,7 +33,8 @@ class FilesSource(Section):
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     """Paths or globs, relative to the working directory."""
     format: Literal["auto", "json", "parquet", "text"]
-    """json reads arrays of records and JSON lines; auto goes by the file's name."""
+    """json reads arrays of records and JSON lines; text makes rows {text, source} of about 16,000 characters at most;
+    auto goes by the file's name."""
     max_rows: Annotated[int, Field(ge=1)] | None
     """Stop after this many rows; null reads all."""
 
@@ -113,8 +114,8 @@ class FileTokenizer(Section):
     """A tokenizer.json of this machine."""
     path: str
     """The file, or the folder that holds it."""
-    eos: str
-    """Text of the token that ends a document."""
+    eos: str | None
+    """Text of the token that ends a document; null where a run saved the tokenizer and its eos with it."""
 
 
 class HubTokenizer(Section):
@@ -173,4 +174,4 @@ class DataConfig(Section):
     shuffle: bool
     """Draw rows in a new order each epoch."""
     num_workers: Annotated[int, Field(ge=1)] | None
-    """Processes that tokenize; null uses every core."""
+    """Threads that tokenize; null uses every core."""

@@ -34,8 +34,8 @@ class InitConfig(Section):
     std: Annotated[float, Field(gt=0)]
     """Standard deviation of the normal distribution that every matrix starts from."""
     output: Literal["scaled", "zero", "plain"]
-    """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block as
-    the identity, `plain` uses std."""
+    """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block
+    as the identity, `plain` uses std."""
 
 
 class RopeConfig(Section):
@@ -75,7 +75,8 @@ class ModelConfig(Section):
     tied_embeddings: bool
     """Use the embedding table as the output head too."""
     dropout: Fraction
-    """Probability of dropping a value of the embedding, an attention weight or a sublayer's output; off in evaluation."""
+    """Probability of dropping a value of the embedding, an attention weight or a sublayer's output; off in
+    evaluation."""
     softcap: Annotated[float, Field(gt=0)] | None
     """Logits become softcap * tanh(logits / softcap); null leaves them as they are."""
     init: InitConfig

@@ -1,0 +1,59 @@
+# Everything a person types. Needs make and Python 3.11 or newer; .venv is made on demand.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+MAIN := $(BIN)/python src/main.py
+RUNS := src/config/run
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test test-all lint types docs bench schema clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  $(MAIN)  shows what there is to train"
+
+quickstart: $(READY) ## Pretrain a small model and fine-tune it: ten minutes on a laptop, no network
+	$(MAIN) --config $(RUNS)/quickstart_pretrain.yaml
+	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml
+	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml task=report name=quickstart \
+		'report.runs=[quickstart_pretrain,quickstart_finetune]'
+	@echo
+	@echo "Both stages are done. Their curves: runs/quickstart/curves.png, all about them: runs/quickstart/report.html"
+	@echo "Now ask the model something:"
+	@echo "  $(MAIN) --config runs/quickstart_finetune/config.yaml task=generate 'generate.prompt=Return the number of'"
+
+# Each test process keeps to one thread: two of them on two cores are faster than one that has both.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: $(READY) ## Run the tests but for the slow ones
+	$(PYTEST)
+
+test-all: $(READY) ## Run all tests
+	$(PYTEST) -m ''
+
+lint: $(READY) ## Look for mistakes and bad style (ruff)
+	$(BIN)/ruff check
+
+types: $(READY) ## Check types (pyright)
+	$(BIN)/pyright
+
+docs: $(READY) ## Build the site into site/ (mkdocs)
+	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY) ## Measure every claim: one JSON line per system
+	for script in benchmarks/*.py; do PYTHONPATH=src $(BIN)/python "$$script" || exit 1; done
+
+schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
+	PYTHONPATH=src $(BIN)/python docs/generate.py
+
+clean: ## Delete what the tools left; runs/ and cache/ stay
+	rm -rf site .pytest_cache .ruff_cache .hypothesis
+	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(READY): req.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement req.txt
+	@touch $@

@@ -1,0 +1,141 @@
+"""The parts of a run, put together in one visible order: tokenizer -> data -> model -> weights.
+
+What is done *to* the model from outside (adapters, quantisation, sharding) belongs into this file, between loading
+the weights and the optimizer, which the loop builds last so that it sees the parameters that are really trained.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pretune import checkpoint
+from pretune.batch import Batch
+from pretune.config import ConfigError, InputError
+from pretune.data.config import FileTokenizer
+from pretune.data.shards import Prepared, prepare
+from pretune.data.tokenizer import Tokenizer, load_tokenizer
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
+from pretune.precision import autocast
+from pretune.run_config import RunConfig
+from pretune.run_folder import RunFolder, find_run
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What every verb needs of a run."""
+
+    device: torch.device
+    tokenizer: Tokenizer
+    data: Prepared
+    model: Transformer
+
+
+def assemble(config: RunConfig, weights: RunFolder | None) -> Parts:
+    """All parts of a run, the model with the newest weights of the run `weights`, or random ones for None."""
+    device = pick_device(config.device)
+    tokenizer = assemble_tokenizer(config)
+    data = prepare(config.data, tokenizer, cache_folder())
+    return Parts(device, tokenizer, data, assemble_model(config, weights, device))
+
+
+def assemble_tokenizer(config: RunConfig) -> Tokenizer:
+    """The run's tokenizer: what it has saved; else, if inherited, that of the run it starts from; else by its section.
+
+    Raises ConfigError where it has more tokens than the model's vocabulary.
+    """
+    section, folder = config.data.tokenizer, own_folder(config)
+    if folder.tokenizer.is_dir():
+        section = FileTokenizer(kind="file", path=str(folder.tokenizer), eos=None)
+    elif section.kind == "inherited":
+        start = start_run(config)
+        assert start is not None  # RunConfig sees to it
+        if not start.tokenizer.is_dir():
+            raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
+        section = FileTokenizer(kind="file", path=str(start.tokenizer), eos=None)
+    tokenizer = load_tokenizer(section, config.data, cache_folder())
+    if tokenizer.vocab_size > config.model.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {config.model.vocab_size}; "
+            f"set model.vocab_size={tokenizer.vocab_size} or choose another tokenizer"
+        )
+    return tokenizer
+
+
+def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
+    """Build -> load weights -> device. Random weights depend on `seed` alone, whatever the device."""
+    model = Transformer(config.model)
+    if weights is None:
+        model.reset_parameters(torch.Generator().manual_seed(config.seed))
+    else:
+        newest = checkpoint.newest(weights.checkpoints)
+        if newest is None:
+            raise InputError(f"{weights.path} has no checkpoint yet; let that run reach one first")
+        checkpoint.load_weights(newest, model)
+    return model.to(device)
+
+
+def own_folder(config: RunConfig) -> RunFolder:
+    """The folder of the run that `config` describes, whether it exists yet or not."""
+    return RunFolder(Path(config.output_dir) / config.name)
+
+
+def start_run(config: RunConfig) -> RunFolder | None:
+    """The run whose weights this one starts from, if it starts from one."""
+    init_from = config.stage.init_from
+    return None if init_from is None else find_run(init_from, config.output_dir)
+
+
+def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], Tensor]:
+    """Sum of the loss over a micro-batch's scored tokens, compiled and in the run's precision."""
+    chunk = config.stage.objective.chunk_tokens
+
+    def loss_sum(batch: Batch) -> Tensor:
+        return language_modeling(parts.model, batch, chunk)
+
+    compiled = torch.compile(loss_sum, dynamic=False) if config.precision.compile else loss_sum
+
+    def in_precision(batch: Batch) -> Tensor:
+        with autocast(config.precision, parts.device):
+            return compiled(batch.to(parts.device))
+
+    return in_precision
+
+
+def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
+    """Scores each position of a batch in evaluation mode and in the run's precision; nothing is compiled, because the
+    shapes of validation batches vary."""
+    chunk = config.stage.objective.chunk_tokens
+
+    def score(batch: Batch) -> TokenScores:
+        was_training = parts.model.training
+        parts.model.eval()
+        try:
+            with torch.inference_mode(), autocast(config.precision, parts.device):
+                return score_tokens(parts.model, batch.to(parts.device), chunk)
+        finally:
+            parts.model.train(was_training)
+
+    return score
+
+
+def pick_device(name: str) -> torch.device:
+    """The device that `device` names; auto takes CUDA, then Apple's GPU, then the CPU."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [kind for kind, there in available.items() if there]
+    if name == "auto":
+        return torch.device(present[0])
+    if name not in present:
+        raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; it finds {', '.join(present)}")
+    return torch.device(name)
+
+
+def cache_folder() -> Path:
+    """Where prepared data lives: $PRETUNE_CACHE, or `cache` in the working directory."""
+    return Path(os.environ.get("PRETUNE_CACHE", "cache"))

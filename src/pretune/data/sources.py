@@ -1,0 +1,133 @@
+"""Where rows come from: the Hugging Face hub, files, this Python's documentation, generated word problems.
+
+A row is a plain dict. Everything here streams: no source is ever held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pretune.config import ConfigError, InputError
+from pretune.data import hub, local_files, python_docs, word_problems
+from pretune.data.config import DataConfig, FilesSource, HubSource, PythonDocsSource, SourceConfig, WordProblemsSource
+
+Row = dict[str, Any]
+Side = Literal["train", "validation"]
+
+
+def rows(config: SourceConfig) -> Iterator[Row]:
+    """Every row of a source, in an order that is always the same.
+
+    Raises InputError for whatever is missing, unreadable or unreachable.
+    """
+    match config:
+        case HubSource():
+            return hub.rows(config)
+        case FilesSource():
+            return local_files.rows(config)
+        case PythonDocsSource():
+            return python_docs.rows(config)
+        case WordProblemsSource():
+            return word_problems.rows(config)
+
+
+def describe(config: SourceConfig) -> str:
+    """A source as an error message names it."""
+    match config:
+        case HubSource():
+            return f"hub dataset {config.path}" + (f" ({config.name})" if config.name else "") + f", {config.split}"
+        case FilesSource():
+            return f"files {', '.join(config.files)}"
+        case PythonDocsSource():
+            return "python_docs"
+        case WordProblemsSource():
+            return "word_problems"
+
+
+def identity(config: SourceConfig) -> dict[str, Any]:
+    """What a source's rows depend on, as JSON-like values: caches are addressed by it.
+
+    Files count by path, size and time of change; python_docs by the versions of Python and of what is installed. A
+    hub dataset counts by its name and revision: pin the revision where the dataset may change.
+    """
+    match config:
+        case HubSource():
+            return config.model_dump(exclude={"streaming"})
+        case FilesSource():
+            stats = [(str(file.resolve()), file.stat()) for file in local_files.expand(config.files)]
+            files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            return config.model_dump(exclude={"files"}) | {"files": files}
+        case PythonDocsSource():
+            versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+            found = sorted(versions.items()) if config.packages is None else [
+                (name, versions.get(name)) for name in config.packages
+            ]
+            return config.model_dump() | {"python": platform.python_version(), "versions": found,
+                                          "reader": python_docs.VERSION}
+        case WordProblemsSource():
+            return config.model_dump() | {"generator": word_problems.VERSION}
+
+
+def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
+    """The rows of one side with their numbers in the source, from 0.
+
+    With a validation fraction, a row's side depends on nothing but (seed, row number), so it needs no second pass and
+    no knowledge of how many rows there are. Raises InputError if the side turns out to be empty, ConfigError if the
+    validation source is the training source.
+    """
+    validation = config.validation
+    if validation.source is not None:
+        if identity(validation.source) == identity(config.source):
+            raise ConfigError("data.validation.source is data.source itself: the model would be measured on what it "
+                              "was trained on; set data.validation.fraction instead")
+        source = config.source if side == "train" else validation.source
+        chosen = enumerate(rows(source))
+    else:
+        assert validation.fraction is not None
+        seed, fraction, wanted = validation.seed, validation.fraction, side == "validation"
+        chosen = ((i, row) for i, row in enumerate(rows(config.source)) if held_out(seed, fraction, i) == wanted)
+    empty = True
+    for numbered in chosen:
+        empty = False
+        yield numbered
+    if empty:
+        raise empty_side(config, side)
+
+
+def train_rows(config: DataConfig) -> Iterator[Row]:
+    """The rows to train on; raises InputError if there are none."""
+    return (row for _, row in numbered_rows(config, "train"))
+
+
+def validation_rows(config: DataConfig) -> Iterator[Row]:
+    """The held-out rows; raises InputError if there are none."""
+    return (row for _, row in numbered_rows(config, "validation"))
+
+
+def empty_side(config: DataConfig, side: Side) -> InputError:
+    """The error that says why a side has no rows and what to do."""
+    own = config.validation.source
+    if side == "validation" and own is not None:
+        return InputError(f"the validation source has no rows: {describe(own)}")
+    if own is not None:
+        return InputError(f"the source has no rows: {describe(config.source)}")
+    return InputError(
+        f"the {side} side of {describe(config.source)} has no rows: the source is empty, or too small for "
+        f"data.validation.fraction = {config.validation.fraction}; give more rows or change the fraction"
+    )
+
+
+def held_out(seed: int, fraction: float, row: int) -> bool:
+    """Whether a row belongs to the validation side: a hash of (seed, row number) below the fraction."""
+    return _mix(_mix(seed) ^ row) < fraction * 2**64
+
+
+def _mix(value: int) -> int:
+    """A well-mixed 64-bit hash of an integer: the finalizer of SplitMix64."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31

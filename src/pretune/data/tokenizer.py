@@ -1,0 +1,212 @@
+"""Text <-> token ids: a tokenizer of `tokenizers`, and what training needs to know of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pretune.config import ConfigError, InputError, nearest
+from pretune.data import hub
+from pretune.data.config import (
+    DataConfig,
+    FileTokenizer,
+    HubTokenizer,
+    InheritedTokenizer,
+    TokenizerConfig,
+    TrainedTokenizer,
+)
+from pretune.data.formats import VERSION as FORMATS_VERSION
+from pretune.data.formats import training_texts
+from pretune.data.sources import identity
+from pretune.files import atomic_folder, fingerprint, write_atomic, write_json
+
+if TYPE_CHECKING:
+    import tokenizers
+
+VERSION = 1
+"""Raise when the same texts would train another tokenizer: trained ones are addressed by it."""
+
+TRAINED_EOS = "<|endoftext|>"
+
+_FILE, _ABOUT = "tokenizer.json", "tokenizer_config.json"
+
+
+class Tokenizer:
+    """Text to ids and back. Text that spells a special token is ordinary text: only `eos_id` ends a document.
+
+    Raises ConfigError where the tokenizer has no token `eos`.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, eos: str) -> None:
+        eos_id = backend.token_to_id(eos)
+        if eos_id is None:
+            special = [token.content for token in backend.get_added_tokens_decoder().values()]
+            raise ConfigError(
+                f"data.tokenizer.eos: the tokenizer has no token '{eos}'{nearest(eos, special)}"
+                f" (its special tokens: {', '.join(special[:8]) or 'none'})"
+            )
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = True
+        self.backend = backend
+        self.eos = eos
+        self.eos_id: int = eos_id
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without any end-of-document token."""
+        return self.backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as `encode` gives them."""
+        return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids; special tokens show as nothing."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits of everything that decides which ids a text gets."""
+        return hashlib.sha256(f"{self.eos}\n{self.backend.to_str()}".encode()).hexdigest()[:16]
+
+    def token_bytes(self) -> np.ndarray:
+        """How many bytes of text each id stands for: [vocab_size] int32, 0 for special tokens.
+
+        Exact for byte-level tokenizers: the sum over a text's tokens is the text's length in UTF-8 (after the
+        tokenizer's own normalization). For others the length of the token's visible text.
+        """
+        count = _byte_level_length if _is_byte_level(self.backend) else _plain_length
+        lengths = np.zeros(self.vocab_size, dtype=np.int32)
+        added = self.backend.get_added_tokens_decoder()
+        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
+            if index in added:
+                lengths[index] = 0 if added[index].special else len(token.encode())
+            else:
+                lengths[index] = count(token)
+        lengths[self.eos_id] = 0
+        return lengths
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and its eos into a folder that `load_tokenizer` and `transformers` can read."""
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": self.eos,
+            "pretune_fingerprint": self.fingerprint,
+        }
+        write_atomic(folder / _FILE, self.backend.to_str(pretty=True))
+        write_json(folder / _ABOUT, about)
+
+
+def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> Tokenizer:
+    """The tokenizer that `config` describes; one trained on the spot is trained on `data` and kept in `cache`.
+
+    Raises InputError for a file or a hub repository that is not there, ConfigError for an unknown eos.
+    """
+    match config:
+        case FileTokenizer():
+            return _from_file(_find_file(config.path), config.eos)
+        case HubTokenizer():
+            return _from_file(hub.download_file(config.path, _FILE), config.eos)
+        case TrainedTokenizer():
+            return _trained(config, data, cache)
+        case InheritedTokenizer():
+            raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
+
+
+def _find_file(path: str) -> Path:
+    found = Path(path).expanduser()
+    found = found / _FILE if found.is_dir() else found
+    if not found.is_file():
+        raise InputError(f"no tokenizer at '{path}': expected a tokenizer.json, or the folder that holds one")
+    return found
+
+
+def _from_file(path: Path, eos: str | None) -> Tokenizer:
+    import tokenizers
+
+    if eos is None:
+        eos = _saved_eos(path.parent / _ABOUT)
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # `tokenizers` raises Exception itself
+        raise InputError(f"{path} is not a tokenizer.json: {hub.gist(error)}") from error
+    return Tokenizer(backend, eos)
+
+
+def _saved_eos(about: Path) -> str:
+    try:
+        eos = json.loads(about.read_text(encoding="utf-8")).get("eos_token")
+    except (OSError, ValueError, AttributeError):
+        eos = None
+    eos = eos.get("content") if isinstance(eos, dict) else eos  # how older tokenizer_config.json write a token
+    if not isinstance(eos, str):
+        raise ConfigError(f"data.tokenizer.eos is null and {about} does not say it; set it to the token's text")
+    return eos
+
+
+def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokenizer:
+    depends_on = {
+        "version": [VERSION, FORMATS_VERSION],
+        "tokenizer": config.model_dump(),
+        "source": identity(data.source),
+        "format": data.format.model_dump(),
+        "held_out": data.validation.model_dump(include={"fraction", "seed"}) if data.validation.fraction else None,
+    }
+    folder = cache / "tokenizers" / fingerprint(depends_on)
+    if not (folder / _FILE).is_file():
+        backend = train_byte_level(_first(training_texts(data), config.max_bytes), config.vocab_size, config.split_digits)
+        with atomic_folder(folder) as temporary:
+            Tokenizer(backend, TRAINED_EOS).save(temporary)
+    return _from_file(folder / _FILE, TRAINED_EOS)
+
+
+def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:
+    for text in texts:
+        if max_bytes <= 0:
+            return
+        yield text[:max_bytes]
+        max_bytes -= len(text.encode())
+
+
+def train_byte_level(texts: Iterator[str], vocab_size: int, split_digits: bool) -> tokenizers.Tokenizer:
+    """A byte-level BPE tokenizer of at most `vocab_size` tokens: end of document, the 256 bytes, merges."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = pre_tokenizers.Digits(individual_digits=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([digits, byte_level]) if split_digits else byte_level
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        show_progress=False,
+        special_tokens=[TRAINED_EOS],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    )
+    backend.train_from_iterator(texts, trainer)
+    return backend
+
+
+def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
+    """Whether every character of a token stands for one byte, as in GPT-2."""
+    parts = json.loads(backend.to_str())
+    return any('"ByteLevel"' in json.dumps(parts[part]) for part in ("pre_tokenizer", "decoder") if parts.get(part))
+
+
+def _byte_level_length(token: str) -> int:
+    return len(token)
+
+
+def _plain_length(token: str) -> int:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # SentencePiece's byte fallback
+        return 1
+    return len(token.removeprefix("##").replace("▁", " ").encode())

@@ -1,0 +1,123 @@
+"""Prepared token ids on disk: one folder per shard, memory-mapped, read as if they were one long array.
+
+    tokens-<fingerprint>/
+        shard-00000/  <side>.tokens   ids, uint16 or uint32
+                      <side>.ends     int64: where each document ends, counted from the shard's first token
+                      <side>.scored   a bit per token, little-endian; absent where every token is scored
+                      shard.json      counts, and the rows of the source that the shard covers
+        complete.json                 how many shards there are; written last
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+SHARD_FILE = "shard.json"
+COMPLETE_FILE = "complete.json"
+
+
+@dataclass
+class Counts:
+    """How much one side of a shard, or of all of them, holds; `skipped` counts rows that were left out, by reason."""
+
+    tokens: int = 0
+    documents: int = 0
+    scored: int = 0
+    bytes: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        self.tokens += other.tokens
+        self.documents += other.documents
+        self.scored += other.scored
+        self.bytes += other.bytes
+        self.skipped.update(other.skipped)
+
+    def to_json(self) -> dict[str, object]:
+        return {**vars(self), "skipped": dict(sorted(self.skipped.items()))}
+
+    @staticmethod
+    def from_json(value: dict) -> Counts:
+        return Counts(**{**value, "skipped": Counter(value["skipped"])})
+
+
+class TokenData:
+    """The tokens of one side, whichever shards they lie in. Opening it reads no tokens."""
+
+    def __init__(self, folder: Path, side: str, name: str, shards: list[Counts], dtype: np.dtype, eos_id: int) -> None:
+        self.folder = folder
+        self.side = side
+        self.name = name
+        self.eos_id = eos_id
+        self._dtype = dtype
+        self._shards = shards
+        self._starts = np.cumsum([0] + [shard.tokens for shard in shards]).tolist()
+        self._maps: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+        total = Counts()
+        for shard in shards:
+            total.add(shard)
+        self.num_tokens = total.tokens
+        self.num_documents = total.documents
+        self.num_scored = total.scored
+        self.num_bytes = total.bytes
+        self.skipped = total.skipped
+
+    @cached_property
+    def document_ends(self) -> np.ndarray:
+        """Where each document ends (exclusive): [num_documents] int64, rising."""
+        parts = [
+            np.fromfile(self._file(index, "ends"), dtype=np.int64) + start
+            for index, start in enumerate(self._starts[:-1])
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """Tokens `start` to `stop` (exclusive), and which of them are scored (None: all of them).
+
+        Both may be views of the memory map: copy before changing them.
+        """
+        shard = bisect.bisect_right(self._starts, start) - 1
+        if stop <= self._starts[shard + 1]:
+            return self._read_shard(shard, start - self._starts[shard], stop - self._starts[shard])
+        tokens, scored = [], []
+        while start < stop:
+            offset = self._starts[shard]
+            end = min(stop, self._starts[shard + 1])
+            part, bits = self._read_shard(shard, start - offset, end - offset)
+            tokens.append(part)
+            scored.append(np.ones(len(part), dtype=bool) if bits is None else bits)
+            start, shard = end, shard + 1
+        return np.concatenate(tokens), np.concatenate(scored)
+
+    def _read_shard(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
+        if shard not in self._maps:
+            self._maps[shard] = self._map(shard)
+        tokens, bits = self._maps[shard]
+        if bits is None:
+            return tokens[start:stop], None
+        first = start // 8
+        whole = np.unpackbits(bits[first : -(-stop // 8)], bitorder="little")
+        return tokens[start:stop], whole[start - 8 * first : stop - 8 * first].astype(bool)
+
+    def _map(self, shard: int) -> tuple[np.ndarray, np.ndarray | None]:
+        counts = self._shards[shard]
+        if counts.tokens == 0:  # an empty file cannot be mapped
+            return np.zeros(0, dtype=self._dtype), None
+        tokens = np.memmap(self._file(shard, "tokens"), dtype=self._dtype, mode="r")
+        if counts.scored == counts.tokens:
+            return np.asarray(tokens), None
+        return np.asarray(tokens), np.asarray(np.memmap(self._file(shard, "scored"), dtype=np.uint8, mode="r"))
+
+    def _file(self, shard: int, suffix: str) -> Path:
+        return shard_folder(self.folder, shard) / f"{self.side}.{suffix}"
+
+
+def shard_folder(folder: Path, number: int) -> Path:
+    """Where a shard lies."""
+    return folder / f"shard-{number:05d}"

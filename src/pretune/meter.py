@@ -1,0 +1,79 @@
+"""Training time, and loss and speed between two reports."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+class Stopwatch:
+    """Training time in seconds, as laps; it stands still until `start`.
+
+    A device may lag behind the host, so that one lap may be too short and another too long; their sum is right, because
+    `stop` waits for the device.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._mark: float | None = None
+
+    def start(self) -> None:
+        """Begin a lap."""
+        self._mark = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap ended or the watch was started; the next lap begins."""
+        assert self._mark is not None, "start it first"
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
+
+    def stop(self) -> float:
+        """Seconds of the last lap, once the device has finished; 0 where the watch stands."""
+        if self._mark is None:
+            return 0.0
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize()
+        seconds, self._mark = self.lap(), None
+        return seconds
+
+
+@dataclass
+class Window:
+    """Loss and speed since the last report. The loss stays on its device until it is asked for."""
+
+    since: float
+    """Training seconds at the last report."""
+    loss_sum: Tensor | None = None
+    scored: int = 0
+    tokens: int = 0
+    shown_loss: float = math.nan
+    """Training loss of the last report, in nats per scored token."""
+    speed: float = 0.0
+    """Tokens per second up to the last report."""
+
+    def add_loss(self, loss_sum: Tensor) -> None:
+        """Count the loss of a micro-batch, summed over its scored tokens."""
+        loss_sum = loss_sum.detach()
+        self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
+
+    def add_step(self, tokens: int, scored: int) -> None:
+        """Count a step that read `tokens`, `scored` of them with a loss."""
+        self.tokens += tokens
+        self.scored += scored
+
+    def figures(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
+        """The row to report after `seconds` of training; a new window begins."""
+        assert self.loss_sum is not None, "nothing was trained since the last report"
+        self.shown_loss = self.loss_sum.item() / self.scored
+        self.speed = self.tokens / (seconds - self.since)
+        self.since, self.loss_sum, self.scored, self.tokens = seconds, None, 0, 0
+        return {
+            "train/loss": self.shown_loss,
+            "train/lr": lr,
+            "train/grad_norm": norm.item(),
+            "train/tokens_per_second": self.speed,
+        }

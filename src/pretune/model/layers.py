@@ -1,0 +1,60 @@
+"""Norms and the feed-forward network."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretune.model.config import GATED, Activation, ModelConfig, NormConfig
+
+
+class Norm(nn.Module):
+    """rmsnorm (arXiv 1910.07467) or layernorm over the last axis, computed in float32 and returned in x's dtype."""
+
+    def __init__(self, dim: int, config: NormConfig) -> None:
+        super().__init__()
+        self.eps = config.eps
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.bias = nn.Parameter(torch.zeros(dim)) if config.kind == "layernorm" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide, shape = x.float(), self.weight.shape
+        if self.bias is None:
+            return F.rms_norm(wide, shape, self.weight.float(), self.eps).to(x.dtype)
+        return F.layer_norm(wide, shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+
+
+class MLP(nn.Module):
+    """Feed-forward network: dim -> mlp_dim -> dim. Gated activations have gate and up in one matrix, gate first."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation: Activation = config.activation
+        if config.activation in GATED:
+            self.gate_up = nn.Linear(config.dim, 2 * config.mlp_dim, bias=config.bias.mlp)
+        else:
+            self.up = nn.Linear(config.dim, config.mlp_dim, bias=config.bias.mlp)
+        self.down = nn.Linear(config.mlp_dim, config.dim, bias=config.bias.mlp)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.activation in GATED:
+            gate, up = self.gate_up(x).chunk(2, dim=-1)
+            return self.down(activate(gate, self.activation) * up)
+        return self.down(activate(self.up(x), self.activation))
+
+
+def activate(x: Tensor, activation: Activation) -> Tensor:
+    """The nonlinearity of an activation; of a gated one, what its gate goes through (arXiv 2002.05202).
+
+    gelu and geglu use the tanh approximation, as GPT-2 and Gemma do (`gelu_pytorch_tanh` in transformers).
+    """
+    match activation:
+        case "swiglu" | "silu":
+            return F.silu(x)
+        case "geglu" | "gelu":
+            return F.gelu(x, approximate="tanh")
+        case "reglu" | "relu":
+            return F.relu(x)
+        case "relu_squared":
+            return F.relu(x).square()

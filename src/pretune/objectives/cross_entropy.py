@@ -1,0 +1,101 @@
+"""Cross-entropy straight from hidden states, a chunk of positions at a time.
+
+The logits of a whole batch are the largest tensor of a small model's training step; here only one chunk of them exists
+at any moment. Loss and gradients come from the same pass: nothing is kept or computed again for the backward pass.
+
+N positions, D model width, V rows of the head (padding rows included), C positions in a chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretune.batch import IGNORE
+
+
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float | None, chunk_tokens: int
+) -> Tensor:
+    """Sum of the cross-entropy over the positions whose target is not IGNORE: a float32 scalar, in nats.
+
+    hidden [N, D]; weight [V, D], of which rows from `vocab_size` on are padding and have no probability; targets [N].
+    Matrix products are done in autocast's dtype where it is on, everything else in float32 (or in float64 for float64).
+    """
+    assert hidden.shape[:-1] == targets.shape, (hidden.shape, targets.shape)
+    device = hidden.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+    needs = (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype, needs)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        softcap: float | None,
+        chunk_tokens: int,
+        dtype: torch.dtype,
+        needs: tuple[bool, bool],
+    ) -> Tensor:
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(dtype)
+            loss = torch.zeros((), dtype=_wide(dtype), device=hidden.device)
+            d_hidden: list[Tensor] = []
+            # Chunks are summed in float32: in bf16 a sum of many chunks would lose the small ones.
+            d_weight = torch.zeros(weight.shape, dtype=_wide(dtype), device=weight.device) if needs[1] else None
+            for rows, target in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+                rows = rows.to(dtype)
+                chunk_loss, d_logits = _chunk(rows @ matrix.T, target, vocab_size, softcap)
+                loss = loss + chunk_loss
+                if needs[0]:
+                    d_hidden.append((d_logits @ matrix).to(hidden.dtype))
+                if d_weight is not None:
+                    d_weight += d_logits.T @ rows
+        ctx.save_for_backward(torch.cat(d_hidden) if needs[0] else None, d_weight)
+        ctx.weight_dtype = weight.dtype
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        (scale,) = grad_outputs
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else (d_hidden * scale).to(d_hidden.dtype),
+            None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
+            *(None,) * 6,
+        )
+
+
+def _chunk(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Loss of a chunk, and the gradient [C, V] of its raw logits [C, V], in their dtype."""
+    wide, slope = capped_logits(logits, vocab_size, softcap)
+    scored = (targets != IGNORE)[:, None]  # [C, 1]
+    index = targets.clamp(min=0)[:, None]
+    normalizer = wide.logsumexp(-1, keepdim=True)
+    loss = torch.where(scored, normalizer - wide.gather(-1, index), 0).sum()
+    columns = torch.arange(logits.shape[-1], device=logits.device)
+    error = (wide - normalizer).exp() - (columns == index).to(wide.dtype)
+    error = error if slope is None else error * slope
+    return loss, torch.where(scored, error, 0).to(logits.dtype)
+
+
+def capped_logits(logits: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor | None]:
+    """Logits in float32 after softcap, padding rows at -inf; and the softcap's slope at each, if there is a softcap."""
+    wide, slope = logits.to(_wide(logits.dtype)), None
+    if softcap is not None:
+        bent = torch.tanh(wide / softcap)
+        wide, slope = softcap * bent, 1 - bent.square()
+    if vocab_size < logits.shape[-1]:
+        wide = wide.masked_fill(torch.arange(logits.shape[-1], device=logits.device) >= vocab_size, -torch.inf)
+    return wide, slope
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)

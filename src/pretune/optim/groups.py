@@ -1,0 +1,58 @@
+"""Which parameters are trained, and how each is treated: the one place that decides it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from pretune.config import ConfigError
+
+Role = Literal["hidden", "embedding", "head", "vector"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A parameter that is trained.
+
+    name: without what torch.compile puts into it. role: `hidden` (a 2-D weight inside `layers`), `embedding` (a table
+    of vectors, wherever it is), `head` (any other matrix), `vector` (norms, biases, scalars: never decayed).
+    """
+
+    name: str
+    parameter: nn.Parameter
+    role: Role
+
+    @property
+    def decays(self) -> bool:
+        return self.role != "vector"
+
+
+def trained_parameters(model: nn.Module) -> list[Trained]:
+    """Every parameter with requires_grad, once each (tied ones under their first name), in the model's order.
+
+    Raises ConfigError where there is none.
+    """
+    trained: dict[nn.Parameter, Trained] = {}
+    for name, module, parameter in _parameters(model):
+        if parameter.requires_grad and parameter not in trained:
+            trained[parameter] = Trained(name, parameter, _role(name, module, parameter))
+    if not trained:
+        raise ConfigError("nothing to train: every parameter of the model is frozen")
+    return list(trained.values())
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix, recurse=False):
+            yield name.replace("_orig_mod.", ""), module, parameter
+
+
+def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:
+    if parameter.ndim < 2 or "norm" in type(module).__name__.lower():
+        return "vector"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "hidden" if parameter.ndim == 2 and "layers" in name.split(".") else "head"

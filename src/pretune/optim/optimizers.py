@@ -1,0 +1,129 @@
+"""Optimizers from their sections, the learning rate, and gradients before the update.
+
+Every group carries `role`, `param_names` and `peak_lr`. Checkpoints need none of them: they store state by the names of
+the model's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW, Muon, Optimizer
+
+from pretune.config import ConfigError
+from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from pretune.optim.groups import Role, Trained, trained_parameters
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+    """The optimizer of every trainable parameter of `model`; build it last, when the model is in its final form.
+
+    Raises ConfigError where nothing is trainable, or nothing that the optimizer is meant for.
+    """
+    trained = trained_parameters(model)
+    match config:
+        case AdamWConfig():
+            groups = _decayed_and_not(trained, config.lr, config.weight_decay)
+            return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        case LionConfig():
+            from lion_pytorch import Lion
+
+            return Lion(_decayed_and_not(trained, config.lr, config.weight_decay), lr=config.lr, betas=config.betas)
+        case MuonConfig():
+            return _muon(config, trained)
+        case _:
+            assert_never(config)
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
+    """Set every group to `factor` times its peak; returns the first group's: that of the section's `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+    return optimizer.param_groups[0]["lr"]
+
+
+@torch.no_grad()
+def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
+    """Scale the gradients down to a global norm of `max_norm` (None: leave them) and return the norm before, a scalar.
+
+    Where the norm is not finite, every gradient becomes zero: what is not a number reaches neither weights nor
+    optimizer state. That happens on the device, and the norm stays there: the caller reads it when it reports.
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = nn.utils.get_total_norm(gradients)
+    if max_norm is not None:
+        nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    # Multiplying by zero would keep what is not a number.
+    bad = ~torch.isfinite(norm)
+    for gradient in gradients:
+        gradient.masked_fill_(bad, 0)
+    return norm
+
+
+class MuonAdamW(Optimizer):
+    """Two optimizers that look like one: its groups are their groups, and its state is theirs."""
+
+    def __init__(self, *optimizers: Optimizer) -> None:
+        self.optimizers = optimizers
+        super().__init__([group for optimizer in optimizers for group in optimizer.param_groups], {})
+        self._share()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # load_state_dict ends here, with new groups and a new state.
+        super().__setstate__(state)
+        self._share()
+
+    def _share(self) -> None:
+        groups = iter(self.param_groups)
+        for optimizer in self.optimizers:
+            optimizer.param_groups = [next(groups) for _ in optimizer.param_groups]
+            optimizer.state = self.state
+
+    def step(self, closure: Any = None) -> Any:
+        """Step each of them."""
+        assert closure is None, "closures are not supported"
+        for optimizer in self.optimizers:
+            optimizer.step()
+
+
+def _decayed_and_not(trained: Sequence[Trained], lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    matrices = [one for one in trained if one.decays]
+    vectors = [one for one in trained if not one.decays]
+    return _groups(_group("matrices", matrices, lr, weight_decay), _group("vectors", vectors, lr, 0.0))
+
+
+def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
+    def of(role: Role) -> list[Trained]:
+        return [one for one in trained if one.role == role]
+
+    if not of("hidden"):
+        raise ConfigError("optimizer=muon trains the matrices inside the layers, and none is trainable; use adamw")
+    rest, momentum = config.adamw, {"momentum": config.momentum, "nesterov": config.nesterov}
+    muon = Muon(
+        _groups(_group("hidden", of("hidden"), config.lr, config.weight_decay)),
+        lr=config.lr,
+        ns_steps=config.ns_steps,
+        adjust_lr_fn=config.scale,
+        **momentum,
+    )
+    groups = _groups(
+        _group("embedding", of("embedding"), rest.embedding_lr, rest.weight_decay),
+        _group("head", of("head"), rest.head_lr, rest.weight_decay),
+        _group("vectors", of("vector"), rest.scalar_lr, 0.0),
+    )
+    if not groups:
+        return muon
+    return MuonAdamW(muon, AdamW(groups, lr=config.lr, betas=rest.betas, eps=rest.eps, fused=True))
+
+
+def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
+    return [group for group in groups if group["params"]]
+
+
+def _group(role: str, trained: Sequence[Trained], lr: float, weight_decay: float) -> dict[str, Any]:
+    params = [(one.name, one.parameter) for one in trained]
+    return {"params": params, "role": role, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}

@@ -1,0 +1,64 @@
+"""Learning-rate schedules: pure functions from progress in [0, 1] to a factor on the peak learning rate.
+
+Progress comes from the budget, so a schedule ends when the run does, whether that is counted in steps, tokens or
+seconds. Other quantities may follow such a curve one day (momentum, weight decay): nothing here knows what it scales.
+
+How they relate to torch.optim.lr_scheduler.OneCycleLR with `total_steps` N, cosine annealing and momentum left alone:
+`cycle` is the same curve with initial = 1 / div_factor and final = initial / final_div_factor. OneCycleLR has its peak
+at step `pct_start * N - 1` of 0..N-1, ours at progress `warmup`; equal for warmup = (pct_start N - 1) / (N - 1).
+epfml/llm-baselines' schedule "cos" is OneCycleLR too (div_factor 100, final_div_factor 0.1), that is, `cycle` with
+initial 0.01 and final 0.1; our `cosine` differs from it in the warm-up, which is linear.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import assert_never
+
+from pretune.optim.config import (
+    ConstantConfig,
+    CosineConfig,
+    CycleConfig,
+    LinearConfig,
+    ScheduleConfig,
+    TrapezoidConfig,
+)
+
+
+def schedule_factor(config: ScheduleConfig, progress: float) -> float:
+    """The factor on the peak learning rate at `progress` in [0, 1]: between `initial` or `final` and 1."""
+    assert 0 <= progress <= 1, f"progress {progress}"
+    warmup = config.warmup
+    if progress < warmup:
+        ease = _cosine if isinstance(config, CycleConfig) else _linear
+        return _between(config.initial, 1.0, ease(progress / warmup))
+    match config:
+        case CosineConfig() | CycleConfig():
+            return _between(1.0, config.final, _cosine(_part(progress, 1 - warmup)))
+        case LinearConfig():
+            return _between(1.0, config.final, _linear(_part(progress, 1 - warmup)))
+        case TrapezoidConfig():
+            ease = {"linear": _linear, "sqrt": math.sqrt, "cosine": _cosine}[config.shape]
+            return _between(1.0, config.final, ease(_part(progress, config.decay)))
+        case ConstantConfig():
+            return 1.0
+        case _:
+            assert_never(config)
+
+
+def _part(progress: float, last: float) -> float:
+    """How much of the last share of the budget is over: 0 before it, exactly 1 at the end."""
+    return max(0.0, 1 - (1 - progress) / last) if last > 0 else 0.0
+
+
+def _between(start: float, end: float, share: float) -> float:
+    # Written so that both ends are exact to the last bit.
+    return start * (1 - share) + end * share
+
+
+def _linear(x: float) -> float:
+    return x
+
+
+def _cosine(x: float) -> float:
+    return (1 - math.cos(math.pi * x)) / 2

@@ -1,0 +1,145 @@
+"""Measures a model on what it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pretune import checkpoint
+from pretune.assembly import Parts, assemble, scorer
+from pretune.batch import IGNORE, Batch
+from pretune.data.formats import Problem, problems
+from pretune.data.loader import Loader
+from pretune.data.tokenizer import Tokenizer
+from pretune.files import write_json
+from pretune.objectives.language_modeling import TokenScores
+from pretune.run_config import RunConfig
+from pretune.run_folder import find_run
+
+Scorer = Callable[[Batch], TokenScores]
+"""Scores every position of a batch, on whatever device and in whatever precision it was made for."""
+
+
+def evaluate_run(config: RunConfig) -> int:
+    """task=evaluate: measure the newest checkpoint of the run that `config` names, and print the figures."""
+    folder = find_run(config.name, config.output_dir)
+    parts = assemble(config, folder)
+    newest = checkpoint.newest(folder.checkpoints)
+    assert newest is not None  # assemble loaded it
+    step = checkpoint.step_of(newest)
+    figures = evaluate(config, parts, scorer(config, parts))
+    write_json(folder.path / "evaluation.json", {"step": step, **figures})
+    table = Table("figure", "value", title=f"{folder.name} at step {step:,}")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(table)
+    print(f"written to {folder.path / 'evaluation.json'}")
+    return 0
+
+
+def evaluate(config: RunConfig, parts: Parts, score: Scorer) -> dict[str, float]:
+    """All figures that the configuration asks for, over the whole validation set."""
+    batches = Loader(parts.data.validation, config.data, config.seed).batches(config.evaluation.micro_batch)
+    figures = validation_metrics(score, batches, torch.from_numpy(parts.tokenizer.token_bytes()))
+    if config.evaluation.option_accuracy:
+        held_out = islice(problems(config.data), config.evaluation.max_problems)
+        length = config.model.max_sequence_length
+        figures |= option_accuracy(score, held_out, parts.tokenizer, config.evaluation.micro_batch, length)
+    return figures
+
+
+def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+    """Loss, perplexity, bits per byte and token accuracy over a whole set, each scored token counting once.
+
+    `token_bytes` [V]: bytes of text that each token id stands for; the end-of-document token stands for none.
+    """
+    nats = torch.zeros((), dtype=torch.float64)
+    tokens = correct = num_bytes = 0
+    for batch in batches:
+        scores = score(batch)
+        scored = batch.targets != IGNORE
+        # Sums of a million float32 losses lose digits: add up in float64, on the host (MPS has no float64).
+        nats += scores.nll.cpu().double().sum()
+        correct += int(scores.correct.sum())
+        tokens += int(scored.sum())
+        num_bytes += int(token_bytes[batch.targets[scored]].sum())
+    loss = float(nats) / max(tokens, 1)
+    return {
+        "val/loss": loss,
+        "val/perplexity": math.exp(min(loss, 700.0)),
+        "val/bits_per_byte": float(nats) / math.log(2) / max(num_bytes, 1),
+        "val/token_accuracy": correct / max(tokens, 1),
+        "val/tokens": tokens,
+    }
+
+
+def option_accuracy(
+    score: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer, micro_batch: int, max_length: int
+) -> dict[str, float]:
+    """Share of problems whose right option is the likeliest continuation of the prompt, end of document included.
+
+    `accuracy` compares summed log-likelihoods, `accuracy_normalized` those divided by the number of tokens; `chance`
+    is what guessing gives. The end counts because otherwise an option that begins another one ("1", "12") always wins.
+    Problems longer than `max_length` tokens are left out and counted as `skipped`.
+    """
+    right = right_normalized = total = skipped = 0
+    chance = 0.0
+    for group in _grouped(problems, max(1, micro_batch // 5)):
+        rows, owners = [], []
+        for problem in group:
+            prompt = tokenizer.encode(problem.prompt)
+            options = [[*tokenizer.encode(option), tokenizer.eos_id] for option in problem.options]
+            if len(prompt) + max(map(len, options)) > max_length:
+                skipped += 1
+                continue
+            rows += [(prompt, option) for option in options]
+            owners.append(problem)
+        if not owners:
+            continue
+        likelihoods = _log_likelihoods(score, rows)
+        at = 0
+        for problem in owners:
+            span = slice(at, at + len(problem.options))
+            at = span.stop
+            sums = likelihoods[span]
+            means = sums / torch.tensor([len(option) for _, option in rows[span]])
+            right += int(sums.argmax()) == problem.correct
+            right_normalized += int(means.argmax()) == problem.correct
+            chance += 1 / len(problem.options)
+            total += 1
+    if total == 0:
+        return {}
+    accuracy = right / total
+    return {
+        "mathqa/accuracy": accuracy,
+        "mathqa/accuracy_error": math.sqrt(accuracy * (1 - accuracy) / total),
+        "mathqa/accuracy_normalized": right_normalized / total,
+        "mathqa/chance": chance / total,
+        "mathqa/problems": total,
+        "mathqa/skipped": skipped,
+    }
+
+
+def _log_likelihoods(score: Scorer, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+    """Log-probability in nats of each continuation given its prompt -> [len(rows)]."""
+    # Causal attention: padding on the right changes nothing to its left. Few widths, so few shapes to compile for.
+    width = -(-max(len(prompt) + len(option) for prompt, option in rows) // 64) * 64
+    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE)
+    for row, (prompt, option) in enumerate(rows):
+        tokens = torch.tensor(prompt + option)
+        inputs[row, : len(tokens)] = tokens
+        targets[row, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+    return -score(Batch(inputs, targets, None)).nll.cpu().double().sum(dim=1)
+
+
+def _grouped(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
+    iterator = iter(problems)
+    while group := list(islice(iterator, size)):
+        yield group

@@ -1,0 +1,172 @@
+"""Compares runs by what they recorded: a table, curves, and a page that holds both."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretune.config import InputError
+from pretune.files import write_atomic
+from pretune.run_config import RunConfig
+from pretune.run_folder import find_run, read_config
+from pretune.tasks.report_figure import Curves, draw
+from pretune.tasks.report_page import Section, page
+from pretune.tracker.console import duration
+from pretune.tracker.files import read_rows
+
+
+def report_runs(config: RunConfig) -> int:
+    """task=report: compare `report.runs`, or show the config's own run; the files go into the latter's folder."""
+    own = Path(config.output_dir) / config.name
+    folders = [find_run(name, config.output_dir).path for name in config.report.runs]
+    report(folders or [find_run(config.name, config.output_dir).path], own)
+    return 0
+
+
+def report(folders: Sequence[Path], destination: Path) -> None:
+    """Write report.html, report.md, report.csv and curves.png about the runs in `folders`; show the table.
+
+    Raises InputError for a run without figures and for a destination that cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    columns = [column for column in COLUMNS + accuracy_columns(runs) if any(column.of(run) is not None for run in runs)]
+    picture = draw([Curves(run.name, run.stage, run.rows) for run in runs])
+    sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
+    header, body = [column.header for column in columns], [[column.text(run) for column in columns] for run in runs]
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        (destination / "curves.png").write_bytes(picture)
+        write_atomic(destination / "report.csv", as_csv(columns, runs))
+        write_atomic(destination / "report.md", as_markdown(header, body))
+        image = base64.b64encode(picture).decode()
+        write_atomic(destination / "report.html", page(image, header, body, sections))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
+        ) from None
+    show_table(header, body)
+    print(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's folder says about it."""
+
+    name: str
+    stage: str
+    rows: list[dict[str, Any]]
+    """metrics.jsonl"""
+    samples: list[dict[str, Any]]
+    """samples.jsonl"""
+    summary: dict[str, Any]
+    """summary.json; empty while the run is not complete."""
+    config_text: str
+    """config.yaml"""
+
+    def last(self, name: str) -> Any:
+        """The newest value of a figure, None where there is none."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+    def least(self, name: str) -> Any:
+        return min((row[name] for row in self.rows if row.get(name) is not None), default=None)
+
+    def speed(self) -> float | None:
+        """Training tokens per second over the whole run."""
+        tokens, seconds = self.last("tokens"), self.last("seconds")
+        return tokens / seconds if tokens and seconds else None
+
+
+def read_run(folder: Path) -> RunRecord:
+    """What `folder` recorded; InputError where it recorded nothing."""
+    metrics, samples, summary, config = (
+        folder / name for name in ("metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml")
+    )
+    rows = read_rows(metrics) if metrics.is_file() else []
+    if not rows:
+        raise InputError(f"{folder} has no figures yet (metrics.jsonl is missing or empty); let the run train first")
+    stage = read_config(config).get("stage", {}).get("kind", "run") if config.is_file() else "run"
+    return RunRecord(
+        name=folder.resolve().name,
+        stage=stage,
+        rows=rows,
+        samples=read_rows(samples) if samples.is_file() else [],
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        config_text=config.read_text() if config.is_file() else "",
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of the table: its header, its value for a run (None: none) and how a person reads it."""
+
+    header: str
+    of: Callable[[RunRecord], Any]
+    show: Callable[[Any], str] = str
+
+    def text(self, run: RunRecord) -> str:
+        value = self.of(run)
+        return "" if value is None else self.show(value)
+
+
+COLUMNS = [
+    Column("run", lambda run: run.name),
+    Column("stage", lambda run: run.stage),
+    Column("complete", lambda run: bool(run.summary), lambda done: "yes" if done else "no"),
+    Column("parameters", lambda run: run.summary.get("parameters"), lambda count: f"{count / 1e6:,.1f}M"),
+    Column("steps", lambda run: run.last("step"), "{:,}".format),
+    Column("tokens", lambda run: run.last("tokens"), lambda count: f"{count / 1e6:,.2f}M"),
+    Column("time", lambda run: run.last("seconds"), duration),
+    Column("tokens/s", RunRecord.speed, "{:,.0f}".format),
+    Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),
+    Column("val loss", lambda run: run.last("val/loss"), "{:.4f}".format),
+    Column("best val loss", lambda run: run.least("val/loss"), "{:.4f}".format),
+    Column("perplexity", lambda run: run.last("val/perplexity"), "{:,.2f}".format),
+    Column("bits/byte", lambda run: run.last("val/bits_per_byte"), "{:.4f}".format),
+    Column("token accuracy", lambda run: run.last("val/token_accuracy"), "{:.1%}".format),
+]
+
+
+def accuracy_columns(runs: Sequence[RunRecord]) -> list[Column]:
+    """A column for each task's accuracy and chance (`mathqa/accuracy`...) that any run has."""
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_task_accuracy(name))
+    return [Column(name, lambda run, name=name: run.last(name), "{:.1%}".format) for name in names]
+
+
+def is_task_accuracy(name: str) -> bool:
+    task, _, figure = name.partition("/")
+    return task not in ("train", "val") and figure in ("accuracy", "accuracy_normalized", "chance")
+
+
+def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
+    """The table with its values in full."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([column.header for column in columns])
+    writer.writerows([[column.of(run) for column in columns] for run in runs])
+    return text.getvalue()
+
+
+def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """The table for a README, turned as on the console: a column for each run."""
+    names, *lines = zip(header, *body, strict=True)
+    marks = ["---", *["---:"] * len(body)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (names, marks, *lines))
+
+
+def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """The table on the console, turned so that each run is a column: there are more figures than runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [line[0] for line in body]
+    table = Table("", *names, box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(header[1:], start=1):
+        table.add_row(f"[dim]{title}[/dim]", *[line[index] for line in body])
+    Console(highlight=False).print(table)

@@ -1,0 +1,137 @@
+"""The curves of runs as one picture: a panel for each stage's losses and one for the accuracies on its task."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
+_INK, _GRID = "#334155", "#e2e8f0"
+_STYLE: dict[Any, Any] = {
+    "axes.edgecolor": _GRID,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "font.size": 9.0,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One run's rows of figures, with its name and the kind of its stage."""
+
+    name: str
+    stage: str
+    rows: Sequence[dict[str, Any]]
+
+    def of(self, metric: str) -> tuple[list[float], list[float]]:
+        """Tokens read and the figure, wherever it was measured."""
+        points = [(row.get("tokens", row["step"]), row[metric]) for row in self.rows if row.get(metric) is not None]
+        return [x for x, _ in points], [y for _, y in points]
+
+    def tasks(self) -> list[str]:
+        """The tasks (`mathqa`...) whose accuracy was measured."""
+        names = dict.fromkeys(name for row in self.rows for name in row if name.endswith("/accuracy"))
+        return [name.partition("/")[0] for name in names]
+
+
+def draw(runs: Sequence[Curves]) -> bytes:
+    """A PNG of the runs, their stages side by side in the order in which they come."""
+    import matplotlib
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+    from matplotlib.ticker import EngFormatter
+
+    panels = _panels(runs)
+    with matplotlib.rc_context(_STYLE):
+        # A figure of its own, not pyplot's: no global state, no display.
+        figure = Figure(
+            figsize=(max(6.4, 4.8 * len(panels)), 3.9), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.06)
+        )
+        for axes, (title, label, fill) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+            fill(axes)
+            axes.set_title(title, loc="left", fontweight="bold")
+            axes.set_xlabel("training tokens")
+            axes.set_ylabel(label)
+            axes.set_xlim(left=0)
+            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if axes.get_legend_handles_labels()[0]:
+                axes.legend(loc="best", fontsize=8)
+        picture = io.BytesIO()
+        figure.savefig(picture, format="png", facecolor="white")
+    return picture.getvalue()
+
+
+def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], None]]]:
+    """Title, name of the y axis and what fills it, for each panel."""
+    panels: list[tuple[str, str, Callable[[Axes], None]]] = []
+    for stage in dict.fromkeys(run.stage for run in runs):
+        group = [(run, _COLORS[index % len(_COLORS)]) for index, run in enumerate(runs) if run.stage == stage]
+        panels.append((f"{stage}: loss", "nats per token", partial(_losses, group=group)))
+        for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
+            panels.append((f"{stage}: {task} accuracy", "accuracy", partial(_accuracy, group=group, task=task)))
+    return panels
+
+
+def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
+    heights: list[float] = []
+    for run, color in group:
+        prefix = "" if len(group) == 1 else f"{run.name}, "
+        x, y = run.of("train/loss")
+        if x:
+            axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
+            axes.plot(x, _smooth(y), color=color, alpha=0.7, linewidth=1.2, label=f"{prefix}training")
+            heights += _smooth(y)
+        x, y = run.of("val/loss")
+        if x:
+            label = f"{prefix}validation: {y[-1]:.3f}"
+            axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
+            heights += y
+    if heights:
+        # The first steps fall from ln(vocabulary) and would squeeze all that follows.
+        low, high = min(heights), sorted(heights)[int(0.98 * (len(heights) - 1))]
+        margin = max(0.06 * (high - low), 1e-3)
+        axes.set_ylim(low - margin, high + margin)
+
+
+def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> None:
+    from matplotlib.ticker import PercentFormatter
+
+    highest = 0.0
+    for run, color in group:
+        prefix = "" if len(group) == 1 else f"{run.name}, "
+        x, y = run.of(f"{task}/accuracy")
+        if y:
+            label = f"{prefix}accuracy: {y[-1]:.1%}"
+            axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
+            highest = max(highest, *y)
+    chances = [run.of(f"{task}/chance")[1] for run, _ in group]
+    if chance := next((values[-1] for values in chances if values), None):
+        axes.axhline(chance, color=_INK, linewidth=1, linestyle=":", label=f"chance: {chance:.1%}")
+        highest = max(highest, chance)
+    axes.set_ylim(0, 1.15 * highest or 1)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+
+
+def _smooth(values: Sequence[float]) -> list[float]:
+    """A running mean over about a fortieth of the curve, that starts from the first value without a bias."""
+    keep = 1 - 1 / max(1.0, len(values) / 40)
+    smoothed, mean, weight = [], 0.0, 0.0
+    for value in values:
+        mean, weight = keep * mean + (1 - keep) * value, keep * weight + (1 - keep)
+        smoothed.append(mean / weight)
+    return smoothed

@@ -1,0 +1,74 @@
+"""Rows of JSON in a run's folder: one object per line, appended as it happens."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pretune.config import InputError
+from pretune.files import write_atomic
+
+
+class JsonLines:
+    """A file of JSON rows that is appended to; a row is on disk, or at least with the system, when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add one row. What is not finite becomes null, because JSON has no NaN."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        line = json.dumps(json_ready(row), ensure_ascii=False, allow_nan=False) + "\n"
+        # One write per row on a file opened for it: a row is never half in a buffer when a signal comes.
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        with os.fdopen(handle, "wb", buffering=0) as file:
+            data = memoryview(line.encode("utf-8", "replace"))
+            while data:
+                data = data[file.write(data) :]
+
+    def rewind(self, step: int) -> None:
+        """Drop the rows after `step`, and a last line that a crash cut short; atomically. No file, nothing to do."""
+        if not self.path.is_file():
+            return
+        kept = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
+        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
+        write_atomic(self.path, text)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file; a last line without its end (a crash while it was written) is left out.
+
+    Raises InputError, with the number of the line, for any other line that is not a JSON object.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return list(_parse(path, lines[:-1]))
+
+
+def _parse(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON ({error.msg}); delete that line") from None
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number} is not a JSON object; delete that line")
+        yield row
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with what JSON cannot say made sayable: NaN and infinities are null, scalars of arrays are numbers."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    if hasattr(value, "item"):
+        return json_ready(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value)

@@ -1,0 +1,96 @@
+"""Where a run's figures go: its own folder, the console and, if asked for, wandb."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pretune.files import write_json
+from pretune.tracker.config import TrackerConfig
+from pretune.tracker.console import Screen, open_screen
+from pretune.tracker.environment import environment
+from pretune.tracker.files import JsonLines, json_ready, read_rows
+from pretune.tracker.wandb_run import STOPPED, WandbRun
+
+
+class Tracker:
+    """Takes every figure of one run, as a context: leaving it gives the terminal back and closes wandb's run.
+
+    folder: the run's folder; name: the run's name; job_type: the kind of its stage; settings: the resolved
+    configuration; screen: None is standard output.
+    """
+
+    def __init__(
+        self,
+        config: TrackerConfig,
+        folder: Path,
+        name: str,
+        job_type: str,
+        settings: Mapping[str, Any],
+        screen: Screen | None = None,
+    ) -> None:
+        self._folder = folder
+        self._name = name
+        self._job_type = job_type
+        self._metrics = JsonLines(folder / "metrics.jsonl")
+        self._samples = JsonLines(folder / "samples.jsonl")
+        self._screen = screen or open_screen(job_type)
+        self._wandb: WandbRun | None = None
+        if config.kind == "wandb":
+            self._wandb = WandbRun(config, folder, name, job_type, settings, self._screen.message)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close({}, 1 if isinstance(error, Exception) else STOPPED)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was recorded after `step`, on a resume from there; -1 forgets everything."""
+        self._metrics.rewind(step)
+        self._samples.rewind(step)
+        rows = read_rows(self._metrics.path) if self._metrics.path.is_file() else []
+        for row in rows:
+            self._screen.remember(row)
+
+    def progress(self, step: int, fraction: float, loss: float, tokens_per_second: float) -> None:
+        """Move the bar: `fraction` of the budget is spent after `step` steps; loss in nats per token, or NaN."""
+        self._screen.progress(step, fraction, loss, tokens_per_second)
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Record one row: `metrics` by name (`train/loss`...), tokens and seconds among them."""
+        row = {"step": step, **metrics}
+        self._metrics.append(row)
+        if self._wandb is not None:
+            self._wandb.log(row)
+        self._screen.report(step, metrics)
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        """Record what the model wrote after `prompt`."""
+        self._samples.append({"step": step, "prompt": prompt, "text": text})
+        if self._wandb is not None:
+            self._wandb.sample(step, prompt, text)
+        self._screen.sample(step, prompt, text)
+
+    def message(self, text: str) -> None:
+        """Show one line; nothing is recorded."""
+        self._screen.message(text)
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        """Write summary.json, which marks the run complete: `summary` and what it was computed with.
+
+        `summary["device"]` (`cpu`, `cuda:0`...) is where it was computed.
+        """
+        figures = json_ready({"name": self._name, "stage": self._job_type, **summary})
+        write_json(self._folder / "summary.json", {**figures, **environment(figures.get("device"))})
+        self._close(figures, 0)
+
+    def _close(self, summary: Mapping[str, Any], exit_code: int) -> None:
+        self._screen.close()
+        if self._wandb is not None:
+            self._wandb.finish(summary, exit_code)
+            self._wandb = None

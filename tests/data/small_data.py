@@ -1,0 +1,55 @@
+"""Data sections and small tokenizers for the tests of this room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pretune.config import validate
+from pretune.data.config import DataConfig
+from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
+
+_BASE: dict[str, Any] = {
+    "source": {"kind": "word_problems", "num_problems": 300, "max_number": 20, "seed": 1},
+    "validation": {"source": None, "fraction": 0.2, "seed": 3},
+    "format": {"kind": "text", "column": "text"},
+    "tokenizer": {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True},
+    "sequence_length": 16,
+    "packing": {"mode": "stream", "too_long": "split", "isolate": False},
+    "shuffle": True,
+    "num_workers": 2,
+}
+
+MATHQA = {"kind": "mathqa", "options": True, "rationale": "none", "score_prompt": False}
+
+
+def data_config(**changes: Any) -> DataConfig:
+    """A data section with other values; a mapping changes only the keys that it names, unless it has a `kind`."""
+    merged = dict(_BASE)
+    for key, value in changes.items():
+        partial = isinstance(value, dict) and "kind" not in value
+        merged[key] = merged[key] | value if partial else value
+    return validate(DataConfig, merged)
+
+
+def files(*names: Path | str, **other: Any) -> dict[str, Any]:
+    """A `files` source."""
+    return {"kind": "files", "files": [str(name) for name in names], "format": "auto", "max_rows": None} | other
+
+
+def write_lines(path: Path, records: Iterable[dict[str, Any]]) -> Path:
+    """A JSON-lines file of these records."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return path
+
+
+def byte_tokenizer(vocab_size: int = 257, texts: Iterable[str] = ("a",)) -> Tokenizer:
+    """A byte-level tokenizer; with 257 tokens every byte is a token, and 0 is EOS."""
+    return Tokenizer(train_byte_level(iter(texts), vocab_size, False), TRAINED_EOS)
+
+
+def write_texts(folder: Path, texts: Iterable[str], name: str = "texts.jsonl") -> Path:
+    """A JSON-lines file with a `text` each."""
+    return write_lines(folder / name, ({"text": text} for text in texts))

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from pretune.config import InputError
+from pretune.data.config import PythonDocsSource
+from pretune.data.python_docs import rows
+
+
+def read(packages: tuple[str, ...] | None, max_bytes: int | None) -> list[dict[str, str]]:
+    return list(rows(PythonDocsSource(kind="python_docs", packages=packages, max_bytes=max_bytes)))
+
+
+def test_the_standard_library_reads_as_text() -> None:
+    found = {row["source"]: row["text"] for row in read(("python",), 600_000)}
+    assert found["python/argparse.py"].startswith("argparse\n\nCommand-line parsing library")
+    assert "ArgumentParser.parse_args" not in found["python/argparse.py"]  # it has no docstring
+    assert not any("/test/" in source for source in found)
+
+
+def test_max_bytes_is_kept_and_the_order_is_always_the_same() -> None:
+    first, again = read(("python",), 300_000), read(("python",), 300_000)
+    assert first == again
+    assert sum(len(row["text"].encode()) for row in first) == 300_000
+    fewer = read(("python",), 100_000)
+    assert [row["source"] for row in fewer] == [row["source"] for row in first][: len(fewer)]
+
+
+def test_packages_are_read_without_importing_them_and_nothing_comes_twice() -> None:
+    before = set(sys.modules)
+    found = read(("pip", "Pydantic_Core", "rich"), None)
+    assert {row["source"].split("/")[0] for row in found} >= {"rich"}
+    assert not {name for name in set(sys.modules) - before if name.split(".")[0] in ("pip", "rich")}
+    texts = [row["text"] for row in found]
+    assert len(texts) == len(set(texts))
+    assert not any("license" in row["source"].lower() for row in found if row["source"].endswith((".txt", ".md")))
+
+
+def test_a_package_that_is_not_installed() -> None:
+    with pytest.raises(InputError, match="'pydantik' is not installed; did you mean 'pydantic'"):
+        read(("pydantik",), None)

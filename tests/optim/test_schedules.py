@@ -1,0 +1,153 @@
+"""Schedules: torch's own schedulers as the reference, and what must hold for any setting."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, SequentialLR
+
+from pretune.optim.config import ScheduleConfig
+from pretune.optim.schedules import schedule_factor
+
+KINDS = {
+    "cosine": {"final"},
+    "cycle": {"final"},
+    "linear": {"final"},
+    "constant": set(),
+    "trapezoid": {"final", "decay", "shape"},
+}
+
+
+def schedule(kind: str, **settings: Any) -> ScheduleConfig:
+    wanted = {"warmup", "initial", *KINDS[kind]}
+    chosen = {key: value for key, value in settings.items() if key in wanted}
+    return TypeAdapter(ScheduleConfig).validate_python({"kind": kind, **chosen})
+
+
+def reference_curve(steps: int, make: Any) -> list[float]:
+    """The learning rates that a torch scheduler sets, step by step, for a peak of 1."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    scheduler: LRScheduler = make(optimizer)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step() if len(rates) < steps else None
+    return rates
+
+
+def one_cycle(steps: int, **settings: Any) -> list[float]:
+    return reference_curve(
+        steps, lambda optimizer: OneCycleLR(optimizer, 1.0, total_steps=steps, cycle_momentum=False, **settings)
+    )
+
+
+def our_curve(config: ScheduleConfig, steps: int) -> list[float]:
+    return [schedule_factor(config, step / (steps - 1)) for step in range(steps)]
+
+
+def largest_difference(a: list[float], b: list[float]) -> float:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("steps", "pct_start", "div_factor", "final_div_factor"),
+    [(10_000, 0.3, 25.0, 1e4), (8_780, 0.05, 100.0, 0.1), (101, 0.5, 10.0, 100.0), (7, 0.3, 25.0, 1e4)],
+)
+def test_cycle_is_torchs_one_cycle(steps: int, pct_start: float, div_factor: float, final_div_factor: float):
+    reference = one_cycle(steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor)
+    warmup = (pct_start * steps - 1) / (steps - 1)  # the same place for the peak
+    ours = schedule("cycle", warmup=warmup, initial=1 / div_factor, final=1 / div_factor / final_div_factor)
+    assert largest_difference(our_curve(ours, steps), reference) < 1e-12
+
+
+def test_cycle_with_the_reference_systems_settings_is_its_curve_but_for_one_step():
+    ours = our_curve(schedule("cycle", warmup=0.3, initial=0.04, final=4e-6), 10_000)
+    reference = one_cycle(10_000, pct_start=0.3, div_factor=25.0, final_div_factor=1e4)
+    assert largest_difference(ours, reference) < 2.1e-4  # of the peak, which comes 0.7 of a step later
+    assert (ours[0], ours[-1]) == pytest.approx((reference[0], reference[-1]), rel=1e-12)
+
+
+def test_cosine_is_linear_warmup_and_then_torchs_cosine():
+    steps, warm = 201, 40
+
+    def make(optimizer: torch.optim.Optimizer) -> LRScheduler:
+        up = LinearLR(optimizer, 0.1, 1.0, warm)
+        down = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: 0.1 + 0.9 * (1 + math.cos(math.pi * step / (steps - 1 - warm))) / 2
+        )
+        return SequentialLR(optimizer, [up, down], [warm])
+
+    config = schedule("cosine", warmup=warm / (steps - 1), initial=0.1, final=0.1)
+    assert largest_difference(our_curve(config, steps), reference_curve(steps, make)) < 1e-12
+
+
+@pytest.mark.parametrize(("shape", "halfway"), [("linear", 0.5), ("cosine", 0.5), ("sqrt", 1 - math.sqrt(0.5))])
+def test_trapezoid_holds_the_peak_and_decays_in_its_last_part(shape: str, halfway: float):
+    config = schedule("trapezoid", warmup=0.1, decay=0.4, shape=shape, initial=0.0, final=0.0)
+    assert schedule_factor(config, 0.05) == pytest.approx(0.5)
+    assert [schedule_factor(config, p) for p in (0.1, 0.3, 0.6)] == pytest.approx([1, 1, 1])
+    assert schedule_factor(config, 0.8) == pytest.approx(halfway)
+    assert schedule_factor(config, 1.0) == 0
+
+
+fractions = st.floats(0, 1)
+
+
+@st.composite
+def schedules(draw: st.DrawFn) -> ScheduleConfig:
+    warmup = draw(fractions)
+    return schedule(
+        draw(st.sampled_from(sorted(KINDS))),
+        warmup=warmup,
+        initial=draw(fractions),
+        final=draw(fractions),
+        decay=draw(st.floats(0, math.nextafter(1 - warmup, 0))) if warmup < 1 else 0.0,
+        shape=draw(st.sampled_from(["linear", "sqrt", "cosine"])),
+    )
+
+
+@given(schedules(), fractions)
+def test_factors_stay_between_the_ends_and_the_peak(config: ScheduleConfig, progress: float):
+    lowest = min(config.initial, getattr(config, "final", 1.0))
+    assert lowest - 1e-15 <= schedule_factor(config, progress) <= 1 + 1e-15
+
+
+@given(schedules())
+def test_the_ends_are_exact(config: ScheduleConfig):
+    if config.warmup > 0:
+        assert schedule_factor(config, 0.0) == config.initial
+    last = getattr(config, "decay", 1 - config.warmup)
+    if config.kind != "constant" and last > 0:
+        assert schedule_factor(config, 1.0) == getattr(config, "final")  # noqa: B009
+    else:
+        assert schedule_factor(config, 1.0) == 1.0
+
+
+@given(schedules(), fractions)
+def test_curves_have_no_jumps(config: ScheduleConfig, progress: float):
+    """Nearby progress, nearby factor: no steeper than the steepest piece (half a cosine: pi / 2 over its width)."""
+    step = 1e-6
+    after = min(1.0, progress + step)
+    widths = [config.warmup, getattr(config, "decay", 1 - config.warmup)]
+    widest_slope = sum(math.pi / 2 / width for width in widths if width > 0)
+    # One minus a root is vertical where it starts.
+    root = sum(math.sqrt(step / width) for width in widths[1:] if width > 0)
+    difference = abs(schedule_factor(config, after) - schedule_factor(config, progress))
+    assert difference <= widest_slope * step + root + 1e-9
+
+
+def test_no_warmup_starts_at_the_peak_and_nothing_but_warmup_ends_there():
+    for kind in KINDS:
+        settings = {"initial": 0.2, "final": 0.1, "decay": 0.0, "shape": "linear"}
+        assert schedule_factor(schedule(kind, warmup=0.0, **settings), 0.0) == 1.0
+        whole = schedule(kind, warmup=1.0, **settings)
+        assert schedule_factor(whole, 0.0) == pytest.approx(0.2)
+        assert schedule_factor(whole, 0.5) == pytest.approx(0.6)
+        assert schedule_factor(whole, 1.0) == 1.0

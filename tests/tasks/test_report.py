@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pretune.config import InputError
+from pretune.tasks.report import report
+from pretune.tasks.report_figure import Curves, draw
+
+
+def write_run(folder: Path, rows: list[dict[str, Any]], stage: str = "pretrain", **files: str) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(f"name: {folder.name}\nstage:\n  kind: {stage}\n")
+    for name, text in files.items():
+        (folder / name.replace("_", ".")).write_text(text)
+    return folder
+
+
+def falling(steps: int, start: float = 8.0, **last: float) -> list[dict[str, Any]]:
+    """Rows of a run whose losses fall by a thousandth a step."""
+    rows: list[dict[str, Any]] = []
+    for step in range(0, steps + 1, 10):
+        where = {"step": step, "tokens": step * 100, "seconds": step * 0.1}
+        if step:
+            rows.append({**where, "train/loss": start - step / 1000, "train/lr": 1e-3})
+        if step % 50 == 0:
+            rows.append({**where, "val/loss": start - step / 1000, "val/perplexity": 2.0})
+    rows[-1] |= last
+    return rows
+
+
+class Page(HTMLParser):
+    """What a page would load, and its text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.loads += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_stages_are_compared_in_every_form(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = write_run(
+        tmp_path / "pre",
+        falling(200),
+        summary_json='{"parameters": 4200000}',
+        samples_jsonl=json.dumps({"step": 3, "prompt": "<b>", "text": "</pre><script>x</script>"}) + "\n",
+    )
+    accuracy = {"mathqa/accuracy": 0.525, "mathqa/accuracy_error": 0.02, "mathqa/chance": 0.2}
+    second = write_run(tmp_path / "fine", falling(100, 4.0, **accuracy), "finetune")
+    report([first, second], tmp_path / "both")
+
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "both" / "report.csv").read_text())))
+    assert [row["run"] for row in rows] == ["pre", "fine"]
+    assert float(rows[0]["val loss"]) == pytest.approx(7.8)
+    assert (rows[0]["complete"], rows[1]["complete"]) == ("True", "False")
+    assert (rows[0]["mathqa/accuracy"], rows[1]["mathqa/accuracy"]) == ("", "0.525")
+    assert float(rows[1]["tokens/s"]) == pytest.approx(1000)
+
+    markdown = (tmp_path / "both" / "report.md").read_text().splitlines()
+    assert markdown[0] == "| run | pre | fine |"
+    assert "| mathqa/accuracy |  | 52.5% |" in markdown
+    assert "mathqa/accuracy" in capsys.readouterr().out
+
+    page = Page((tmp_path / "both" / "report.html").read_text())
+    assert page.open == []
+    assert all(load.startswith("data:image/png;base64,") for load in page.loads)
+    picture = base64.b64decode(page.loads[0].partition(",")[2])
+    assert picture == (tmp_path / "both" / "curves.png").read_bytes()
+    text = "".join(page.words)
+    for expected in ("</pre><script>x</script>", "kind: finetune", "4200000", "52.5%"):
+        assert expected in text
+
+
+def test_a_run_reports_on_itself_while_it_trains(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "alone", falling(50))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 60, "tra')
+    report([run], run)
+    assert (run / "report.html").is_file()
+    assert "| complete | no |" in (run / "report.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{"step": 0}],
+        [{"step": 0, "val/loss": 8.0}],
+        [{"step": 1, "tokens": 5, "train/loss": None, "val/loss": None, "mathqa/accuracy": None}],
+        [{"step": 1, "tokens": 5, "train/loss": 1e30}, {"step": 2, "tokens": 6, "train/loss": 1e-30}],
+        [{"step": step, "val/loss": 3.0} for step in range(3)],
+        [{"step": 7, "tokens": 0, "seconds": 0.0, "mathqa/accuracy": 0.0, "mathqa/chance": 0.2}],
+    ],
+)
+def test_sparse_and_strange_figures_can_be_shown(tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    report([write_run(tmp_path / "run", rows)], tmp_path / "out")
+
+
+@pytest.mark.parametrize("content", [None, "", '{"step": 1'])
+def test_a_run_without_figures_is_refused(tmp_path: Path, content: str | None) -> None:
+    good, empty = write_run(tmp_path / "good", falling(50)), tmp_path / "empty"
+    empty.mkdir()
+    if content is not None:
+        (empty / "metrics.jsonl").write_text(content)
+    with pytest.raises(InputError, match="empty has no figures yet"):
+        report([good, empty], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_destination_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", falling(50))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=re.escape(os.fspath(tmp_path / "file"))):
+        report([run], tmp_path / "file" / "inside")
+
+
+def colors_in(picture: bytes) -> np.ndarray:
+    return matplotlib.image.imread(io.BytesIO(picture))[:, :, :3]
+
+
+def test_stages_stand_side_by_side_and_runs_of_one_stage_share_a_panel() -> None:
+    one = Curves("a", "pretrain", falling(100))
+    fine = Curves("b", "finetune", falling(100, **{"mathqa/accuracy": 0.5, "mathqa/chance": 0.2}))
+    other = Curves("c", "pretrain", falling(100, 7.5))
+
+    def width(*runs: Curves) -> int:
+        return colors_in(draw(runs)).shape[1]
+
+    assert width(one, other) == width(one)
+    assert width(one, fine) > width(one)
+    assert width(one, fine) == width(one, other, fine)
+    # Each run has a color of its own: blue, then orange.
+    picture = colors_in(draw([one, other]))
+    for color in ((0x25, 0x63, 0xEB), (0xEA, 0x58, 0x0C)):
+        assert np.isclose(picture, np.array(color) / 255, atol=0.01).all(axis=2).sum() > 100
+
+
+def test_the_picture_is_the_same_each_time() -> None:
+    runs = [Curves("a", "pretrain", falling(100))]
+    assert draw(runs) == draw(runs)
+
+
+def test_the_task_reports_on_named_runs(tmp_path: Path, composed: Callable[..., dict[str, Any]]) -> None:
+    from pretune.run import run
+
+    write_run(tmp_path / "first", falling(50))
+    mapping = composed("smoke", "task=report", "report.runs=[first]", "name=comparison", f"output_dir={tmp_path}")
+    assert run(mapping) == 0
+    assert (tmp_path / "comparison" / "report.html").is_file()
+    with pytest.raises(InputError, match="did you mean 'first'"):
+        run({**mapping, "report": {"runs": ["frist"]}})

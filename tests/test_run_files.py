@@ -1,0 +1,72 @@
+"""Every run file, and every option of every group, composes and validates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from pretune.config import validate
+from pretune.model.config import ModelConfig
+from pretune.run_config import RunConfig
+
+CONFIGS = Path(__file__).parent.parent / "src" / "config"
+RUN_FILES = sorted(path.stem for path in (CONFIGS / "run").glob("*.yaml"))
+OPTIONS = sorted(
+    f"{folder.name}={file.stem}"
+    for folder in CONFIGS.iterdir()
+    if folder.is_dir() and folder.name != "run"
+    for file in folder.glob("*.yaml")
+)
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_run_file_composes_and_is_named_after_its_file(name: str, composed: Callable[..., dict[str, Any]]) -> None:
+    config = validate(RunConfig, composed(name))
+    assert config.name == name
+
+
+@pytest.mark.parametrize("name", RUN_FILES)
+def test_run_file_names_the_schema_for_editors(name: str) -> None:
+    first = (CONFIGS / "run" / f"{name}.yaml").read_text().splitlines()[0]
+    assert first == "# yaml-language-server: $schema=../schema.json"
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_every_option_of_every_group_validates(option: str) -> None:
+    needs = {
+        "model=noam_wide": ["data.tokenizer.vocab_size=1024"],
+        "stage=finetune": ["stage.init_from=somewhere"],
+    }
+    if option.startswith("data="):
+        extra = ["stage=finetune", "stage.init_from=somewhere", "batch.tokens=16384", "model.max_sequence_length=1024"]
+    else:
+        extra = needs.get(option, [])
+    # smoke's own data and model keys belong to the options it picks, so start from the base.
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        config = compose("base", overrides=["name=x", "budget.steps=1", option, *extra])
+    if OmegaConf.is_missing(config.data.source, "files") and config.data.source.kind == "files":
+        config.data.source.files = ["texts/*.jsonl"]
+    mapping = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(mapping, dict)
+    validate(RunConfig, {str(key): value for key, value in mapping.items()})
+
+
+def test_the_baselines_are_the_reference_systems(composed: Callable[..., dict[str, Any]]) -> None:
+    config = validate(RunConfig, composed("slimpajama_3h_baseline"))
+    model, optimizer, schedule = config.model, config.optimizer, config.schedule
+    assert (model.num_layers, model.dim, model.num_heads, model.head_dim, model.mlp_dim) == (10, 1024, 16, 64, 2816)
+    assert (model.padded_vocab_size, model.rope.theta, model.norm.eps) == (50304, 1e4, 1e-5)
+    assert (config.data.sequence_length, config.batch.tokens, config.accumulation) == (512, 131_072, 4)
+    assert optimizer.kind == "adamw"
+    assert (optimizer.lr, optimizer.betas, optimizer.weight_decay, optimizer.clip_norm) == (1e-3, (0.9, 0.95), 0.1, 1.0)
+    assert schedule.kind == "cycle"
+    assert (schedule.warmup, schedule.initial, schedule.final) == (0.3, 1 / 25, 1 / 25 / 1e4)
+    assert (config.budget.steps, config.budget.time) == (10_000, 3 * 3600)
+    tuned = validate(RunConfig, composed("mathqa_1h_baseline"))
+    assert (tuned.optimizer.lr, tuned.schedule.kind, tuned.budget.steps) == (5e-6, "cosine", 4000)
+    assert isinstance(tuned.model, ModelConfig)

@@ -1,0 +1,48 @@
+"""A transformer small enough for a test, in whatever variation the test is about."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pretune.config import validate
+from pretune.model.config import ModelConfig
+from pretune.model.transformer import Transformer
+
+_TINY: dict[str, Any] = {
+    "num_layers": 2,
+    "dim": 32,
+    "num_heads": 4,
+    "num_kv_heads": 4,
+    "head_dim": 8,
+    "mlp_dim": 48,
+    "vocab_size": 61,
+    "vocab_multiple_of": 1,
+    "max_sequence_length": 32,
+    "activation": "swiglu",
+    "norm": {"kind": "rmsnorm", "eps": 1e-5},
+    "qk_norm": False,
+    "bias": {"qkv": False, "attention_output": False, "mlp": False},
+    "tied_embeddings": True,
+    "dropout": 0.0,
+    "softcap": None,
+    "init": {"std": 0.2, "output": "plain"},
+    "rope": {"theta": 1e4, "fraction": 1.0},
+}
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """The tiny shape with other top-level values."""
+    return validate(ModelConfig, _TINY | changes)
+
+
+def tiny_model(seed: int = 0, **changes: Any) -> Transformer:
+    """A tiny transformer with seeded weights, norms and biases included: none of them is left at 0 or 1."""
+    model, generator = Transformer(tiny_config(**changes)), torch.Generator().manual_seed(seed)
+    model.reset_parameters(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
