@@ -122,13 +122,16 @@ def explain(error: Exception, file: Path) -> str:
     text = str(error)
     if override := getattr(error, "override", None):
         return f"cannot read '{override}': {text.splitlines()[0]}; quote values that have brackets, commas or spaces"
+    if (unknown := re.search(r"Could not override '([^']+)'", text)) and unknown[1] in known_keys():
+        cause = " ".join(str(error.__cause__ or "").split())
+        return f"cannot set '{unknown[1]}' over what is there ({cause}); pick its option instead: GROUP=OPTION"
     if unknown := re.search(r"Could not override '([^']+)'", text):
         return f"unknown key '{unknown[1]}'{nearest_key(unknown[1])}"
     if option := re.search(r"Could not find '([\w./]+)/([^'/]+)'", text):
         group, name = option.groups()
         options = sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
         if options:
-            return f"{group} has no option '{name}'{nearest(name, options)} There is: {', '.join(options)}"
+            return f"{group} has no option '{name}'{nearest(name, options) or '.'} There is: {', '.join(options)}"
     if line := getattr(error, "problem_mark", None):
         return f"{line.name}, line {line.line + 1}: {getattr(error, 'problem', 'not valid YAML')}"
     return f"{file.name}: " + " ".join(text.split())
@@ -136,13 +139,18 @@ def explain(error: Exception, file: Path) -> str:
 
 def nearest_key(key: str) -> str:
     """`; did you mean ...?` for a dotted key, by its last word among its siblings first, then by the whole."""
-    from pretune.run_config import RunConfig
-
-    known = list(dict.fromkeys(path for path, _ in field_paths(RunConfig)))
+    known = known_keys()
     parent, _, last = key.rpartition(".")
     siblings = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == parent}
     near = nearest(last, siblings)
     return near.replace("'", f"'{parent}.", 1) if near and parent else near or nearest(key, known)
+
+
+def known_keys() -> list[str]:
+    """Every key that a configuration may have."""
+    from pretune.run_config import RunConfig
+
+    return list(dict.fromkeys(path for path, _ in field_paths(RunConfig)))
 
 
 def run_names() -> list[str]:

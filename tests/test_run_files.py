@@ -17,10 +17,9 @@ from pretune.run_config import RunConfig
 CONFIGS = Path(__file__).parent.parent / "src" / "config"
 RUN_FILES = sorted(path.stem for path in (CONFIGS / "run").glob("*.yaml"))
 OPTIONS = sorted(
-    f"{folder.name}={file.stem}"
-    for folder in CONFIGS.iterdir()
-    if folder.is_dir() and folder.name != "run"
-    for file in folder.glob("*.yaml")
+    f"{file.parent.relative_to(CONFIGS)}={file.stem}"
+    for file in CONFIGS.glob("*/**/*.yaml")
+    if file.parent.name not in ("run", "common")
 )
 
 
@@ -38,22 +37,25 @@ def test_run_file_names_the_schema_for_editors(name: str) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_validates(option: str) -> None:
-    needs = {
-        "model=noam_wide": ["data.tokenizer.vocab_size=1024"],
-        "stage=finetune": ["stage.init_from=somewhere"],
-    }
-    if option.startswith("data="):
-        extra = ["stage=finetune", "stage.init_from=somewhere", "batch.tokens=16384", "model.max_sequence_length=1024"]
-    else:
-        extra = needs.get(option, [])
-    # smoke's own data and model keys belong to the options it picks, so start from the base.
+    extra = ["stage=finetune", "stage.init_from=somewhere", "model.max_sequence_length=1024", "batch.tokens=16384"]
+    if option.startswith("stage="):
+        extra = ["stage.init_from=somewhere"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("base", overrides=["name=x", "budget.steps=1", option, *extra])
-    if OmegaConf.is_missing(config.data.source, "files") and config.data.source.kind == "files":
-        config.data.source.files = ["texts/*.jsonl"]
+    for key in OmegaConf.missing_keys(config):
+        OmegaConf.update(config, key, ["texts/*.jsonl"] if key.endswith("files") else "somewhere")
     mapping = OmegaConf.to_container(config, resolve=True)
     assert isinstance(mapping, dict)
     validate(RunConfig, {str(key): value for key, value in mapping.items()})
+
+
+def test_a_source_can_be_exchanged_from_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:
+    train, held_out = "data/source=files", "data/source@data.validation.source=files"
+    names = ["data.source.files=[a.json]", "data.validation.source.files=[b.json]"]
+    config = validate(RunConfig, composed("mathqa_1h_baseline", train, held_out, *names))
+    assert config.data.source.kind == "files"
+    assert config.data.validation.source is not None
+    assert config.data.validation.source.kind == "files"
 
 
 def test_the_baselines_are_the_reference_systems(composed: Callable[..., dict[str, Any]]) -> None:

@@ -22,6 +22,7 @@ def write_atomic(path: Path, text: str) -> None:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
+        _publish_mode(Path(temporary), 0o666)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -47,10 +48,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync(file)
         _sync(temporary)
-        # mkdtemp folders are private; published ones follow the user's umask.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o777 & ~umask)
+        _publish_mode(temporary, 0o777)
         with contextlib.suppress(FileExistsError):
             if not path.exists():
                 os.rename(temporary, path)
@@ -62,6 +60,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 def fingerprint(value: Any) -> str:
     """Sixteen hex digits that depend on the content of a JSON-like value and not on the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _publish_mode(temporary: Path, mode: int) -> None:
+    """Temporary files and folders are private; published ones follow the user's umask."""
+    umask = os.umask(0)
+    os.umask(umask)
+    temporary.chmod(mode & ~umask)
 
 
 def _sync(path: Path) -> None:

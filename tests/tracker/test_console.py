@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console
 
-from pretune.tracker.console import Screen, duration, open_screen, show
+from pretune.tracker.console import Screen, duration, open_screen, short, show
 
 
 class Clock:
@@ -126,6 +126,14 @@ def test_figures_as_people_read_them() -> None:
     assert show("val/token_accuracy", 0.4371) == "token accuracy 43.7%"
     assert show("mathqa/problems", 480) == "mathqa/problems 480"
     assert show("train/loss", math.nan) == "train/loss nan"
+    assert [short(n) for n in (0, 950, 12345.6, 999_999, 4_180_000, 1.31e9)] == [
+        "0",
+        "950",
+        "12.3k",
+        "1M",
+        "4.18M",
+        "1.31B",
+    ]
     assert [duration(s) for s in (0, 41.6, 252, 7380, 273600)] == ["0s", "42s", "4m12s", "2h03m", "3d04h"]
 
 

@@ -18,7 +18,7 @@ from pretune.run_config import RunConfig
 from pretune.run_folder import find_run, read_config
 from pretune.tasks.report_figure import Curves, draw
 from pretune.tasks.report_page import Section, page
-from pretune.tracker.console import duration
+from pretune.tracker.console import duration, short
 from pretune.tracker.files import read_rows
 
 
@@ -119,9 +119,9 @@ COLUMNS = [
     Column("run", lambda run: run.name),
     Column("stage", lambda run: run.stage),
     Column("complete", lambda run: bool(run.summary), lambda done: "yes" if done else "no"),
-    Column("parameters", lambda run: run.summary.get("parameters"), lambda count: f"{count / 1e6:,.1f}M"),
+    Column("parameters", lambda run: run.summary.get("parameters"), short),
     Column("steps", lambda run: run.last("step"), "{:,}".format),
-    Column("tokens", lambda run: run.last("tokens"), lambda count: f"{count / 1e6:,.2f}M"),
+    Column("tokens", lambda run: run.last("tokens"), short),
     Column("time", lambda run: run.last("seconds"), duration),
     Column("tokens/s", RunRecord.speed, "{:,.0f}".format),
     Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),

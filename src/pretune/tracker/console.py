@@ -46,7 +46,7 @@ class Screen:
             return
         self._drawn = now
         losses = [f"{name} {value:.3f}" for name, value in (("loss", loss), ("val", self._val_loss)) if _known(value)]
-        speed = f"{_short(tokens_per_second)} tok/s" if _known(tokens_per_second) else ""
+        speed = f"{short(tokens_per_second)} tok/s" if _known(tokens_per_second) else ""
         figures = " ".join(filter(None, [f"step {step:,}", *losses, speed, self._left]))
         self._ensure_bar().update(self._task, completed=fraction, figures=figures, refresh=True)
 
@@ -163,8 +163,9 @@ def _known(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
-def _short(value: float) -> str:
+def short(value: float) -> str:
+    """Three digits: `950`, `12.3k`, `4.18M`, `1.31B`."""
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"
