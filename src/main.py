@@ -71,6 +71,9 @@ def compose_and_run(file: Path, rest: list[str]) -> int:
         hydra.main(version_base="1.3", config_path=str(file.parent), config_name=file.stem)(job)()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(explain(error, file)) from None
+    except RecursionError:
+        hint = "a file of your own must not be named like one of Pretune's that it includes (base.yaml)"
+        raise ConfigError(f"{file.name}: its defaults list leads back to itself; {hint}") from None
     return max(codes, default=0)
 
 

@@ -80,6 +80,11 @@ def test_yaml_that_is_not_yaml_names_file_and_line(tmp_path: Path) -> None:
     assert "line" in message
 
 
+def test_a_config_that_includes_itself(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("defaults:\n  - /base\n  - _self_\n")
+    assert "leads back to itself" in refused("--config", tmp_path / "base.yaml")
+
+
 def test_what_a_run_file_leaves_open_is_named(tmp_path: Path) -> None:
     assert "data.source.files" in refused("--config", RUNS / "smoke.yaml", "data=files")
 

@@ -69,11 +69,13 @@ class Window:
         """The row to report after `seconds` of training; a new window begins."""
         assert self.loss_sum is not None, "nothing was trained since the last report"
         self.shown_loss = self.loss_sum.item() / self.scored
-        self.speed = self.tokens / (seconds - self.since)
+        elapsed = seconds - self.since
+        self.speed, scored_speed = self.tokens / elapsed, self.scored / elapsed
         self.since, self.loss_sum, self.scored, self.tokens = seconds, None, 0, 0
         return {
             "train/loss": self.shown_loss,
             "train/lr": lr,
             "train/grad_norm": norm.item(),
             "train/tokens_per_second": self.speed,
+            "train/scored_tokens_per_second": scored_speed,
         }

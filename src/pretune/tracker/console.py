@@ -13,7 +13,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 _REFRESH_SECONDS = 0.2
-_HIDDEN = ("step", "tokens", "seconds", "val/tokens", "mathqa/problems")
+_SAMPLE_WIDTH = 240  # characters; samples.jsonl has the whole text
+_HIDDEN = ("step", "tokens", "seconds", "val/tokens", "mathqa/problems", "train/scored_tokens_per_second")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -64,8 +65,11 @@ class Screen:
         self.message("  ".join(filter(None, [f"step {step:>6,}", *before, *_figures(metrics), *after])))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Show a text that the model wrote, its prompt set apart."""
-        before, after = escape(self._printable(prompt)), escape(self._printable(text))
+        """Show the beginning of a text that the model wrote, on one line, its prompt set apart."""
+        shown = " ".join(text.split())
+        space = " " if text[:1].isspace() else ""
+        after = escape(self._printable(space + shown[:_SAMPLE_WIDTH] + (" ..." if len(shown) > _SAMPLE_WIDTH else "")))
+        before = escape(self._printable(prompt))
         self._print(f"[dim]sample at step {step:,}:[/dim] [bold]{before}[/bold]{after}", markup=True)
 
     def message(self, text: str) -> None:

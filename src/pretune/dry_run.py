@@ -1,0 +1,115 @@
+"""How much memory a computation takes, found without doing it: tensors are fake, they have shapes and no values.
+
+Sizes are those of torch's CPU kernels. CUDA's differ where a kernel needs workspace of its own.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class LiveMemory(TorchDispatchMode):
+    """Counts bytes of all tensors that are alive while it is active: `now`, and the highest since `restart`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def restart(self) -> None:
+        """Look for a new peak from here on."""
+        self.peak = self.now
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self._add(leaf.untyped_storage())
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            size = storage.nbytes()
+            self.now += size
+            self.peak = max(self.peak, self.now)
+            weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.now -= size
+
+
+def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
+    """Bytes that autograd keeps for the backward pass of `loss`, parameters left out and shared memory counted once."""
+    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
+    saved: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            saved[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        graph = loss()
+    total = sum(storage.nbytes() for storage in saved.values())
+    del graph
+    return total
+
+
+def saved_compiled(loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor]) -> int:
+    """The same for a loss of parameters and buffers once it is compiled: what the partitioner of torch.compile decides
+    to keep rather than to compute again. Nothing is generated or run."""
+    from functorch.compile import (
+        aot_function,
+        make_boxed_func,  # pyright: ignore[reportPrivateImportUsage]
+        min_cut_rematerialization_partition,
+    )
+    from torch._inductor.decomposition import select_decomp_table
+
+    kept: list[int] = []
+
+    def partition(joint: GraphModule, inputs: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
+        forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+        outputs = forward.graph.output_node().args[0]
+        assert isinstance(outputs, tuple | list)
+        kept.append(_bytes_of(outputs[options["num_fwd_outputs"] :]))
+        return forward, backward
+
+    def as_is(gm: GraphModule, example_inputs: Any) -> Any:
+        return make_boxed_func(gm.forward)
+
+    compiled = aot_function(
+        loss, fw_compiler=as_is, bw_compiler=as_is, partition_fn=partition, decompositions=select_decomp_table()
+    )
+    compiled(dict(tensors))
+    return kept[0]
+
+
+def _bytes_of(nodes: Any) -> int:
+    sizes: dict[Node, int] = {}
+    for node in nodes:
+        base = _base(node)
+        value = base.meta.get("val") if isinstance(base, Node) else None
+        if isinstance(value, Tensor) and base.op != "placeholder":
+            sizes[base] = value.untyped_storage().nbytes()
+    return sum(sizes.values())
+
+
+def _base(node: Any) -> Any:
+    """What a view is a view of: both share their memory."""
+    while isinstance(node, Node):
+        source = node.args[0] if node.target is operator.getitem else node  # one of several views of the same
+        if not (isinstance(source, Node) and getattr(source.target, "is_view", False)):
+            break
+        node = source.args[0]
+    return node

@@ -1,0 +1,161 @@
+"""The memory that training a run takes, part by part, found on fake tensors before anything is allocated.
+
+Run eagerly, a step is rehearsed as it is and its peak is read off. Compiled, what is kept for the backward pass comes
+from torch's own partitioner, on one and on two layers (further layers cost what the second did), and the peak is put
+together from it by `_compiled_peak`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pretune.batch import Batch
+from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
+from pretune.model.config import GATED
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import language_modeling
+from pretune.optim.optimizers import build_optimizer
+from pretune.precision import autocast
+from pretune.run_config import RunConfig
+
+CPU = torch.device("cpu")
+
+
+class Footprint:
+    """Bytes of a run's training step, for any micro-batch."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._rehearsed: dict[int, int] = {}
+        self._saved: dict[int, int] = {}
+        with FakeTensorMode(), LiveMemory() as live:
+            model = Transformer(config.model)
+            self.weights = live.now
+            optimizer = build_optimizer(config.optimizer, model)
+            for parameter in model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+            before = live.now
+            self.gradients = before - self.weights
+            live.restart()
+            optimizer.step()
+            self.optimizer = live.now - before
+            self._step_peak = live.peak
+
+    def saved(self, rows: int) -> int:
+        """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
+        if rows not in self._saved:
+            one, two = (_saved(self.config, layers, rows) for layers in (1, 2))
+            self._saved[rows] = one + (self.config.model.num_layers - 1) * (two - one)
+        return self._saved[rows]
+
+    @property
+    def constant(self) -> int:
+        """What is there all the time from the second micro-batch on: weights, gradients and optimizer state."""
+        return self.weights + self.gradients + self.optimizer
+
+    def peak(self, rows: int) -> int:
+        """The most that is alive at any moment of a step with micro-batches of `rows`."""
+        if self.config.precision.compile:
+            passes = self.constant + _compiled_peak(self.config, self.saved(rows), self.gradients, rows)
+        else:
+            passes = self.optimizer + self._rehearse(rows)
+        return max(passes, self._step_peak)
+
+    def parts(self, rows: int) -> dict[str, int]:
+        """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
+        parts = {
+            "weights": self.weights,
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.saved(rows),
+        }
+        return {**parts, "logits and work space": max(self.peak(rows) - sum(parts.values()), 0)}
+
+    def largest(self, limit: int, num_rows: int, look: int = 8) -> int | None:
+        """The largest micro-batch that divides `num_rows` and stays within `limit` bytes; None where one row does not.
+
+        The peak is nearly linear in rows: a look at `look` of them says which others are worth one.
+        """
+        options = [rows for rows in range(1, num_rows + 1) if num_rows % rows == 0]
+        look = min(look, num_rows)
+        per_row = (self.peak(look) - self.constant) / look
+
+        def fits(rows: int) -> bool:
+            expected = self.constant + rows * per_row
+            clear = rows > 1 and not limit / 1.3 < expected < limit * 1.3
+            return expected < limit if clear else self.peak(rows) <= limit
+
+        return next((rows for rows in reversed(options) if fits(rows)), None)
+
+    def _rehearse(self, rows: int) -> int:
+        """Peak of weights, gradients, activations and temporaries over the second micro-batch of an eager step."""
+        if rows not in self._rehearsed:
+            with FakeTensorMode(), LiveMemory() as live:
+                rehearsal = _Rehearsal(self.config, Transformer(self.config.model))
+                batch = rehearsal.batch(rows)
+                for _ in range(2):
+                    live.restart()
+                    rehearsal(batch).backward()
+                self._rehearsed[rows] = live.peak
+        return self._rehearsed[rows]
+
+
+class _Rehearsal(nn.Module):
+    """The loss of a run, in its precision, for batches without content."""
+
+    def __init__(self, config: RunConfig, model: Transformer) -> None:
+        super().__init__()
+        self.config, self.model = config, model.train()
+
+    def batch(self, rows: int) -> dict[str, Tensor | None]:
+        shape = (rows, self.config.data.sequence_length)
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        isolated = self.config.data.packing.isolate
+        return {"tokens": tokens, "documents": torch.zeros(shape, dtype=torch.int32) if isolated else None}
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        tokens = batch["tokens"]
+        with autocast(self.config.precision, CPU):
+            chunk = self.config.stage.objective.chunk_tokens
+            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), chunk)
+
+
+def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
+    model = config.model.model_copy(update={"num_layers": num_layers})
+    with FakeTensorMode():
+        rehearsal = _Rehearsal(config, Transformer(model))
+        batch = rehearsal.batch(rows)
+        if not config.precision.compile:
+            return saved_eagerly(lambda: rehearsal(batch), rehearsal)
+        own = {**dict(rehearsal.named_parameters()), **dict(rehearsal.named_buffers())}
+        tensors = {name: tensor for name, tensor in batch.items() if tensor is not None}
+
+        def loss(given: Any) -> Tensor:
+            inputs = {name: given.get(name) for name in batch}
+            result = torch.func.functional_call(rehearsal, {name: given[name] for name in own}, (inputs,))
+            assert isinstance(result, Tensor)
+            return result
+
+        return saved_compiled(loss, {**own, **tensors})
+
+
+def _compiled_peak(config: RunConfig, saved: int, gradients: int, rows: int) -> int:
+    """The most that the passes of a compiled micro-batch hold beside weights, gradients and optimizer state.
+
+    Memory is scarcest at one of three moments: in the last chunk of the loss (logits, which their gradient
+    overwrites, and a product about to be added to the head's gradient, on top of everything saved), at the start of the
+    backward pass (gradients of the widest feed-forward activation and of the residual stream), or at its end, when the
+    gradients of this micro-batch wait to be added to those of the ones before.
+    """
+    model, itemsize = config.model, 2 if config.precision.compute == "bfloat16" else 4
+    tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
+    chunk = min(tokens, config.stage.objective.chunk_tokens)
+    loss = itemsize * rows_of_head * (chunk + model.dim)
+    widest = model.mlp_dim * (2 if model.activation in GATED else 1)
+    start = tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim
+    copies = gradients // 2 if itemsize == 2 else 0  # weights cast for the matrix products
+    return max(saved + max(loss, start), copies + gradients)

@@ -1,0 +1,214 @@
+"""What a device can do: arithmetic, memory and bandwidth, from a table where it is known, measured where not."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pretune.config import ConfigError, nearest
+
+if TYPE_CHECKING:
+    import torch
+
+Compute = Literal["float32", "bfloat16"]
+
+GIB = 2**30
+RUNTIME_BYTES = 640 * 2**20
+"""What CUDA takes of a GPU before the first tensor (context, kernels, cuBLAS workspaces): half a GiB or a little more
+on recent drivers. A rule of thumb, not a measurement."""
+
+_MEASURE_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Device:
+    """peak_flops: dense matrix products in bfloat16, FLOP/s (in float16 where the device has no bfloat16; in the type
+    asked for where measured). memory: bytes that a process may use. bandwidth: bytes/s between memory and chip.
+    reported: names that `torch.cuda.get_device_name` gives it. source: where the figures are from."""
+
+    name: str
+    peak_flops: float
+    memory: int
+    bandwidth: float
+    reported: tuple[str, ...]
+    source: str
+    has_bfloat16: bool = True
+
+
+def _gpu(
+    name: str, tflops: float, gib: float, gb_per_second: float, reported: str, source: str, bf16: bool = True
+) -> Device:
+    names = tuple(part.strip() for part in reported.split("|"))
+    return Device(name, tflops * 1e12, int(gib * GIB), gb_per_second * 1e9, names, source, bf16)
+
+
+# Peaks are dense: where a datasheet gives the rate with 2:4 sparsity, half of it. GeForce peaks are those with float32
+# accumulation, which is what a bfloat16 matrix product in torch does. Memory is what CUDA reports as total (the figure
+# in torch's out-of-memory messages), a little less than the name says; boards differ by about 0.3 GiB.
+DEVICES: tuple[Device, ...] = (
+    _gpu(
+        "a100-40gb",
+        312,
+        39.4,
+        1555,
+        "NVIDIA A100-SXM4-40GB | NVIDIA A100-PCIE-40GB | A100-SXM4-40GB | A100-PCIE-40GB",
+        "NVIDIA A100 datasheet",
+    ),
+    _gpu("a100-80gb", 312, 79.1, 2039, "NVIDIA A100-SXM4-80GB | A100-SXM4-80GB", "NVIDIA A100 datasheet, SXM"),
+    _gpu("a100-80gb-pcie", 312, 79.1, 1935, "NVIDIA A100 80GB PCIe", "NVIDIA A100 datasheet, PCIe"),
+    _gpu("h100", 989.4, 79.1, 3350, "NVIDIA H100 80GB HBM3", "NVIDIA H100 datasheet, SXM5"),
+    _gpu("h100-pcie", 756, 79.1, 2000, "NVIDIA H100 PCIe", "NVIDIA H100 datasheet, PCIe"),
+    _gpu("h100-nvl", 835.5, 93.0, 3900, "NVIDIA H100 NVL", "NVIDIA H100 datasheet, NVL"),
+    _gpu("h200", 989.4, 139.7, 4800, "NVIDIA H200", "NVIDIA H200 datasheet, SXM"),
+    _gpu("h200-nvl", 835.5, 139.7, 4800, "NVIDIA H200 NVL", "NVIDIA H200 datasheet, NVL"),
+    _gpu("b200", 2250, 178.3, 8000, "NVIDIA B200", "NVIDIA HGX B200 datasheet"),
+    _gpu("l40s", 362.05, 44.4, 864, "NVIDIA L40S", "NVIDIA L40S datasheet"),
+    _gpu("l40", 181.05, 44.4, 864, "NVIDIA L40", "NVIDIA L40 datasheet"),
+    _gpu("l4", 121, 22.0, 300, "NVIDIA L4", "NVIDIA L4 datasheet (242 with sparsity)"),
+    _gpu("a10", 125, 22.0, 600, "NVIDIA A10", "NVIDIA A10 datasheet"),
+    _gpu("a40", 149.7, 44.4, 696, "NVIDIA A40", "NVIDIA A40 datasheet"),
+    _gpu("rtx-a6000", 154.8, 47.4, 768, "NVIDIA RTX A6000", "NVIDIA RTX A6000 datasheet (309.7 with sparsity)"),
+    _gpu("rtx-3090", 71, 23.6, 936, "NVIDIA GeForce RTX 3090", "NVIDIA Ampere GA102 whitepaper, table 9"),
+    _gpu("rtx-4090", 165.2, 23.6, 1008, "NVIDIA GeForce RTX 4090", "NVIDIA Ada whitepaper, appendix A"),
+    _gpu("rtx-5090", 209.5, 31.3, 1792, "NVIDIA GeForce RTX 5090", "NVIDIA RTX Blackwell whitepaper, appendix A"),
+    _gpu("t4", 65, 14.6, 320, "Tesla T4", "NVIDIA T4 datasheet (float16)", bf16=False),
+    _gpu("v100-16gb", 125, 15.7, 900, "Tesla V100-SXM2-16GB", "NVIDIA V100 datasheet, SXM2 (float16)", bf16=False),
+    _gpu("v100-32gb", 125, 31.7, 900, "Tesla V100-SXM2-32GB", "NVIDIA V100 datasheet, SXM2 (float16)", bf16=False),
+    _gpu("v100-pcie-16gb", 112, 15.7, 900, "Tesla V100-PCIE-16GB", "NVIDIA V100 datasheet, PCIe (float16)", bf16=False),
+)
+ALIASES = {"a100": "a100-40gb", "v100": "v100-16gb", "h100-sxm": "h100", "3090": "rtx-3090", "4090": "rtx-4090"}
+
+
+def named(name: str) -> Device:
+    """The device of that name in the table; ConfigError, with the nearest, where it has none."""
+    wanted = "-".join(name.lower().replace("_", "-").split())
+    wanted = ALIASES.get(wanted, wanted)
+    known = {device.name: device for device in DEVICES}
+    by_report = {reported.lower(): device for device in DEVICES for reported in device.reported}
+    found = known.get(wanted) or by_report.get(name.strip().lower())
+    if found is None:
+        raise ConfigError(
+            f"unknown device '{name}'{nearest(wanted, known)}; known are {', '.join(known)}; null takes the one at hand"
+        )
+    return found
+
+
+def by_reported_name(reported: str) -> Device | None:
+    """The device that torch calls `reported`, or None. Only whole names count: a laptop's 4090 is not a 4090."""
+    return next((device for device in DEVICES if reported in device.reported), None)
+
+
+def at_hand(device: torch.device, compute: Compute) -> Device:
+    """The device that is here: from the table where it is known, else measured (about a second)."""
+    import torch
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    known = by_reported_name(name) if compute == "bfloat16" else None
+    memory = total_memory(device)
+    if known is not None:
+        return dataclasses.replace(known, memory=memory)
+    peak, bandwidth = measure_matmul(device, compute), measure_bandwidth(device)
+    return Device(name, peak, memory, bandwidth, (name,), f"measured: {compute} matrix product and copy")
+
+
+def peak_flops(device: torch.device, compute: Compute) -> float:
+    """What `train/mfu` is a share of, FLOP/s: the table's dense peak, or a measured matrix product where the device is
+    not in it or computes in float32. Measuring takes about a second: ask once and keep the answer."""
+    import torch
+
+    known = by_reported_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if known is not None and compute == "bfloat16":
+        return known.peak_flops
+    return measure_matmul(device, compute)
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a process can have of the device at most; on a CPU what is available now."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+        case "mps":
+            return torch.mps.recommended_max_memory()
+        case _:
+            return available_host_memory(Path("/"))
+
+
+def available_host_memory(root: Path) -> int:
+    """Bytes of host memory that this process can still get without swapping; within its control group's limit.
+
+    `root` is where proc/ and sys/ are; where there are none (macOS), all physical memory.
+    """
+    found = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = (_read(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
+        # File cache counts as used here although the kernel gives it up on demand.
+        cache = dict(line.split() for line in _read(root / "sys/fs/cgroup/memory.stat").splitlines())
+        found.append(int(limit) - int(used) + int(cache.get("inactive_file", 0)))
+    return max(min(found), 0) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def usable(memory: int, kind: str) -> int:
+    """Bytes of `memory` that tensors can have: without CUDA's own share, and with 5% for what allocation wastes."""
+    return int((memory - (0 if kind == "cpu" else RUNTIME_BYTES)) * 0.95)
+
+
+def measure_matmul(device: torch.device, compute: Compute) -> float:
+    """FLOP/s of the fastest square matrix product found in half a second or so, sizes doubling."""
+    import torch
+
+    dtype = torch.bfloat16 if compute == "bfloat16" else torch.float32
+    # A generator of its own: a run's dropout must not depend on how much was measured. Random, for zeros are faster.
+    generator = torch.Generator(device).manual_seed(0)
+    best, started, size = 0.0, time.perf_counter(), 256
+    while size <= 8192:
+        a = torch.randn(size, size, device=device, generator=generator).to(dtype)
+        best = max(best, 2 * size**3 / _fastest(lambda a=a: a @ a, device, _MEASURE_SECONDS / 8))
+        size *= 2
+        # Stop before a size of which two products, at the best rate so far, would not fit into the time that is left.
+        if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
+            break
+    return best
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes/s of a copy within the device's memory, reading and writing counted."""
+    import torch
+
+    source = torch.ones(2**25, device=device)  # 128 MiB: larger than any cache
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device, 0.15)
+
+
+def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest of a few calls, after one to warm up, in about that much time."""
+    import torch
+
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - started
+
+    once()
+    started, best = time.perf_counter(), once()
+    while time.perf_counter() - started < seconds:
+        best = min(best, once())
+    return best
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""

@@ -1,0 +1,66 @@
+"""What a transformer costs: parameters by part, and floating-point operations per token.
+
+L layers, H query heads, K head width, T tokens of a row, N parameters of matrices.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import nn
+
+from pretune.model.config import ModelConfig
+from pretune.model.transformer import Transformer
+
+
+def skeleton(config: ModelConfig) -> Transformer:
+    """The model without memory: names and shapes of everything, values of nothing."""
+    with torch.device("meta"):
+        return Transformer(config)
+
+
+def parameters_by_part(model: Transformer) -> dict[str, int]:
+    """How many parameters are in embedding, attention, mlp, head, and norms and scalars; parts without any are left
+    out, and tied tables are counted once, as embedding."""
+    parts: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        owners = {"attention", "mlp", "embedding", "head"}.intersection(name.split("."))
+        part = min(owners) if owners and parameter.ndim > 1 else "norms and scalars"
+        parts[part] += parameter.numel()
+    return dict(parts)
+
+
+def matrix_parameters(model: Transformer) -> tuple[int, int]:
+    """Parameters that every token is multiplied with, and how many of these are trained.
+
+    The head is one of them, tied or not; a table that is only looked up is not.
+    """
+    weights = [module.weight for module in model.layers.modules() if isinstance(module, nn.Linear)]
+    weights.append(model.head_weight)  # type: ignore[arg-type]
+    return sum(one.numel() for one in weights), sum(one.numel() for one in weights if one.requires_grad)
+
+
+def forward_flops(model: Transformer, sequence_length: int) -> float:
+    """Operations of a forward pass, head included, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
+    config, (matrices, _) = model.config, matrix_parameters(model)
+    return 2 * matrices + 4 * config.num_layers * config.num_heads * config.head_dim * sequence_length
+
+
+def training_flops(model: Transformer, sequence_length: int) -> float:
+    """Operations of a training step per token: 6 N + 12 L H K T (PaLM, arXiv:2204.02311, appendix B).
+
+    A multiplication and an addition are two. 2 N of the 6 N are the forward pass, 2 N the gradient of inputs and 2 N
+    that of weights, which frozen ones (adapters) do not need. Attention is counted as if every token saw the whole row:
+    that is the convention (PaLM, nanoGPT, llm.c), although a causal kernel needs half of it. Looking up embeddings,
+    norms, activations, softmax and the update are not counted, nor is anything that is computed twice.
+    """
+    matrices, trained = matrix_parameters(model)
+    config = model.config
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * sequence_length
+    return 4 * matrices + 2 * trained + attention
+
+
+def cache_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
+    """Bytes of keys and values that decoding keeps of each token."""
+    return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize

@@ -1,0 +1,20 @@
+"""What a run will take and bring, from its configuration alone: no data is read and nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pretune.files import write_json
+from pretune.run_config import RunConfig
+from pretune.tasks.plan_estimate import make_plan
+from pretune.tasks.plan_table import show
+
+
+def plan(config: RunConfig) -> int:
+    """task=plan: print the plan, and write it as JSON where plan.file says."""
+    made = make_plan(config)
+    show(made)
+    if config.plan.file is not None:
+        write_json(Path(config.plan.file), made.as_json())
+        print(f"written to {config.plan.file}")
+    return 0

@@ -1,0 +1,131 @@
+"""What a run will take and bring, estimated from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pretune import hardware
+from pretune.assembly import pick_device
+from pretune.footprint import Footprint
+from pretune.hardware import Device
+from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
+from pretune.run_config import RunConfig
+from pretune.tasks.plan_family import Biggest, search
+from pretune.tasks.plan_loss import fitted_loss, scaled_loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds. Everything but the parameters is an estimate."""
+
+    name: str
+    device: Device
+    mfu: float
+    parameters: dict[str, int]
+    flops_per_token: float
+    memory: dict[str, int]
+    """By part, with micro-batches of `micro_batch` rows."""
+    usable_memory: int
+    micro_batch: int
+    largest_micro_batch: int | None
+    """The largest that divides the rows of a step and fits; None where not even one row does."""
+    cache_bytes_per_token: int
+    tokens_per_second: float
+    tokens: int
+    steps: int
+    seconds: float
+    limit: str
+    """Which part of the budget ends the run."""
+    tokens_per_parameter: float
+    compute_optimal_ratio: float
+    fitted_loss: float | None
+    """Nats per token; None for a fine-tuning, and for so few tokens that the fit does not hold."""
+    scaled_loss: float | None
+    biggest: list[Biggest]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON-like values, models in full."""
+        plain = {**self.__dict__, "device": asdict(self.device)}
+        plain["biggest"] = [
+            {**one.__dict__, "model": one.model and one.model.model_dump(mode="json")} for one in self.biggest
+        ]
+        return plain
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """The plan of a run on the device that plan.device names, or on the one that is at hand."""
+    device, kind = planned_device(config)
+    model, footprint = skeleton(config.model), Footprint(config)
+    parameters = parameters_by_part(model)
+    count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
+    speed = config.plan.mfu * device.peak_flops / flops
+    tokens, limit = _tokens(config, speed)
+    rows, usable = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
+    if config.batch.micro_batch == "auto":
+        largest = footprint.largest(usable, rows)
+        micro_batch = largest or 1
+    else:
+        micro_batch = config.batch.micro_batch
+        largest = footprint.largest(usable, rows, look=micro_batch)
+    fresh = config.stage.init_from is None
+    fitted = fitted_loss(count, tokens, config.model.vocab_size) if fresh else None
+    return Plan(
+        name=config.name,
+        device=device,
+        mfu=config.plan.mfu,
+        parameters=parameters,
+        flops_per_token=flops,
+        memory=footprint.parts(micro_batch),
+        usable_memory=usable,
+        micro_batch=micro_batch,
+        largest_micro_batch=largest,
+        cache_bytes_per_token=cache_bytes_per_token(config.model, 2),
+        tokens_per_second=speed,
+        tokens=tokens,
+        steps=tokens // config.batch.tokens,
+        seconds=tokens / speed,
+        limit=limit,
+        tokens_per_parameter=tokens / count,
+        compute_optimal_ratio=config.plan.tokens_per_parameter,
+        fitted_loss=fitted,
+        scaled_loss=None if fitted is None else scaled_loss(fitted),
+        biggest=search(config, device, kind, config.budget.time or tokens / speed),
+        notes=_notes(config, device, largest, micro_batch),
+    )
+
+
+def planned_device(config: RunConfig) -> tuple[Device, str]:
+    """The device to plan for, and its kind: cuda, mps or cpu."""
+    if config.plan.device is not None:
+        return hardware.named(config.plan.device), "cuda"
+    here = pick_device(config.device)
+    return hardware.at_hand(here, config.precision.compute), here.type
+
+
+def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
+    """Tokens of whole steps until the first limit of the budget, and which one that is."""
+    budget, step = config.budget, config.batch.tokens
+    steps: dict[str, int] = {}
+    if budget.steps is not None:
+        steps["steps"] = budget.steps
+    if budget.tokens is not None:
+        steps["tokens"] = -(-budget.tokens // step)
+    if budget.time is not None:
+        steps["time"] = max(round(budget.time * speed / step), 1)
+    limit = min(steps, key=lambda name: steps[name])
+    return steps[limit] * step, limit
+
+
+def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: int) -> list[str]:
+    notes = []
+    if largest is None:
+        notes.append(f"not even one row of {config.data.sequence_length} tokens fits into {device.name}")
+    elif micro_batch > largest:
+        notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
+    if config.precision.compute == "bfloat16" and not device.has_bfloat16:
+        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16 and bf16 will be slower")
+    if config.precision.compute == "float32" and config.plan.device is not None:
+        notes.append(f"{device.name} is planned with its 16-bit peak; precision=fp32 is several times slower")
+    return notes

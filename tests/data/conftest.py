@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pretune.config import validate
+from pretune.model.config import ModelConfig
+from pretune.model.transformer import Transformer
+
+
+@pytest.fixture
+def tiny_model() -> Transformer:
+    """A model over bytes, in evaluation mode."""
+    section = {
+        "num_layers": 2, "dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64,
+        "vocab_size": 257, "vocab_multiple_of": 1, "max_sequence_length": 256, "activation": "swiglu",
+        "norm": {"kind": "rmsnorm", "eps": 1e-5}, "qk_norm": False,
+        "bias": {"qkv": False, "attention_output": False, "mlp": False}, "tied_embeddings": True, "dropout": 0.0,
+        "softcap": None, "init": {"std": 0.5, "output": "plain"}, "rope": {"theta": 10000.0, "fraction": 1.0},
+    }  # fmt: skip
+    model = Transformer(validate(ModelConfig, section))
+    model.reset_parameters(torch.Generator().manual_seed(1))
+    return model.eval()

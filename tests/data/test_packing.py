@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines, write_texts
+
+from pretune.batch import IGNORE
+from pretune.config import InputError
+from pretune.data.config import FileTokenizer
+from pretune.data.loader import Loader
+from pretune.data.packing import best_fit, make_plan
+from pretune.data.shards import prepare
+from pretune.data.tokenizer import load_tokenizer
+from pretune.data.tokens import TokenData
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import score_tokens
+
+PACKINGS = [
+    {"mode": mode, "too_long": too_long, "isolate": isolate}
+    for mode in ("stream", "documents", "none")
+    for too_long in ("cut", "split", "drop")
+    for isolate in (True, False)
+]
+
+
+def scored_transitions(data: TokenData, length: int, packing: dict[str, Any]) -> list[tuple[int, int]]:
+    """Every (input, target) that should be scored, from the documents alone."""
+    ends = data.document_ends
+    tokens, flags = data.read(0, data.num_tokens)
+    flags = np.ones(len(tokens), dtype=bool) if flags is None else flags
+    pairs = []
+    for begin, end in zip([0, *ends[:-1]], ends, strict=True):
+        stop = int(end)
+        if packing["mode"] != "stream" and stop - begin > length:
+            if packing["too_long"] == "drop":
+                continue
+            if packing["too_long"] == "cut":
+                stop = int(begin) + length + 1
+        pairs += [(int(tokens[at]), int(tokens[at + 1])) for at in range(int(begin), stop - 1) if flags[at + 1]]
+    if packing["mode"] == "stream" and not packing["isolate"]:
+        pairs += [(int(tokens[end - 1]), int(tokens[end])) for end in ends[:-1] if flags[end]]
+    return sorted(pairs)
+
+
+@given(
+    st.lists(st.text("ab \n", min_size=1, max_size=40), min_size=8, max_size=25, unique=True),
+    st.integers(2, 24),
+    st.sampled_from(PACKINGS),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_every_transition_is_scored_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], length: int, packing: dict[str, Any]
+) -> None:
+    """Whatever the packing: each scored token is predicted once, EOS included, and nothing else is."""
+    folder = tmp_path_factory.mktemp("data")
+    changes = {"sequence_length": length, "packing": packing, "validation": {"fraction": 0.01, "seed": 0}}
+    config = data_config(source=files(write_texts(folder, texts)), **changes)
+    own = {"source": files(write_texts(folder, ["held out"], "validation.jsonl")), "fraction": None, "seed": 0}
+    config = data_config(source=config.source.model_dump(mode="json"), **(changes | {"validation": own}))
+    data = prepare(config, byte_tokenizer(), folder).train
+    expected = scored_transitions(data, length, packing)
+    if not expected and packing["too_long"] == "drop":
+        return
+    found = []
+    for batch in Loader(data, config, seed=0).batches(3):
+        assert batch.inputs.shape == batch.targets.shape == (3, length)
+        keep = batch.targets != IGNORE
+        found += list(zip(batch.inputs[keep].tolist(), batch.targets[keep].tolist(), strict=True))
+        if batch.document_ids is not None:
+            assert batch.document_ids.shape == batch.inputs.shape
+            # Within a row, a document is one stretch: ids never go back.
+            assert (batch.document_ids.diff(dim=1) >= 0).all()
+    assert sorted(found) == expected
+
+
+def test_packed_is_unpacked(tmp_path: Path, tiny_model: Transformer) -> None:
+    """The same loss for every token, whichever neighbours a document is packed with."""
+    losses = {}
+    for mode in ("documents", "none"):
+        packing = {"mode": mode, "too_long": "drop", "isolate": True}
+        config = data_config(format=MATHQA, packing=packing, sequence_length=192)
+        data = prepare(config, byte_tokenizer(), tmp_path).train
+        total, count = 0.0, 0
+        for batch in Loader(data, config, seed=0).batches(8):
+            total += score_tokens(tiny_model, batch, 4096).nll.double().sum().item()
+            count += batch.num_scored()
+        losses[mode] = (total, count)
+    assert losses["documents"][1] == losses["none"][1]
+    assert losses["documents"][0] == pytest.approx(losses["none"][0], rel=1e-5)
+
+
+def test_padding_is_never_scored_and_its_content_does_not_matter(tmp_path: Path, tiny_model: Transformer) -> None:
+    packing = {"mode": "none", "too_long": "drop", "isolate": True}
+    config = data_config(format=MATHQA, packing=packing, sequence_length=192)
+    batch = next(Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=0).batches(4))
+    assert batch.document_ids is not None
+    padding = batch.document_ids == 1
+    assert padding.any()
+    assert (batch.targets[padding] == IGNORE).all()
+    before = score_tokens(tiny_model, batch, 4096).nll
+    batch.inputs[padding] = 7
+    assert torch.equal(before, score_tokens(tiny_model, batch, 4096).nll)
+
+
+@given(st.lists(st.integers(1, 32), min_size=1, max_size=300))
+def test_best_fit_overfills_no_row_and_beats_first_come(lengths: list[int]) -> None:
+    sizes = np.array(lengths)
+    rows = best_fit(sizes, 32)
+    fill = np.bincount(rows, weights=sizes)
+    assert fill.max() <= 32
+    assert (fill > 0).all()
+    # Best fit decreasing needs at most 11/9 of the optimum plus one row (Johnson 1973); the optimum is at least the sum.
+    assert len(fill) <= max(11 / 9 * np.ceil(sizes.sum() / 32) + 1, 2 * sizes.sum() / 32 + 1)
+
+
+def test_a_million_documents_are_packed_without_a_loop_over_them() -> None:
+    lengths = np.random.default_rng(1).integers(20, 160, size=1_000_000)
+    plan = make_plan(np.cumsum(lengths), 512, "documents", "drop")
+    assert plan.report["padding"] < 0.01 * lengths.sum()
+
+
+@pytest.mark.parametrize(("too_long", "word"), [("cut", "cut"), ("split", "split"), ("drop", "dropped")])
+def test_what_is_too_long_is_counted(too_long: Any, word: str) -> None:
+    plan = make_plan(np.cumsum([5, 40, 16, 17, 33]), 16, "documents", too_long)
+    assert plan.report[word] == 3
+    if too_long == "drop":
+        assert sorted(plan.lengths.tolist()) == [5, 16]
+    if too_long == "cut":
+        assert sorted(plan.lengths.tolist()) == [5, 16, 16, 16, 16]
+    if too_long == "split":
+        # 17 = 16 inputs and a last target; 33 = 16 + 16 inputs and a last target.
+        assert sorted(plan.lengths.tolist()) == [5, 8, 16, 16, 16, 16, 16, 16]
+
+
+def test_mathqa_wastes_hardly_anything(shared_data: Path, tmp_path: Path) -> None:
+    packing = {"mode": "documents", "too_long": "drop", "isolate": True}
+    source = files(shared_data / "mathqa" / "train.json")
+    config = data_config(source=source, format=MATHQA, packing=packing, sequence_length=512)
+    path = str(shared_data / "tokenizers" / "gpt2" / "tokenizer.json")
+    tokenizer = load_tokenizer(FileTokenizer(kind="file", path=path, eos="<|endoftext|>"), config, tmp_path)
+    loader = Loader(prepare(config, tokenizer, tmp_path).train, config, seed=1)
+    assert loader.report["padding"] < 0.02 * loader.num_rows * 512
+
+
+def test_a_data_set_without_a_row_is_an_error(tmp_path: Path) -> None:
+    records = [{"text": "far too long for a row of eight tokens"}] * 10
+    packing = {"mode": "documents", "too_long": "drop", "isolate": True}
+    config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), packing=packing, sequence_length=8)
+    with pytest.raises(InputError, match="has not one row of 8 tokens"):
+        Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=1)

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_data import MATHQA, byte_tokenizer, data_config, files, write_texts
+
+from pretune.config import ConfigError, InputError
+from pretune.data import shards
+from pretune.data.formats import documents
+from pretune.data.shards import prepare
+from pretune.data.tokens import TokenData
+
+ROOT = Path(__file__).parents[2]
+
+
+def texts(count: int) -> list[str]:
+    return [f"document {number} " + "ab c" * (number % 7) + "é" for number in range(count)]
+
+
+def content(data: TokenData) -> list[tuple[list[int], list[bool]]]:
+    """Each document as ids and flags."""
+    begins = [0, *data.document_ends[:-1]]
+    found = []
+    for begin, end in zip(begins, data.document_ends, strict=True):
+        tokens, scored = data.read(int(begin), int(end))
+        found.append((tokens.tolist(), [True] * len(tokens) if scored is None else scored.tolist()))
+    return found
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+def test_documents_end_with_eos_and_keep_what_is_scored(tmp_path: Path) -> None:
+    config, tokenizer = data_config(format=MATHQA), byte_tokenizer()
+    prepared = prepare(config, tokenizer, tmp_path)
+    for side, data in (("train", prepared.train), ("validation", prepared.validation)):
+        expected = []
+        for segments in documents(config, side):
+            ids, flags = [], []
+            for segment in segments:
+                new = tokenizer.encode(segment.text)
+                ids += new
+                flags += [segment.scored] * len(new)
+            expected.append(([*ids, tokenizer.eos_id], [*flags, True]))
+        assert content(data) == expected
+        assert data.num_documents == len(expected)
+        assert data.num_scored == sum(sum(flags) for _, flags in expected)
+
+
+def test_many_shards_read_like_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = files(write_texts(tmp_path, texts(400)))
+    config, tokenizer = data_config(source=source), byte_tokenizer()
+    whole = prepare(config, tokenizer, tmp_path / "one").train
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1500)
+    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 400)
+    cut = prepare(config, tokenizer, tmp_path / "many").train
+    assert len(list(cut.folder.glob("shard-*"))) > 3
+    assert cut.num_tokens == whole.num_tokens
+    assert np.array_equal(cut.document_ends, whole.document_ends)
+    for start in range(0, whole.num_tokens - 700, 333):
+        assert np.array_equal(cut.read(start, start + 700)[0], whole.read(start, start + 700)[0])
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path[:0] = [{src!r}, {tests!r}]
+from small_data import byte_tokenizer, data_config, files
+from pretune.data import shards
+shards.SHARD_TOKENS, shards.CHUNK_CHARACTERS = 1500, 400
+publish = shards.Job._write_shard
+def slowly(*arguments):
+    done = publish(*arguments)
+    print("shard", flush=True)
+    import time; time.sleep({pause})
+    return done
+shards.Job._write_shard = slowly
+shards.prepare(data_config(source=files({source!r})), byte_tokenizer(), Path({cache!r}))
+"""
+
+
+def test_killed_and_continued_is_byte_for_byte_the_uninterrupted_one(tmp_path: Path) -> None:
+    source = write_texts(tmp_path, texts(400))
+
+    def script(cache: Path, pause: float) -> list[str]:
+        names = {"src": str(ROOT / "src"), "tests": str(ROOT / "tests" / "data"), "source": str(source)}
+        return [sys.executable, "-c", KILLED.format(cache=str(cache), pause=pause, **names)]
+
+    subprocess.run(script(tmp_path / "whole", 0), check=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(script(tmp_path / "killed", 30), stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "shard\n"
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    (partial,) = (tmp_path / "killed").glob("tokens-*")
+    assert len(list(partial.glob("shard-*"))) == 1
+    (partial / ".shard-00001.left.tmp").mkdir()  # what a kill in the middle of a shard leaves
+    first = (partial / "shard-00000").stat().st_mtime_ns
+    subprocess.run(script(tmp_path / "killed", 0), check=True, stdout=subprocess.DEVNULL)
+    assert (partial / "shard-00000").stat().st_mtime_ns == first
+    assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+
+
+def test_two_at_once_do_the_work_once(tmp_path: Path) -> None:
+    source = write_texts(tmp_path, texts(400))
+    names = {"src": str(ROOT / "src"), "tests": str(ROOT / "tests" / "data"), "source": str(source), "pause": 0.05}
+    script = [sys.executable, "-c", KILLED.format(cache=str(tmp_path / "cache"), **names)]
+    both = [subprocess.Popen(script, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    published = [process.communicate()[0].count("shard") for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(published)[0] == 0
+    assert sorted(published)[1] > 3
+
+
+def test_the_cache_is_addressed_by_what_it_depends_on(tmp_path: Path) -> None:
+    source = write_texts(tmp_path, texts(50))
+    tokenizer = byte_tokenizer()
+
+    def folder(**changes: object) -> Path:
+        return prepare(data_config(source=files(source), **changes), tokenizer, tmp_path / "cache").folder
+
+    same = folder()
+    assert folder(sequence_length=64, shuffle=False, packing={"mode": "none"}, num_workers=1) == same
+    assert folder(validation={"fraction": 0.3}) != same
+    source.write_text(source.read_text() + '{"text": "one more"}\n')
+    os.utime(source, (time.time() + 5,) * 2)
+    assert folder() != same
+
+
+def test_a_second_preparation_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = data_config(source=files(write_texts(tmp_path, texts(50))))
+    prepare(config, byte_tokenizer(), tmp_path / "cache")
+    monkeypatch.setattr(shards, "rows", lambda _: pytest.fail("it read the source again"))
+    prepare(config, byte_tokenizer(), tmp_path / "cache")
+
+
+def test_what_cannot_be_prepared_is_one_message(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    source = files(write_texts(tmp_path, ["", "", "", "", ""]))
+    with pytest.raises(InputError, match="its text is empty"):
+        prepare(data_config(source=source), tokenizer, tmp_path / "cache")
+    good = files(write_texts(tmp_path, texts(5)))
+    own = {"source": good, "fraction": None}
+    with pytest.raises(ConfigError, match="measured on what it was trained on"):
+        prepare(data_config(source=good, validation=own), tokenizer, tmp_path / "cache")
+    (tmp_path / "occupied").write_text("not a folder")
+    with pytest.raises(InputError, match="cannot write prepared data"):
+        prepare(data_config(source=good), tokenizer, tmp_path / "occupied")

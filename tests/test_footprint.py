@@ -1,0 +1,124 @@
+"""Memory as predicted on fake tensors, against the memory that real ones take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pretune.batch import Batch
+from pretune.config import validate
+from pretune.footprint import CPU, Footprint
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import language_modeling
+from pretune.optim.optimizers import build_optimizer
+from pretune.precision import autocast
+from pretune.run_config import RunConfig
+
+Compose = Callable[..., dict[str, Any]]
+SMALL = ("model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176", "stage.objective.chunk_tokens=128")
+
+
+class Measured:
+    """A real run's parts, for one micro-batch."""
+
+    def __init__(self, config: RunConfig, rows: int) -> None:
+        self.config, self.model = config, Transformer(config.model)
+        self.model.reset_parameters(torch.Generator().manual_seed(0))
+        tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
+        documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
+        self.batch = Batch(tokens, tokens, documents)
+
+    def loss(self) -> torch.Tensor:
+        with autocast(self.config.precision, CPU):
+            return language_modeling(self.model, self.batch, self.config.stage.objective.chunk_tokens)
+
+    def saved(self) -> int:
+        """Bytes of the tensors that autograd keeps, parameters left out."""
+        own = {parameter.data_ptr() for parameter in self.model.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss()
+        assert loss.requires_grad
+        return sum(storage.nbytes() for storage in kept.values())
+
+    def peak(self) -> int:
+        """Most bytes that torch's allocator has handed out at once over a second forward and backward pass."""
+        self.loss().backward()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            self.loss().backward()
+        assert profile.profiler is not None
+        assert profile.profiler.kineto_results is not None
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = highest = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+            highest = max(highest, now)
+        return highest
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("model.num_kv_heads=1", "model.activation=relu_squared", "model.tied_embeddings=false"),
+        ("model.num_layers=3", "model.qk_norm=true", "data.packing.isolate=true", "model.dropout=0.1"),
+        ("model.norm.kind=layernorm", "model.activation=gelu", "model.softcap=15.0"),
+    ],
+)
+def test_activations_are_the_bytes_that_autograd_saves(tiny: Compose, changes: tuple[str, ...], compute: str) -> None:
+    config = validate(RunConfig, tiny(*SMALL, f"precision.compute={compute}", "precision.compile=false", *changes))
+    footprint = Footprint(config)
+    for rows in (1, 4):
+        assert footprint.saved(rows) == pytest.approx(Measured(config, rows).saved(), rel=0.01)
+
+
+@pytest.mark.parametrize("changes", [(), ("precision.compute=float32", "data.packing.isolate=true")])
+def test_the_peak_is_the_allocators(tiny: Compose, changes: tuple[str, ...]) -> None:
+    config = validate(RunConfig, tiny(*SMALL, "precision.compile=false", *changes))
+    footprint, rows = Footprint(config), 8
+    real = footprint.constant + Measured(config, rows).peak()
+    assert footprint.peak(rows) == pytest.approx(real, rel=0.03)
+    assert sum(footprint.parts(rows).values()) == footprint.peak(rows)
+
+
+def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
+    eager = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
+    compiled = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=true")))
+    assert 0.4 * eager.saved(8) < compiled.saved(8) < eager.saved(8)
+    assert compiled.peak(8) < eager.peak(8)
+    assert compiled.peak(8) < compiled.peak(16)
+    assert compiled.constant == eager.constant
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_optimizer_state_is_what_a_step_leaves(tiny: Compose, optimizer: str) -> None:
+    config = validate(RunConfig, tiny(f"optimizer={optimizer}"))
+    model = Transformer(config.model)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    real = build_optimizer(config.optimizer, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    real.step()
+    held = sum(value.nbytes for slots in real.state.values() for value in slots.values() if torch.is_tensor(value))
+    assert Footprint(config).optimizer == held
+
+
+def test_the_largest_micro_batch_divides_the_step_and_is_the_largest(tiny: Compose) -> None:
+    footprint = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
+    for rows in (1, 4, 6, 12):
+        assert footprint.largest(footprint.peak(rows), 12) == rows
+        assert footprint.largest(footprint.peak(rows) + 1000, 12) == rows
+    assert footprint.largest(footprint.peak(1) - 1, 12) is None
+    assert footprint.largest(2**50, 7) == 7
+    assert footprint.largest(footprint.peak(5), 7) == 1

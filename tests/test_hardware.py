@@ -1,0 +1,114 @@
+"""The device table, and what is found out about a device that is not in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretune import hardware
+from pretune.config import ConfigError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("reported", "name", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40gb", 312),
+        ("NVIDIA A100-SXM4-80GB", "a100-80gb", 312),
+        ("NVIDIA H100 80GB HBM3", "h100", 989.4),
+        ("NVIDIA H200", "h200", 989.4),
+        ("NVIDIA GeForce RTX 3090", "rtx-3090", 71),
+        ("NVIDIA GeForce RTX 4090", "rtx-4090", 165.2),
+        ("NVIDIA L4", "l4", 121),
+        ("NVIDIA L40S", "l40s", 362.05),
+        ("Tesla T4", "t4", 65),
+        ("Tesla V100-SXM2-16GB", "v100-16gb", 125),
+    ],
+)
+def test_a_device_is_found_by_what_torch_calls_it(reported: str, name: str, tflops: float) -> None:
+    device = hardware.by_reported_name(reported)
+    assert device is not None
+    assert device.name == name
+    assert device.peak_flops == tflops * 1e12
+
+
+@pytest.mark.parametrize(
+    "reported", ["NVIDIA GeForce RTX 4090 Laptop GPU", "NVIDIA A100-SXM4-40GB MIG 1g.5gb", "NVIDIA H20", "nvidia l4"]
+)
+def test_a_device_that_only_sounds_alike_is_not_in_the_table(reported: str) -> None:
+    assert hardware.by_reported_name(reported) is None
+
+
+def test_no_two_devices_share_a_name() -> None:
+    names = [device.name for device in hardware.DEVICES]
+    reported = [name for device in hardware.DEVICES for name in device.reported]
+    assert len(set(names)) == len(names)
+    assert len(set(reported)) == len(reported)
+    assert set(hardware.ALIASES.values()) <= set(names)
+
+
+def test_figures_are_in_the_units_that_they_claim() -> None:
+    for device in hardware.DEVICES:
+        assert 5e13 < device.peak_flops < 3e15
+        assert 2**33 < device.memory < 2**38
+        assert 2e11 < device.bandwidth < 1e13
+        assert device.source
+
+
+@pytest.mark.parametrize("name", ["a100-40gb", "A100 40GB", "a100_40gb", "NVIDIA A100-SXM4-40GB", "a100"])
+def test_a_device_is_named_in_any_spelling(name: str) -> None:
+    assert hardware.named(name).name == "a100-40gb"
+
+
+def test_an_unknown_device_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="unknown device 'a100-40g'; did you mean 'a100-40gb'"):
+        hardware.named("a100-40g")
+
+
+def test_a_device_at_hand_is_measured() -> None:
+    device = hardware.at_hand(CPU, "float32")
+    assert device.name == "cpu"
+    assert "measured" in device.source
+    assert device.peak_flops > 1e8
+    assert device.bandwidth > 1e7
+    assert device.memory > 2**20
+
+
+def test_measuring_leaves_the_random_generator_alone() -> None:
+    before = torch.get_rng_state()
+    hardware.at_hand(CPU, "bfloat16")
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_known_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr(hardware, "measure_matmul", lambda device, compute: 1.0)
+    assert hardware.peak_flops(torch.device("cuda"), "bfloat16") == 312e12
+    assert hardware.peak_flops(torch.device("cuda"), "float32") == 1.0, "the table holds 16-bit peaks only"
+
+
+def host(root: Path, available_kib: int, limit: str, used: int, cache: int) -> Path:
+    group = root / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (root / "proc").mkdir()
+    (root / "proc/meminfo").write_text(f"MemTotal: 9 kB\nMemAvailable:   {available_kib} kB\n")
+    (group / "memory.max").write_text(f"{limit}\n")
+    (group / "memory.current").write_text(f"{used}\n")
+    (group / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+    return root
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("max", 8000 * 1024), ("5000", 5000 - 3000 + 500), ("2000", 0)])
+def test_host_memory_is_what_is_left_within_the_limit(tmp_path: Path, limit: str, expected: int) -> None:
+    assert hardware.available_host_memory(host(tmp_path, 8000, limit, 3000, 500)) == expected
+
+
+def test_host_memory_without_linux_is_all_there_is(tmp_path: Path) -> None:
+    assert hardware.available_host_memory(tmp_path) > 2**28
+
+
+def test_a_gpu_keeps_something_for_itself() -> None:
+    assert hardware.usable(40 * 2**30, "cuda") < hardware.usable(40 * 2**30, "cpu") < 40 * 2**30
