@@ -34,6 +34,7 @@ test-all: $(READY) ## Run all tests
 
 lint: $(READY) ## Look for mistakes and bad style (ruff)
 	$(BIN)/ruff check
+	$(BIN)/ruff format --check
 
 types: $(READY) ## Check types (pyright)
 	$(BIN)/pyright

@@ -2,7 +2,8 @@
 
     python benchmarks/startup.py [--runs 5]
 
-Sides: a mistyped key, a value out of range, and `import torch` alone for comparison. Seconds of whole processes, median.
+Sides: a mistyped key, a value out of range, and `import torch` alone for comparison. Seconds of whole processes,
+median.
 """
 
 from __future__ import annotations

@@ -1,17 +1,22 @@
 """Training step of Pretune's transformer against transformers' LlamaForCausalLM: tokens per second and peak memory.
 
-Both sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is a
-process of its own, warmed up first; then they take turns, a burst of steps each, while the other one waits. Memory is
-the peak of the whole process during the measured steps (CPU: resident memory; CUDA: allocated by torch).
+Both sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
+a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets the
+C library's allocator for training on a CPU, so there is a third side: transformers with the same setting.
 
-    python benchmarks/throughput.py [nano|14m] [--device cpu|cuda] [--bursts 7] [--seconds 4]
+Memory is what training takes at its peak: parameters, optimizer state, gradients and activations. On CUDA that is what
+torch has allocated; on a CPU, resident memory at its peak, less that between two steps, plus parameters and optimizer
+state, so that the Python process and the libraries (400 MB) are not in it. `process_bytes` is all of the process.
+
+    python benchmarks/throughput.py [nano|14m] [--device cpu|cuda] [--bursts 9] [--seconds 4]
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -19,6 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,16 +48,17 @@ SHAPES = {
     "nano": Shape(4, 256, 4, 704, 4096, 256, 16),
     "14m": Shape(6, 384, 6, 1024, 8192, 512, 8),
 }
-SIDES = ("pretune", "transformers")
+SIDES = ("pretune", "transformers", "transformers_tuned_allocator")
+CHUNK_TOKENS = 1024
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss from inputs and targets [B, T]."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("shape", nargs="?", choices=SHAPES, default="nano")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--bursts", type=int, default=7)
+    parser.add_argument("--bursts", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -71,16 +78,21 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
             print(json.dumps({"side": side, "shape": args.shape, **results[side][-1]}), flush=True)
     for worker in workers.values():
         worker.communicate()
-    rate, memory = (
-        {side: statistics.median(burst[figure] for burst in results[side]) for side in SIDES}
-        for figure in ("tokens_per_second", "peak_memory_bytes")
-    )
+    median = {
+        side: {figure: statistics.median(burst[figure] for burst in bursts) for figure in bursts[0]}
+        for side, bursts in results.items()
+    }
+
+    def ratio(figure: str, other: str) -> float:
+        return round(median["pretune"][figure] / median[other][figure], 3)
+
     return {
-        "claim": f"training step ({args.shape}, {args.device}): tokens per second, and peak memory of the process, "
+        "claim": f"training step ({args.shape}, {args.device}): tokens per second, and peak memory of training, "
         "against transformers' LlamaForCausalLM compiled",
-        "ratio": round(rate["pretune"] / rate["transformers"], 3),
-        "memory_ratio": round(memory["pretune"] / memory["transformers"], 3),
-        **{side: results[side][-1] | {"tokens_per_second": rate[side]} for side in SIDES},
+        "ratio": ratio("tokens_per_second", "transformers"),
+        "ratio_tuned_allocator": ratio("tokens_per_second", "transformers_tuned_allocator"),
+        "memory_ratio": ratio("training_bytes", "transformers"),
+        **median,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
@@ -105,7 +117,11 @@ def ask(worker: subprocess.Popen[str], seconds: float) -> dict[str, float]:
 
 def work(side: str, shape: Shape, device: str) -> None:
     """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
+    from pretune.compilation import keep_freed_memory
+
     torch.manual_seed(0)
+    if side != "transformers":
+        keep_freed_memory()
     model, loss_of = pretune_side(shape, device) if side == "pretune" else transformers_side(shape, device)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() != 2]
@@ -126,25 +142,33 @@ def work(side: str, shape: Shape, device: str) -> None:
         step()
     print("ready", flush=True)
     for line in sys.stdin:
-        print(json.dumps(burst(step, float(line), inputs.numel(), device)), flush=True)
+        kept = [*model.parameters(), *(x for state in optimizer.state.values() for x in state.values())]
+        print(json.dumps(burst(step, float(line), inputs.numel(), kept, device)), flush=True)
 
 
-def burst(step: Callable[[], Tensor], seconds: float, tokens_per_step: int, device: str) -> dict[str, float]:
-    step()  # caches are cold after the other side's turn
-    reset_peak_memory(device)
-    num_steps, began, loss = 0, time.perf_counter(), torch.zeros(())
+def burst(
+    step: Callable[[], Tensor], seconds: float, tokens_per_step: int, kept: list[Tensor], device: str
+) -> dict[str, float]:
+    """Train for some seconds; `kept` is what training holds between two steps."""
+    at_rest = reset_peak_memory(device)
+    step()  # caches are cold after the other sides' turns
+    num_steps, began, cpu_began, loss = 0, time.perf_counter(), time.process_time(), 0.0
     while time.perf_counter() - began < seconds:
         loss = step().item()
         num_steps += 1
+    elapsed, cpu_elapsed, peak = time.perf_counter() - began, time.process_time() - cpu_began, peak_memory(device)
     return {
-        "tokens_per_second": round(num_steps * tokens_per_step / (time.perf_counter() - began), 1),
-        "peak_memory_bytes": peak_memory(device),
-        "loss": round(float(loss), 4),
+        "tokens_per_second": round(num_steps * tokens_per_step / elapsed, 1),
+        "cpu_seconds_per_step": round(cpu_elapsed / num_steps, 4),
+        "training_bytes": peak - at_rest + sum(tensor.nbytes for tensor in kept),
+        "process_bytes": peak,
+        "loss": round(loss, 4),
     }
 
 
 def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     from pretune.batch import Batch
+    from pretune.compilation import compile_step
     from pretune.config import validate
     from pretune.model.config import ModelConfig
     from pretune.model.transformer import Transformer
@@ -173,16 +197,13 @@ def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     model = Transformer(validate(ModelConfig, config))
     model.reset_parameters(torch.Generator().manual_seed(0))
     model = model.to(device)
-    compiled = torch.compile(lambda batch: language_modeling(model, batch, CHUNK_TOKENS), dynamic=False)
+    compiled = compile_step(lambda batch: language_modeling(model, batch, CHUNK_TOKENS))
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16):
             return compiled(Batch(inputs, targets, None)) / targets.numel()
 
     return model, loss_of
-
-
-CHUNK_TOKENS = int(os.environ.get("CHUNK_TOKENS", "1024"))
 
 
 def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
@@ -200,10 +221,9 @@ def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
         use_cache=False,
-        attn_implementation="sdpa",
     )
-    model = LlamaForCausalLM(config).to(device)
-    compiled = torch.compile(model, dynamic=False)
+    model: Any = LlamaForCausalLM(config)  # attention through SDPA, its default
+    compiled = torch.compile(model.to(device), dynamic=False)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -212,18 +232,24 @@ def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     return model, loss_of
 
 
-def reset_peak_memory(device: str) -> None:
+def reset_peak_memory(device: str) -> int:
+    """Bytes in use now, between two steps, from which the peak is counted anew."""
+    gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark of resident memory
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark of resident memory
+    return status("VmRSS")
 
 
 def peak_memory(device: str) -> int:
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+
+
+def status(field: str) -> int:
+    """A figure of /proc/self/status, in bytes."""
+    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The command line: argv -> Hydra -> a plain mapping -> pretune.run. The only file that knows Hydra.
 
-    python src/main.py --config FILE [task=TASK] [group=option] [key.path=value] [-m]
+python src/main.py --config FILE [task=TASK] [group=option] [key.path=value] [-m]
 """
 
 from __future__ import annotations

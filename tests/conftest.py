@@ -56,7 +56,26 @@ def composed() -> Callable[..., dict[str, Any]]:
 def texts(tmp_path: Path) -> Path:
     """A file of 60 short documents, each a line of JSON."""
     rng = random.Random(5)
-    words = ["the", "a", "cat", "dog", "house", "red", "blue", "runs", "sees", "eats", "under", "over", "quickly", "and", "then", "it", "was", "there"]
+    words = [
+        "the",
+        "a",
+        "cat",
+        "dog",
+        "house",
+        "red",
+        "blue",
+        "runs",
+        "sees",
+        "eats",
+        "under",
+        "over",
+        "quickly",
+        "and",
+        "then",
+        "it",
+        "was",
+        "there",
+    ]
     path = tmp_path / "texts.jsonl"
     documents = (" ".join(rng.choices(words, k=rng.randint(20, 80))) for _ in range(60))
     path.write_text("".join(json.dumps({"text": text.capitalize() + "."}) + "\n" for text in documents))

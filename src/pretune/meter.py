@@ -47,6 +47,8 @@ class Window:
 
     since: float
     """Training seconds at the last report."""
+    mfu: float = math.nan
+    """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s."""
     loss_sum: Tensor | None = None
     scored: int = 0
     tokens: int = 0
@@ -77,5 +79,6 @@ class Window:
             "train/lr": lr,
             "train/grad_norm": norm.item(),
             "train/tokens_per_second": self.speed,
+            "train/mfu": self.speed * self.mfu,
             "train/scored_tokens_per_second": scored_speed,
         }

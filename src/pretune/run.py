@@ -37,3 +37,7 @@ def run(mapping: Mapping[str, Any]) -> int:
             from pretune.tasks.report import report_runs
 
             return report_runs(config)
+        case "plan":
+            from pretune.tasks.plan import plan
+
+            return plan(config)

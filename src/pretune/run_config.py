@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
+from pretune import hardware
 from pretune.checkpoint import CheckpointConfig
 from pretune.config import Every, Section
 from pretune.data.config import DataConfig
@@ -40,8 +41,9 @@ class StageConfig(Section):
 class BatchConfig(Section):
     tokens: Count
     """Input tokens of one optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
-    micro_batch: Count
-    """Sequences that go through the model at once; the rest of the batch is accumulated."""
+    micro_batch: Count | Literal["auto"]
+    """Sequences that go through the model at once; the rest of the batch is accumulated. auto takes as many as memory
+    allows, and fewer when it runs out."""
 
 
 class EvaluationConfig(Section):
@@ -87,10 +89,32 @@ class ReportConfig(Section):
     """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
 
 
+class PlanConfig(Section):
+    device: str | None
+    """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes the one at hand, measured if unknown."""
+    mfu: Annotated[float, Field(gt=0, le=1)]
+    """Share of the device's peak that training is assumed to reach (model FLOPs utilization)."""
+    tokens_per_parameter: Annotated[float, Field(gt=0)]
+    """Training tokens per parameter that count as compute-optimal."""
+    finetune_tokens: Count
+    """Tokens that a fine-tuning reads, in the search for the biggest model."""
+    adapter_rank: Count
+    """Rank of LoRA and QLoRA in that search; every matrix of the layers has an adapter."""
+    tokens_per_second: Annotated[float, Field(gt=0)]
+    """Slowest generation, one text at a time, that the search accepts for inference."""
+    file: str | None
+    """Where to write the plan as JSON too; null prints only."""
+
+    @pydantic.field_validator("device")
+    @classmethod
+    def _known(cls, device: str | None) -> str | None:
+        return device if device is None else hardware.named(device).name
+
+
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
     """The run's name and the name of its folder in output_dir."""
-    task: Literal["train", "prepare", "evaluate", "generate", "report"]
+    task: Literal["train", "prepare", "evaluate", "generate", "report", "plan"]
     """What to do."""
     seed: int
     """Weights, order of the data and dropout."""
@@ -128,6 +152,8 @@ class RunConfig(Section):
     """task=generate."""
     report: ReportConfig
     """task=report."""
+    plan: PlanConfig
+    """task=plan."""
     report_every: Count
     """Steps between reports of training loss and speed."""
 
@@ -139,13 +165,13 @@ class RunConfig(Section):
                 f"data.sequence_length ({length}) is longer than the positions that the model has "
                 f"(model.max_sequence_length = {self.model.max_sequence_length}); raise the one or lower the other"
             )
-        micro = length * batch.micro_batch
+        rows = 1 if batch.micro_batch == "auto" else batch.micro_batch
+        micro = length * rows
         if batch.tokens % micro:
             below, above = batch.tokens // micro * micro, -(-batch.tokens // micro) * micro
             raise ValueError(
                 f"batch.tokens ({batch.tokens}) is not a multiple of data.sequence_length * batch.micro_batch "
-                f"({length} * {batch.micro_batch} = {micro}); the nearest are "
-                + " and ".join(str(n) for n in (below, above) if n)
+                f"({length} * {rows} = {micro}); the nearest are " + " and ".join(str(n) for n in (below, above) if n)
             )
         if data.tokenizer.kind == "inherited" and self.stage.init_from is None:
             raise ValueError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
@@ -158,5 +184,6 @@ class RunConfig(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches in one optimizer step."""
+        """Micro-batches in one optimizer step, where the configuration fixes how large they are."""
+        assert self.batch.micro_batch != "auto", "only the loop knows: it finds the largest that fits"
         return self.batch.tokens // (self.data.sequence_length * self.batch.micro_batch)

@@ -13,7 +13,8 @@ from pretune.config import ConfigError, InputError, nearest
 from pretune.files import write_atomic
 
 # Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
-FREE = ("task", "resume", "output_dir", "name", "device", "tracker", "generate", "report", "report_every", "samples")
+FREE = ("task", "resume", "output_dir", "name", "device", "tracker", "generate", "report", "plan", "report_every",
+        "samples")  # fmt: skip
 FREE_PATHS = ("checkpoint.every", "checkpoint.keep", "evaluation.every", "evaluation.micro_batch", "data.num_workers")
 
 
@@ -39,6 +40,11 @@ class RunFolder:
     @property
     def tokenizer(self) -> Path:
         return self.path / "tokenizer"
+
+    @property
+    def micro_batch(self) -> Path:
+        """What `batch.micro_batch: auto` came to, and on which device."""
+        return self.path / "micro_batch.json"
 
     @property
     def summary(self) -> Path:
@@ -74,8 +80,10 @@ class RunFolder:
             raise ConfigError(f"resume=must, but {self.path} holds no run to go on with; correct name or output_dir")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise InputError(f"cannot write to {self.path}: {existing} is not a folder that you may write to; choose "
-                             "another output_dir=... or mend its permissions")
+            raise InputError(
+                f"cannot write to {self.path}: {existing} is not a folder that you may write to; choose "
+                "another output_dir=... or mend its permissions"
+            )
 
     def claim(self, mapping: Mapping[str, Any]) -> None:
         """Write the configuration into the folder; InputError where that fails."""

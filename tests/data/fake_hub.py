@@ -47,8 +47,19 @@ def serve(repositories: Repositories) -> Iterator[str]:
                 self.refuse("RepoNotFound")
             elif action in ("info", "revision"):
                 siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
-                self.send_json({"id": "/".join(parts[1:3]), "sha": SHA, "siblings": siblings, "private": False,
-                                "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": []})
+                self.send_json(
+                    {
+                        "id": "/".join(parts[1:3]),
+                        "sha": SHA,
+                        "siblings": siblings,
+                        "private": False,
+                        "gated": False,
+                        "disabled": False,
+                        "downloads": 0,
+                        "likes": 0,
+                        "tags": [],
+                    }
+                )
             elif action == "tree":
                 self.send_json(list_folder(files, "/".join(parts[5:]), "recursive=true" in self.path.lower()))
             elif action == "paths-info":

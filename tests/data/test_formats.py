@@ -26,7 +26,8 @@ def segments(row: dict[str, Any], **format: Any) -> list[Segment]:
     ("a ) rs . 1,500 , b ) rs . 1 , 200 , c ) ( 3 , 4 ) , d ) none of these , e ) 2 : 3",
      ["rs . 1,500", "rs . 1 , 200", "( 3 , 4 )", "none of these", "2 : 3"]),
     ("a) 38, b) 27.675, c) 30, d) data inadequate, e) x", ["38", "27.675", "30", "data inadequate", "x"]),
-    ("a ) 5 , 6 , b ) ( 1 , b ) , c ) ( b ) , d ) a , e ) a , b or c", ["5 , 6", "( 1 , b )", "( b )", "a", "a , b or c"]),
+    ("a ) 5 , 6 , b ) ( 1 , b ) , c ) ( b ) , d ) a , e ) a , b or c",
+     ["5 , 6", "( 1 , b )", "( b )", "a", "a , b or c"]),
     ("['a ) 1 / 4', 'b ) 1 / 5', \"c ) it ' s\", 'd ) 1,000', 'e ) 1 / 9']",
      ["1 / 4", "1 / 5", "it ' s", "1,000", "1 / 9"]),
     ("a ) [ 22 ] , b ) [ 44 ] , c ) [ 45 ] , d ) [ 28 ] , e ) [ 10 ]",
@@ -78,8 +79,9 @@ def test_every_real_row_gives_five_options(shared_data: Path) -> None:
 
 def test_mathqa_prompt_and_answer() -> None:
     assert segments(ROW, **MATHQA) == [
-        Segment("what is 2 + 3 ?\noptions : a ) 4 , b ) 6 , c ) 5 , d ) 1 , e ) none\nanswer :", False), Segment(" 5", True),
-    ]  # fmt: skip
+        Segment("what is 2 + 3 ?\noptions : a ) 4 , b ) 6 , c ) 5 , d ) 1 , e ) none\nanswer :", False),
+        Segment(" 5", True),
+    ]
     reference = segments(ROW, **MATHQA | {"options": False, "score_prompt": True})
     assert reference == [Segment("what is 2 + 3 ?", True), Segment(" 5", True)]
 
@@ -97,8 +99,11 @@ def test_mathqa_rationale_after_and_before() -> None:
 @pytest.mark.parametrize("rationale", ["none", "after"])
 def test_options_are_compared_after_the_very_prompt_of_training(options: bool, rationale: str) -> None:
     source = {"kind": "word_problems", "num_problems": 50, "max_number": 20, "seed": 1}
-    other = data_config(format=MATHQA | {"options": options, "rationale": rationale}, source=source | {"seed": 2},
-                        validation={"source": source, "fraction": None})
+    other = data_config(
+        format=MATHQA | {"options": options, "rationale": rationale},
+        source=source | {"seed": 2},
+        validation={"source": source, "fraction": None},
+    )
     same = data_config(format=other.format.model_dump(), source=source, validation={"fraction": 1e-9})
     tokenizer = byte_tokenizer(280, ["answer : 12 rs . 14"] * 9)
     for problem, text in zip(problems(other), training_texts(same), strict=True):
@@ -138,7 +143,9 @@ def test_instructions_with_and_without_input() -> None:
 
 
 def test_a_missing_field_names_source_row_and_field() -> None:
-    with pytest.raises(InputError, match=r"files a\.jsonl, row 7 has no field 'text'; did you mean 'texts'\? \(it has: t"):
+    with pytest.raises(
+        InputError, match=r"files a\.jsonl, row 7 has no field 'text'; did you mean 'texts'\? \(it has: t"
+    ):
         segments({"texts": "x", "text": None}, kind="text", column="text")
     with pytest.raises(InputError, match="row 7 has no field 'correct'"):
         segments({key: value for key, value in ROW.items() if key != "correct"}, **MATHQA)

@@ -40,7 +40,8 @@ from pretune.data.tokenizer import load_tokenizer
 
 for name in ("me/tokens", "me/tokens", "me/nothing"):
     try:
-        print(load_tokenizer(HubTokenizer(kind="hub", path=name, eos="<|endoftext|>"), None, Path("cache")).encode("the"))
+        section = HubTokenizer(kind="hub", path=name, eos="<|endoftext|>")
+        print(load_tokenizer(section, None, Path("cache")).encode("the"))
     except UserError as error:
         print(error)
 """
@@ -54,7 +55,9 @@ def run(program: str, endpoint: str, folder: Path, given: object = None, **envir
     done = subprocess.run(
         [sys.executable, "-c", program],
         input=json.dumps(given),
-        env=inherited | {"PYTHONPATH": str(SOURCE), "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf")} | environment,
+        env=inherited
+        | {"PYTHONPATH": str(SOURCE), "HF_ENDPOINT": endpoint, "HF_HOME": str(folder / "hf")}
+        | environment,
         cwd=folder,
         capture_output=True,
         text=True,
@@ -66,8 +69,15 @@ def run(program: str, endpoint: str, folder: Path, given: object = None, **envir
 
 
 def section(path: str, split: str = "train", streaming: bool = True, **other: object) -> dict[str, object]:
-    defaults = {"kind": "hub", "path": path, "name": None, "revision": None, "split": split, "streaming": streaming,
-                "max_rows": None}
+    defaults = {
+        "kind": "hub",
+        "path": path,
+        "name": None,
+        "revision": None,
+        "split": split,
+        "streaming": streaming,
+        "max_rows": None,
+    }
     return defaults | other
 
 

@@ -34,7 +34,7 @@ def fails(*names: Path | str, **other: object) -> str:
 @pytest.mark.parametrize(("suffix", "pack"), [("", bytes), (".gz", gzip.compress), (".xz", lzma.compress),
                                               (".bz2", bz2.compress)])  # fmt: skip
 def test_lines_and_arrays_compressed_or_not(tmp_path: Path, suffix: str, pack: Callable[[bytes], bytes]) -> None:
-    records = [{"text": "one\nline"}, {"text": "zwei – ü"}]
+    records = [{"text": "one\nline"}, {"text": "zwei \u2014 ü"}]
     lines, array = tmp_path / f"a.jsonl{suffix}", tmp_path / f"b.json{suffix}"
     lines.write_bytes(pack("\n".join(map(json.dumps, records)).encode()))
     array.write_bytes(pack(json.dumps(records, indent=2).encode()))

@@ -115,7 +115,7 @@ def test_best_fit_overfills_no_row_and_beats_first_come(lengths: list[int]) -> N
     fill = np.bincount(rows, weights=sizes)
     assert fill.max() <= 32
     assert (fill > 0).all()
-    # Best fit decreasing needs at most 11/9 of the optimum plus one row (Johnson 1973); the optimum is at least the sum.
+    # Best fit decreasing needs at most 11/9 of the optimum plus one row (Johnson 1973).
     assert len(fill) <= max(11 / 9 * np.ceil(sizes.sum() / 32) + 1, 2 * sizes.sum() / 32 + 1)
 
 

@@ -67,9 +67,7 @@ def test_bytes_of_a_tokenizer_that_is_not_byte_level() -> None:
     assert Tokenizer(backend, "</s>").token_bytes().tolist() == [4, 3, 1, 0, 2]
 
 
-def test_a_trained_tokenizer_is_deterministic_and_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trained_tokenizer_is_deterministic_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_texts(tmp_path, TEXTS)
     first, second = trained(tmp_path / "one", source), trained(tmp_path / "two", source)
     assert first.fingerprint == second.fingerprint

@@ -48,7 +48,7 @@ def test_every_place_is_right_equally_often_and_every_kind_occurs() -> None:
     problems = generate(5000)
     places = Counter(row["correct"] for row in problems)
     assert all(0.18 < places[letter] / 5000 < 0.22 for letter in "abcde")
-    assert set(row["category"] for row in problems) == set(SUMS) == set(TEMPLATES)
+    assert {row["category"] for row in problems} == set(SUMS) == set(TEMPLATES)
 
 
 def test_the_size_of_an_option_does_not_give_it_away() -> None:

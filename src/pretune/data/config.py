@@ -59,9 +59,7 @@ class WordProblemsSource(Section):
     """Same seed, same problems."""
 
 
-SourceConfig = Annotated[
-    HubSource | FilesSource | PythonDocsSource | WordProblemsSource, Field(discriminator="kind")
-]
+SourceConfig = Annotated[HubSource | FilesSource | PythonDocsSource | WordProblemsSource, Field(discriminator="kind")]
 
 
 class ValidationConfig(Section):

@@ -1,7 +1,7 @@
 """How a row becomes text, and which of it is scored.
 
-One definition of a prompt serves training and option scoring. Segments are tokenized one by one and joined, and a prompt
-never ends in a space (the space belongs to the continuation), so both see the same tokens.
+One definition of a prompt serves training and option scoring. Segments are tokenized one by one and joined, and a
+prompt never ends in a space (the space belongs to the continuation), so both see the same tokens.
 """
 
 from __future__ import annotations
@@ -198,9 +198,9 @@ _DOUBLED = re.compile(r"^[a-eA-E]\s*\)\s*(?=[^\s,])")
 def parse_options(text: str) -> dict[str, str]:
     """Letter -> text of a MathQA `options` field, such as "a ) rs . 1,500 , b ) ( 3 , 4 ) , ...".
 
-    A letter counts where it stands at the start or after a comma and in its turn, so commas and brackets inside an option
-    stay whole. A letter that the text repeats ("a ) a ) 5") is dropped. Letters that are missing, or have no text, are missing from the answer. Lists written as Python does
-    ("['a ) 1', 'b ) 2']") are read too.
+    A letter counts where it stands at the start or after a comma and in its turn, so commas and brackets inside an
+    option stay whole. A letter that the text repeats ("a ) a ) 5") is dropped. Letters that are missing, or have no
+    text, are missing from the answer. Lists written as Python does ("['a ) 1', 'b ) 2']") are read too.
     """
     text = text.strip()
     if text.startswith("[") and text.endswith("]") and re.match(r"\[\s*['\"]?\s*[a-eA-E]\s*\)", text):

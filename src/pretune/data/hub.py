@@ -1,4 +1,4 @@
-"""What the Hugging Face hub has: rows of a dataset, the tokenizer of a model. One clear error when it is out of reach."""
+"""What the Hugging Face hub has: rows of a dataset, the tokenizer of a model. Out of reach, it is one clear error."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ def rows(config: HubSource) -> Iterator[dict[str, Any]]:
             raise
         except Exception as error:
             when = f"after {number} rows" if number else "before the first row"
-            raise InputError(f"hub dataset '{config.path}', split '{config.split}' failed {when}: {gist(error)}") from error
+            raise InputError(
+                f"hub dataset '{config.path}', split '{config.split}' failed {when}: {gist(error)}"
+            ) from error
 
 
 def download_file(repository: str, filename: str) -> Path:
@@ -74,11 +76,15 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
     try:
         ask(repository, revision=revision, timeout=PROBE_SECONDS)
     except errors.GatedRepoError:
-        raise InputError(f"{kind} '{repository}' asks for your consent: open its page on the hub, accept, and log in "
-                         "with `hf auth login`") from None
+        raise InputError(
+            f"{kind} '{repository}' asks for your consent: open its page on the hub, accept, and log in "
+            "with `hf auth login`"
+        ) from None
     except errors.RepositoryNotFoundError:
-        raise InputError(f"the hub has no {kind} '{repository}' (or it is private: log in with `hf auth login`); check "
-                         "the spelling, owner/name") from None
+        raise InputError(
+            f"the hub has no {kind} '{repository}' (or it is private: log in with `hf auth login`); check "
+            "the spelling, owner/name"
+        ) from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{kind} '{repository}' has no revision '{revision}'") from None
     except errors.HFValidationError:

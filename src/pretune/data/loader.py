@@ -27,8 +27,8 @@ class Loader:
         if self.num_rows == 0:
             raise InputError(
                 f"{data.name} ({data.side}) has not one row of {config.sequence_length} tokens: {data.num_documents:,} "
-                f"documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, {config.packing.too_long} what is "
-                "too long; give more data, a longer data.sequence_length, or data.packing.too_long=split"
+                f"documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, {config.packing.too_long} what "
+                "is too long; give more data, a longer data.sequence_length, or data.packing.too_long=split"
             )
         self._seed, self._shuffle = seed, config.shuffle
         self._length, self._eos_id = config.sequence_length, data.eos_id
@@ -42,9 +42,9 @@ class Loader:
         numbers = np.arange(position, position + num_rows)
         epochs, rows = np.divmod(numbers, self.num_rows)
         if self._shuffle:
-            rows = np.concatenate([
-                shuffled(rows[epochs == epoch], self.num_rows, self._seed, int(epoch)) for epoch in np.unique(epochs)
-            ])
+            rows = np.concatenate(
+                [shuffled(rows[epochs == epoch], self.num_rows, self._seed, int(epoch)) for epoch in np.unique(epochs)]
+            )
         return self._batch(rows.tolist(), num_rows)
 
     def batches(self, micro_batch: int) -> Iterator[Batch]:
@@ -72,8 +72,11 @@ def shuffled(rows: np.ndarray, num_rows: int, seed: int, epoch: int) -> np.ndarr
     """
     half = max(1, (int(num_rows - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)
-    keys = _mix(np.arange(8, dtype=np.uint64) + _mix(np.array([seed % 2**64], dtype=np.uint64))
-                + _mix(np.array([~epoch % 2**64], dtype=np.uint64)))
+    keys = _mix(
+        np.arange(8, dtype=np.uint64)
+        + _mix(np.array([seed % 2**64], dtype=np.uint64))
+        + _mix(np.array([~epoch % 2**64], dtype=np.uint64))
+    )
     walking = rows.astype(np.uint64)
     outside = np.ones(len(rows), dtype=bool)
     while outside.any():

@@ -28,13 +28,17 @@ TEXT_CHARACTERS = 16_384
 def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
     """Rows of the files in the order given (a glob's matches by name).
 
-    Raises InputError naming the file, and for JSON the line, that cannot be read; and for a pattern that matches nothing.
+    Raises InputError naming the file, and for JSON the line, that cannot be read, and for a pattern without a match.
     """
     files = expand(config.files)
-    kinds = [kind_of(file, config.format) for file in files]
-    groups = itertools.groupby(zip(kinds, files, strict=True), key=lambda pair: pair[0])
+    pairs: list[tuple[Kind, Path]] = [(kind_of(file, config.format), file) for file in files]
+    groups = itertools.groupby(pairs, key=_kind)
     found = itertools.chain.from_iterable(_read(kind, [file for _, file in group]) for kind, group in groups)
     return itertools.islice(found, config.max_rows)
+
+
+def _kind(pair: tuple[Kind, Path]) -> Kind:
+    return pair[0]
 
 
 def expand(patterns: tuple[str, ...]) -> list[Path]:
@@ -53,18 +57,20 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     return files
 
 
-def kind_of(file: Path, format: str) -> Kind:
+def kind_of(file: Path, format: Kind | Literal["auto"]) -> Kind:
     """How to read a file; raises InputError where its name does not tell."""
     suffixes = file.suffixes
     if suffixes and suffixes[-1] == ".zst" and importlib.util.find_spec("zstandard") is None:
         raise InputError(f"reading {file} needs the package zstandard: pip install zstandard")
     if format != "auto":
-        return format  # type: ignore[return-value]
+        return format
     if suffixes and suffixes[-1].lower() in COMPRESSION:
         suffixes = suffixes[:-1]
     kind = SUFFIXES.get(suffixes[-1].lower()) if suffixes else None
     if kind is None:
-        raise InputError(f"cannot tell from its name how to read {file}; set data.source.format to json, parquet or text")
+        raise InputError(
+            f"cannot tell from its name how to read {file}; set data.source.format to json, parquet or text"
+        )
     return kind
 
 

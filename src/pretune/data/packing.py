@@ -205,7 +205,11 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
             row_of[order[at : at + placed]] = np.repeat(rows, each)[:placed]
             at += placed
             last = placed - (len(rows) - 1) * each
-            for group, remaining in ((rows[:-1], room - each * length), (rows[-1:], room - last * length), (spare, room)):
+            for group, remaining in (
+                (rows[:-1], room - each * length),
+                (rows[-1:], room - last * length),
+                (spare, room),
+            ):
                 if len(group) and remaining:
                     open_rows.setdefault(remaining, []).append(group)
                     rooms |= 1 << remaining
@@ -232,5 +236,7 @@ def _save(plan: Plan, folder: Path) -> None:
 
 def _load(folder: Path) -> Plan:
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-    return Plan(**{name: np.asarray(array) for name, array in arrays.items()}, report=json.loads(
-        (folder / "report.json").read_text()))
+    return Plan(
+        **{name: np.asarray(array) for name, array in arrays.items()},
+        report=json.loads((folder / "report.json").read_text()),
+    )

@@ -39,6 +39,8 @@ class PreparationBar:
         """`num_rows` rows are done, and their last part came to `new_tokens` tokens."""
         self._tokens += new_tokens
         seconds = time.monotonic() - self._started
-        self._progress.update(self._task, completed=num_rows, tokens=self._tokens, rate=self._tokens / max(seconds, 1e-9))
+        self._progress.update(
+            self._task, completed=num_rows, tokens=self._tokens, rate=self._tokens / max(seconds, 1e-9)
+        )
         if seconds > SHOW_AFTER_SECONDS and self._progress.console.is_terminal and not self._progress.live.is_started:
             self._progress.start()

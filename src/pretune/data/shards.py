@@ -66,8 +66,10 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> Prepared:
         prepared = Prepared(found["train"], found["validation"], job.folder)
     else:
         if identity(validation.source) == identity(config.source):
-            raise ConfigError("data.validation.source is data.source itself: the model would be measured on what it "
-                              "was trained on; set data.validation.fraction instead")
+            raise ConfigError(
+                "data.validation.source is data.source itself: the model would be measured on what it "
+                "was trained on; set data.validation.fraction instead"
+            )
         job = Job(config.source, config.format, tokenizer, None, cache)
         other = Job(validation.source, config.format, tokenizer, None, cache)
         prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder)

@@ -62,11 +62,16 @@ def identity(config: SourceConfig) -> dict[str, Any]:
             return config.model_dump(exclude={"files"}) | {"files": files}
         case PythonDocsSource():
             versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
-            found = sorted(versions.items()) if config.packages is None else [
-                (name, versions.get(name)) for name in config.packages
-            ]
-            return config.model_dump() | {"python": platform.python_version(), "versions": found,
-                                          "reader": python_docs.VERSION}
+            found = (
+                sorted(versions.items())
+                if config.packages is None
+                else [(name, versions.get(name)) for name in config.packages]
+            )
+            return config.model_dump() | {
+                "python": platform.python_version(),
+                "versions": found,
+                "reader": python_docs.VERSION,
+            }
         case WordProblemsSource():
             return config.model_dump() | {"generator": word_problems.VERSION}
 
@@ -81,8 +86,10 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     validation = config.validation
     if validation.source is not None:
         if identity(validation.source) == identity(config.source):
-            raise ConfigError("data.validation.source is data.source itself: the model would be measured on what it "
-                              "was trained on; set data.validation.fraction instead")
+            raise ConfigError(
+                "data.validation.source is data.source itself: the model would be measured on what it "
+                "was trained on; set data.validation.fraction instead"
+            )
         source = config.source if side == "train" else validation.source
         chosen = enumerate(rows(source))
     else:

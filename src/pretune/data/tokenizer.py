@@ -161,7 +161,9 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokeniz
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not (folder / _FILE).is_file():
-        backend = train_byte_level(_first(training_texts(data), config.max_bytes), config.vocab_size, config.split_digits)
+        backend = train_byte_level(
+            _first(training_texts(data), config.max_bytes), config.vocab_size, config.split_digits
+        )
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)
     return _from_file(folder / _FILE, TRAINED_EOS)

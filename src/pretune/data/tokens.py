@@ -1,11 +1,11 @@
 """Prepared token ids on disk: one folder per shard, memory-mapped, read as if they were one long array.
 
-    tokens-<fingerprint>/
-        shard-00000/  <side>.tokens   ids, uint16 or uint32
-                      <side>.ends     int64: where each document ends, counted from the shard's first token
-                      <side>.scored   a bit per token, little-endian; absent where every token is scored
-                      shard.json      counts, and the rows of the source that the shard covers
-        complete.json                 how many shards there are; written last
+tokens-<fingerprint>/
+    shard-00000/  <side>.tokens   ids, uint16 or uint32
+                  <side>.ends     int64: where each document ends, counted from the shard's first token
+                  <side>.scored   a bit per token, little-endian; absent where every token is scored
+                  shard.json      counts, and the rows of the source that the shard covers
+    complete.json                 how many shards there are; written last
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ Draw = Callable[[random.Random, int], Sum | None]
 
 
 def rows(config: WordProblemsSource) -> Iterator[dict[str, str]]:
-    """`num_problems` different rows {Problem, Rationale, options, correct, category}; the same seed gives the same rows.
+    """`num_problems` different rows {Problem, Rationale, options, correct, category}; the same ones for the same seed.
 
     Raises InputError when there are not that many different problems with numbers up to `max_number`.
     """
@@ -169,7 +169,22 @@ def _percent_off(draw: random.Random, high: int) -> Sum | None:
     return Sum((whole, share), f"{whole} - {whole} * {share} / 100", whole - part, (part, whole + part, whole, share))
 
 
-NAMES = ("tom", "anna", "ravi", "maria", "john", "lucy", "sam", "priya", "david", "emma", "omar", "nina", "carl", "ella")
+NAMES = (
+    "tom",
+    "anna",
+    "ravi",
+    "maria",
+    "john",
+    "lucy",
+    "sam",
+    "priya",
+    "david",
+    "emma",
+    "omar",
+    "nina",
+    "carl",
+    "ella",
+)
 THINGS = ("apples", "books", "pencils", "marbles", "stamps", "cookies", "cards", "oranges", "shells", "coins", "eggs",
           "toys")  # fmt: skip
 PLACES = ("shop", "school", "farm", "library", "market", "factory", "bakery", "garden")

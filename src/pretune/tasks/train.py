@@ -20,7 +20,9 @@ from pretune.assembly import Parts, assemble, own_folder, scorer, start_run, tra
 from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
+from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
+from pretune.model.costs import training_flops
 from pretune.model.transformer import count_parameters
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
@@ -31,6 +33,7 @@ from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import continue_texts
 from pretune.tasks.report import report
+from pretune.tasks.train_micro_batch import MicroBatch, accumulate, choose_micro_batch
 from pretune.tracker.tracker import Tracker
 
 
@@ -145,12 +148,15 @@ class Run:
 def loop(run: Run) -> bool:
     """Train until the budget ends (True) or a signal does (False); everything is saved either way."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
-    num_rows, micro_batch = config.batch.tokens // config.data.sequence_length, config.batch.micro_batch
+    num_rows = config.batch.tokens // config.data.sequence_length
     random_state = checkpoint.random_state(model)
     try:
         loss_of = training_loss(config, run.parts)
-        compile_ahead(run, loss_of)
-        clock, window = Stopwatch(run.parts.device), Window(since=state.seconds)
+        micro_batch = choose(run, loss_of)
+        compile_ahead(run, loss_of, micro_batch)
+        flops = training_flops(model, config.data.sequence_length)
+        mfu = flops / peak_flops(run.parts.device, config.precision.compute)
+        clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
             last = finished(config.budget, state.spent(), state.step_cost())
@@ -160,14 +166,10 @@ def loop(run: Run) -> bool:
                 return True
             clock.start()
 
-            # Accumulate gradients. The sum over the step is divided once, by what the whole step scores: the same loss
-            # whatever the micro-batch.
+            # Accumulate gradients, a micro-batch at a time.
             batch = run.loader.batch(state.position, num_rows)
             scored = max(batch.num_scored(), 1)
-            for start in range(0, num_rows, micro_batch):
-                loss_sum = loss_of(batch.rows(start, start + micro_batch))
-                (loss_sum / scored).backward()
-                window.add_loss(loss_sum)
+            window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
 
             # Clip and update. A signal in the middle of the update waits for its end.
             share = progress(config.budget, state.spent(), state.step_cost())
@@ -224,14 +226,32 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
             checkpoint.save(folder, run.state.step, run.parts.model, run.optimizer, state, keep, random=random_state)
 
 
-def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor]) -> None:
+def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
+    """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
+    run.parts.model.train()
+    random_state = checkpoint.random_state(run.parts.model)
+
+    def trial(rows: int) -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        batch = run.loader.batch(0, rows)
+        for _ in range(2):  # memory is scarcer once there are gradients to add to
+            loss_of(batch).backward()
+
+    try:
+        return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        checkpoint.set_random_state(run.parts.model, random_state)
+
+
+def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: MicroBatch) -> None:
     """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
     run.parts.model.train()
     if not run.config.precision.compile or finished(run.config.budget, run.state.spent(), run.state.step_cost()):
         return
     run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
     started, random_state = time.perf_counter(), checkpoint.random_state(run.parts.model)
-    batch = run.loader.batch(0, run.config.batch.micro_batch)
+    batch = run.loader.batch(0, micro_batch.rows)
     loss_of(batch).backward()
     run.optimizer.zero_grad(set_to_none=True)
     checkpoint.set_random_state(run.parts.model, random_state)
