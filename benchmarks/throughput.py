@@ -1,14 +1,14 @@
 """Training step of Pretune's transformer against transformers' LlamaForCausalLM: tokens per second and peak memory.
 
 Both sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
-a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets the
-C library's allocator for training on a CPU, so there is a third side: transformers with the same setting.
+a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets
+the C library's allocator for training on a CPU, so there is a third side: transformers with the same setting.
 
 Memory is what training takes at its peak: parameters, optimizer state, gradients and activations. On CUDA that is what
 torch has allocated; on a CPU, resident memory at its peak, less that between two steps, plus parameters and optimizer
 state, so that the Python process and the libraries (400 MB) are not in it. `process_bytes` is all of the process.
 
-    python benchmarks/throughput.py [nano|14m] [--device cpu|cuda] [--bursts 9] [--seconds 4]
+    python benchmarks/throughput.py [nano|14m] [--device cpu|cuda] [--bursts 9] [--seconds 4] [--threads 2]
 """
 
 from __future__ import annotations
@@ -60,8 +60,10 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bursts", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    torch.set_num_threads(args.threads)
     if args.side:
         work(args.side, SHAPES[args.shape], args.device)
     else:
@@ -93,14 +95,15 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
         "ratio_tuned_allocator": ratio("tokens_per_second", "transformers_tuned_allocator"),
         "memory_ratio": ratio("training_bytes", "transformers"),
         **median,
-        "threads": torch.get_num_threads(),
+        "threads": args.threads,
         "torch": torch.__version__,
     }
 
 
 def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
     """A process that has compiled and warmed up its side."""
-    command = [sys.executable, __file__, args.shape, "--device", args.device, "--side", side]
+    options = ["--device", args.device, "--threads", str(args.threads), "--side", side]
+    command = [sys.executable, __file__, args.shape, *options]
     worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert worker.stdout is not None
     if worker.stdout.readline().strip() != "ready":

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pretune import checkpoint
 from pretune.batch import Batch
+from pretune.compilation import compile_step, keep_freed_memory
 from pretune.config import ConfigError, InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
@@ -99,7 +100,9 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], Tensor]:
     def loss_sum(batch: Batch) -> Tensor:
         return language_modeling(parts.model, batch, chunk)
 
-    compiled = torch.compile(loss_sum, dynamic=False) if config.precision.compile else loss_sum
+    if parts.device.type == "cpu":
+        keep_freed_memory()
+    compiled = compile_step(loss_sum) if config.precision.compile else loss_sum
 
     def in_precision(batch: Batch) -> Tensor:
         with autocast(config.precision, parts.device):

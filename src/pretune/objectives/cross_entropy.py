@@ -55,11 +55,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 chunk_loss, d_logits = _chunk(rows @ matrix.T, target, vocab_size, softcap)
                 loss = loss + chunk_loss
                 if needs[0]:
-                    d_hidden.append((d_logits @ matrix).to(hidden.dtype))
+                    d_hidden.append(d_logits @ matrix)
                 if d_weight is not None:
                     d_weight += d_logits.T @ rows
         ctx.save_for_backward(torch.cat(d_hidden) if needs[0] else None, d_weight)
-        ctx.weight_dtype = weight.dtype
+        ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         return loss
 
     @staticmethod
@@ -67,7 +67,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (scale,) = grad_outputs
         d_hidden, d_weight = ctx.saved_tensors
         return (
-            None if d_hidden is None else (d_hidden * scale).to(d_hidden.dtype),
+            None if d_hidden is None else (d_hidden.to(scale.dtype) * scale).to(ctx.hidden_dtype),
             None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
             *(None,) * 6,
         )
