@@ -1,7 +1,7 @@
-"""The parts of a run, put together in one visible order: tokenizer -> data -> model -> weights.
+"""The parts of a run, put together in one visible order: tokenizer -> data -> model -> weights -> adapter.
 
-What is done *to* the model from outside (adapters, quantisation, sharding) belongs into this file, between loading
-the weights and the optimizer, which the loop builds last so that it sees the parameters that are really trained.
+What is done *to* the model from outside (quantisation, sharding) belongs into this file, between the
+adapter and the optimizer, which the loop builds last so that it sees the parameters that are really trained.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.precision import autocast
 from pretune.run_config import RunConfig
-from pretune.run_folder import RunFolder, find_run
+from pretune.run_folder import RunFolder, find_run, read_config
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,69 @@ def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.d
     if weights is None:
         model.reset_parameters(torch.Generator().manual_seed(config.seed))
     else:
-        newest = checkpoint.newest(weights.checkpoints)
-        if newest is None:
-            raise InputError(f"{weights.path} has no checkpoint yet; let that run reach one first")
-        checkpoint.load_weights(newest, model)
+        load_run(model, weights, config.output_dir)
     return model.to(device)
+
+
+def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
+    """Put a run's newest weights into `model`: of one with an adapter, those that it started from, and it merged in."""
+    newest = newest_checkpoint(run)
+    if not (newest / checkpoint.ADAPTER).is_file():
+        checkpoint.load_weights(newest, model)
+        return
+    from pretune.adapters.files import merge_adapter
+
+    checkpoint.check(newest)
+    load_run(model, find_run(read_config(run.config)["stage"]["init_from"], output_dir), output_dir)
+    merge_adapter(newest, model)
+
+
+def newest_checkpoint(run: RunFolder) -> Path:
+    """The newest checkpoint of a run that has one; else InputError."""
+    newest = checkpoint.newest(run.checkpoints)
+    if newest is None:
+        raise InputError(f"{run.path} has no checkpoint yet; let that run reach one first")
+    return newest
+
+
+def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -> dict[str, float]:
+    """Freeze the model and put the run's adapter on it: new, or the one of adapter.init_from; or do nothing for none.
+
+    `newest` is the run's own checkpoint, whose weights are still to be loaded: InputError unless it was trained beside
+    these. Returns factors of the learning rate by parameter's name, for those that are not 1.
+    """
+    section = config.adapter
+    if section.kind == "none":
+        return {}
+    from pretune.adapters.attach import attach, learning_rate_factors
+    from pretune.adapters.files import check_adapter, load_adapter
+
+    attach(model, section, config.seed)
+    if newest is not None:
+        check_adapter(newest, model)
+    elif section.init_from is not None:
+        folder = Path(section.init_from)
+        if not (folder / checkpoint.ADAPTER_CONFIG).is_file():
+            folder = newest_checkpoint(find_run(section.init_from, config.output_dir))
+        load_adapter(folder, model)
+    return learning_rate_factors(model, section)
+
+
+def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:
+    """What a checkpoint holds in place of the model's weights, if the run trains an adapter."""
+    if config.adapter.kind == "none":
+        return None
+    from pretune.adapters.files import adapter_config, adapter_tensors
+
+    return checkpoint.Adapter(adapter_tensors(model), adapter_config(model))
+
+
+def check_first_gradients(config: RunConfig, model: Transformer) -> None:
+    """ConfigError for an adapter that got no gradient in the first step: it would never be trained."""
+    if config.adapter.kind != "none":
+        from pretune.adapters.attach import check_gradients
+
+        check_gradients(model)
 
 
 def own_folder(config: RunConfig) -> RunFolder:

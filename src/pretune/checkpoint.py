@@ -1,9 +1,10 @@
 """Checkpoints: safetensors and JSON in folders that are whole or absent.
 
     checkpoints/step_00001234/
-        model.safetensors      weights and buffers by name, shared ones once; loads anywhere
+        model.safetensors      weights and buffers by name, shared ones once; loads anywhere. Of a run with an adapter,
+                               its weights alone: adapter_model.safetensors and adapter_config.json, as peft has them
         optimizer.safetensors  optimizer state as <parameter>.<slot>, random generators as random:<device>
-        state.json             the caller's state, and the size and SHA-256 of the other two; written last
+        state.json             the caller's state, and the size and SHA-256 of the others; written last
 
 Names are those of the model as written, without what torch.compile puts into them.
 """
@@ -18,7 +19,7 @@ import re
 import shutil
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import Field
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
 _RANDOM = "random:"
 _HINT = "delete it to go on from an older checkpoint, or restore it from a copy"
@@ -42,6 +44,15 @@ class CheckpointConfig(Section):
     """How many to keep, newest first; null keeps all."""
 
 
+class Adapter(NamedTuple):
+    """What is stored of a model with an adapter, in place of its weights."""
+
+    tensors: Mapping[str, Tensor]
+    """Its parameters themselves, by their names in the file."""
+    config: Mapping[str, Any]
+    """JSON-like: what else peft needs to load it."""
+
+
 def save(
     folder: Path,
     step: int,
@@ -50,6 +61,7 @@ def save(
     state: Mapping[str, Any],
     keep: int | None,
     *,
+    adapter: Adapter | None = None,
     random: Mapping[str, Tensor] | None = None,
     protected: Collection[str] = (),
 ) -> Path:
@@ -64,9 +76,13 @@ def save(
     random = random_state(model) if random is None else random
     try:
         with atomic_folder(path) as temporary:
-            _write(temporary / WEIGHTS, _weights(model), {})
+            if adapter is None:
+                _write(temporary / WEIGHTS, _weights(model), {})
+            else:
+                _write(temporary / ADAPTER, adapter.tensors, {})
+                write_json(temporary / ADAPTER_CONFIG, adapter.config)
             _write(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
-            files = {name: _measure(temporary / name) for name in (WEIGHTS, OPTIMIZER)}
+            files = {file.name: _measure(file) for file in sorted(temporary.iterdir())}
             _write_state(temporary / STATE, {"format": 1, "step": step, "files": files, "state": dict(state)})
             if path.exists():  # of the same step, say from a run that was started anew: the one written now replaces it
                 shutil.rmtree(aside, ignore_errors=True)
@@ -92,20 +108,29 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
-def load(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
-    """Put a checkpoint's weights into `model` and return the state that was saved with them.
+def load(
+    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, adapter: Adapter | None = None
+) -> dict[str, Any]:
+    """Put a checkpoint's weights into `model`, or into its adapter, and return the state that was saved with them.
 
     With an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file
     is missing or damaged or does not fit; nothing is loaded then.
     """
-    content = _read_state(path)
-    for name in (WEIGHTS, OPTIMIZER):
-        _check(path / name, content["files"][name])
-    weights = _fit(path / WEIGHTS, model)
+    content = check(path)
+    own = _weights(model) if adapter is None else adapter.tensors
+    weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER), own)
     if optimizer is not None:
         _load_optimizer(path / OPTIMIZER, model, optimizer)
-    _copy(weights, model)
+    _copy(weights, own)
     return content["state"]
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state.json; InputError unless every file is the one that was written."""
+    content = _read_state(path)
+    for name, expected in content["files"].items():
+        _check(path / name, expected)
+    return content
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
@@ -120,7 +145,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
         path = checkpoint / WEIGHTS
         if (checkpoint / STATE).is_file():
             _check(path, _read_state(checkpoint)["files"][WEIGHTS])
-    _copy(_fit(path, model), model)
+    own = _weights(model)
+    _copy(_fit(path, own), own)
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
@@ -158,9 +184,8 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return named
 
 
-def _fit(path: Path, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a weights file, once names and shapes are known to be the model's."""
-    own = _weights(model)
+def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weights file, once names and shapes are known to be those of `own`."""
     stored, _ = _read(path)
     faults = [f"{name} is missing" for name in own if name not in stored]
     faults += [f"{name} is in it and not in the model" for name in stored if name not in own]
@@ -178,11 +203,11 @@ def _fit(path: Path, model: nn.Module) -> dict[str, Tensor]:
     return stored
 
 
-def _copy(weights: Mapping[str, Tensor], model: nn.Module) -> None:
+def _copy(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
     import torch
 
     with torch.no_grad():
-        for name, tensor in _weights(model).items():
+        for name, tensor in own.items():
             tensor.copy_(weights[name])
 
 

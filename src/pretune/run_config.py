@@ -11,6 +11,7 @@ import pydantic
 from pydantic import Field
 
 from pretune import hardware
+from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint import CheckpointConfig
 from pretune.config import Every, Section
 from pretune.data.config import DataConfig
@@ -134,6 +135,8 @@ class RunConfig(Section):
     """How weights are updated."""
     schedule: ScheduleConfig
     """How the learning rate moves over the budget."""
+    adapter: AdapterConfig
+    """What is trained: everything, or small weights beside a frozen model."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig
@@ -175,6 +178,11 @@ class RunConfig(Section):
             )
         if data.tokenizer.kind == "inherited" and self.stage.init_from is None:
             raise ValueError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
+        if self.adapter.kind != "none" and self.stage.init_from is None:
+            raise ValueError(
+                f"adapter={self.adapter.kind} trains beside frozen weights, and random ones are worth nothing: set "
+                "stage.init_from to a run's name or folder, or adapter=none"
+            )
         if self.evaluation.option_accuracy and (data.format.kind != "mathqa" or data.format.rationale == "before"):
             raise ValueError(
                 "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "

@@ -19,7 +19,7 @@ from pretune.model.costs import (
     skeleton,
     training_flops,
 )
-from pretune.model.transformer import count_parameters
+from pretune.model.counts import count_parameters
 
 SHAPES: list[dict[str, Any]] = [
     {},
@@ -47,7 +47,7 @@ def test_operations_are_those_that_torch_counts(changes: dict[str, Any]) -> None
 def test_parts_sum_to_the_model(changes: dict[str, Any]) -> None:
     model = tiny_model(**changes)
     parts = parameters_by_part(model)
-    assert sum(parts.values()) == count_parameters(model)
+    assert sum(parts.values()) == count_parameters(model).total
     assert parts == parameters_by_part(skeleton(tiny_config(**changes)))
     assert ("head" in parts) == (not changes.get("tied_embeddings", True))
     assert parts["embedding"] == model.config.padded_vocab_size * model.config.dim

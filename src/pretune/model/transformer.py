@@ -114,8 +114,3 @@ class Transformer(nn.Module):
         mask = same & (columns <= columns[:, None])
         positions = mask.sum(-1) - 1  # how many tokens of the same document come before: [B, T]
         return self.rope(positions), mask[:, None]
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Parameters, shared ones once."""
-    return sum(parameter.numel() for parameter in model.parameters())

@@ -6,7 +6,7 @@ the model's parameters.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, assert_never
 
 import torch
@@ -18,21 +18,27 @@ from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerC
 from pretune.optim.groups import Role, Trained, trained_parameters
 
 
-def build_optimizer(config: OptimizerConfig, model: nn.Module) -> Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, model: nn.Module, lr_factors: Mapping[str, float] | None = None
+) -> Optimizer:
     """The optimizer of every trainable parameter of `model`; build it last, when the model is in its final form.
 
+    lr_factors: what the learning rate of a parameter is multiplied by, by its name; 1 for those that are not in it.
     Raises ConfigError where nothing is trainable, or nothing that the optimizer is meant for.
     """
     trained = trained_parameters(model)
     match config:
         case AdamWConfig():
-            groups = _decayed_and_not(trained, config.lr, config.weight_decay)
+            groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
             return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         case LionConfig():
             from lion_pytorch import Lion
 
-            return Lion(_decayed_and_not(trained, config.lr, config.weight_decay), lr=config.lr, betas=config.betas)
+            groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
+            return Lion(groups, lr=config.lr, betas=config.betas)
         case MuonConfig():
+            if lr_factors:
+                raise ConfigError("optimizer=muon has no learning rate per factor; set adapter.lr_ratio=1 or use adamw")
             return _muon(config, trained)
         case _:
             assert_never(config)
@@ -122,6 +128,18 @@ def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
 
 def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
+
+
+def _scaled(groups: Sequence[dict[str, Any]], factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Groups split so that each has one learning rate, the plain ones first."""
+
+    def split() -> Iterator[dict[str, Any]]:
+        for group in groups:
+            for factor in sorted({factors.get(name, 1.0) for name, _ in group["params"]}):
+                params = [(name, one) for name, one in group["params"] if factors.get(name, 1.0) == factor]
+                yield {**group, "params": params, "lr": group["lr"] * factor, "peak_lr": group["peak_lr"] * factor}
+
+    return list(split())
 
 
 def _group(role: str, trained: Sequence[Trained], lr: float, weight_decay: float) -> dict[str, Any]:

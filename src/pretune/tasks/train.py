@@ -16,14 +16,24 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pretune import checkpoint
-from pretune.assembly import Parts, assemble, own_folder, scorer, start_run, training_loss
+from pretune.assembly import (
+    Parts,
+    assemble,
+    attach_adapter,
+    check_first_gradients,
+    own_folder,
+    scorer,
+    start_run,
+    stored_adapter,
+    training_loss,
+)
 from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
 from pretune.model.costs import training_flops
-from pretune.model.transformer import count_parameters
+from pretune.model.counts import count_parameters
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
 from pretune.optim.schedules import schedule_factor
@@ -103,13 +113,15 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     newest = checkpoint.newest(folder.checkpoints)
-    parts = assemble(config, folder if newest else start_run(config))
+    parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
+    lr_factors = attach_adapter(config, parts.model, newest)
     loader = Loader(parts.data.train, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
-    optimizer = build_optimizer(config.optimizer, parts.model)
+    optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
     state = Progress()
     if newest is not None:
-        state = Progress(**checkpoint.load(newest, parts.model, optimizer))
+        adapter = stored_adapter(config, parts.model)
+        state = Progress(**checkpoint.load(newest, parts.model, optimizer, adapter=adapter))
     with interrupts.shielded():
         folder.claim(mapping)
         parts.tokenizer.save(folder.tokenizer)
@@ -171,6 +183,9 @@ def loop(run: Run) -> bool:
             scored = max(batch.num_scored(), 1)
             window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
 
+            if state.step == 0 and batch.num_scored():
+                check_first_gradients(config, model)
+
             # Clip and update. A signal in the middle of the update waits for its end.
             share = progress(config.budget, state.spent(), state.step_cost())
             lr = set_learning_rate(optimizer, schedule_factor(config.schedule, share))
@@ -222,8 +237,11 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
             folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
+            model, adapter = run.parts.model, stored_adapter(run.config, run.parts.model)
             state = asdict(run.state)
-            checkpoint.save(folder, run.state.step, run.parts.model, run.optimizer, state, keep, random=random_state)
+            checkpoint.save(
+                folder, run.state.step, model, run.optimizer, state, keep, adapter=adapter, random=random_state
+            )
 
 
 def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
@@ -264,8 +282,11 @@ def opening(config: RunConfig, parts: Parts, loader: Loader, state: Progress) ->
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
         start = f"resumed at step {state.step:,}"
+    counts, adapter = count_parameters(parts.model), config.adapter.kind
+    trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
     return (
-        f"{config.stage.kind} {config.name}: {count_parameters(parts.model):,} parameters on {parts.device}, {start}; "
+        f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
+        f"{'' if adapter == 'none' else trained} on {parts.device}, {start}; "
         f"{epoch:,} tokens an epoch, {batch:,} a step"
     )
 
@@ -277,7 +298,8 @@ def summary(run: Run) -> dict[str, Any]:
         **state.totals(),
         "step": state.step,
         "epochs": state.position / run.loader.num_rows,
-        "parameters": count_parameters(run.parts.model),
+        "parameters": count_parameters(run.parts.model).total,
+        "trainable_parameters": count_parameters(run.parts.model).trainable,
         "device": str(run.parts.device),
         **state.training,
         **state.validation,

@@ -1,0 +1,160 @@
+"""Training step with each adapter against full fine-tuning, and against peft's own layers: seconds and peak memory.
+
+All sides: same model (6 layers x 384), same batch of 512-token rows, bf16 autocast, torch.compile, forward, backward,
+clipping, fused AdamW; adapters of rank 8 on all linear layers. Each side is a process of its own, warmed up first; then
+they take turns, a burst of steps each, while the others wait. A step's time is the shortest of all bursts' medians:
+what else the machine does only ever adds to it. Memory is the peak of the whole process during the measured steps, with
+the same libraries loaded on all sides. On a machine that others use too, `--threads 1` counts the seconds that the
+process computes instead of those that pass.
+
+    python benchmarks/adapters_speed.py [--device cpu|cuda] [--threads N] [--bursts 7] [--seconds 4] [--sides full ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from throughput import SHAPES, ask, peak_memory, pretune_side, reset_peak_memory
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+
+KINDS: tuple[str, ...] = ("lora", "dora", "loha", "lokr")
+SIDES = ("full", *KINDS, *(f"{kind} by peft" for kind in KINDS))
+SHAPE = SHAPES["14m"]
+RANK = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--bursts", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
+    parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.side:
+        torch.set_num_threads(args.threads)
+        work(args.side, args.device, time.process_time if args.threads == 1 else time.perf_counter)
+    else:
+        print(json.dumps(compare(args)))
+
+
+def compare(args: argparse.Namespace) -> dict[str, object]:
+    """Let the sides take turns."""
+    workers = {side: start(side, args.device, args.threads) for side in args.sides}
+    results: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
+    for _ in range(args.bursts):
+        for side, worker in workers.items():
+            results[side].append(ask(worker, args.seconds))
+            print(json.dumps({"side": side, **results[side][-1]}), flush=True)
+    for worker in workers.values():
+        worker.communicate()
+    seconds = {side: min(burst["seconds"] for burst in bursts) for side, bursts in results.items()}
+    memory = {
+        side: statistics.median(burst["peak_memory_bytes"] for burst in bursts) for side, bursts in results.items()
+    }
+
+    def ratios(figures: dict[str, float], pairs: dict[str, str]) -> dict[str, float]:
+        there = {one: other for one, other in pairs.items() if one in figures and other in figures}
+        return {f"{one} / {other}": round(figures[one] / figures[other], 3) for one, other in there.items()}
+
+    to_full = dict.fromkeys(KINDS, "full")
+    times = ratios(seconds, to_full) | ratios(seconds, dict.fromkeys(KINDS[1:], "lora"))
+    return {
+        "claim": f"training step with adapters of rank {RANK} (6 x 384, {args.device}): LoRA's time over full "
+        "fine-tuning's; at most 1, and the others at most 1.25 times LoRA's",
+        "ratio": times.get("lora / full"),
+        "seconds": seconds,
+        "time_ratios": times | ratios(seconds, {kind: f"{kind} by peft" for kind in KINDS}),
+        "memory_ratios": ratios(memory, to_full),
+        "peak_memory_bytes": memory,
+        "threads": args.threads,
+        "torch": torch.__version__,
+    }
+
+
+def start(side: str, device: str, threads: int) -> subprocess.Popen[str]:
+    """A process that has compiled and warmed up its side."""
+    command = [sys.executable, __file__, "--device", device, "--threads", str(threads), "--side", side]
+    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert worker.stdout is not None
+    if worker.stdout.readline().strip() != "ready":
+        sys.exit(f"{side} did not start; run `{' '.join(command)}` to see why")
+    return worker
+
+
+def work(side: str, device: str, clock: Callable[[], float]) -> None:
+    """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
+    import pretune.adapters.attach  # noqa: F401  # what importing takes is on every side
+
+    torch.manual_seed(0)
+    model, loss_of = pretune_side(SHAPE, device)
+    if side != "full":
+        adapt(model, side.split()[0], quick="peft" not in side)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), fused=True)
+    tokens = torch.randint(0, SHAPE.vocab_size, (SHAPE.micro_batch, SHAPE.sequence_length + 1)).to(device)
+    inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
+
+    def step() -> Tensor:
+        loss = loss_of(inputs, targets)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss
+
+    for _ in range(4):
+        step()
+    # From here on a compilation would be a fault, and its time a wrong figure.
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        print("ready", flush=True)
+        for line in sys.stdin:
+            print(json.dumps(burst(step, float(line), device, clock)), flush=True)
+
+
+def adapt(model: nn.Module, kind: str, quick: bool) -> None:
+    """Put an adapter on the model, with our layers or with peft's."""
+    import pydantic
+
+    from pretune.adapters import attach
+    from pretune.adapters.config import AdapterConfig
+
+    section: dict[str, object] = {"kind": kind, "rank": RANK, "alpha": 8.0, "dropout": 0.0, "targets": ("all",)}
+    own = {"lora": {"rslora": False, "init": "zero", "lr_ratio": 1.0}, "loha": {}, "lokr": {"factor": None}}
+    own["dora"] = own["lora"]
+    config = pydantic.TypeAdapter(AdapterConfig).validate_python({**section, **own[kind], "init_from": None})
+    if not quick:
+        attach.quicken = lambda model: None
+    attach.attach(model, config, seed=0)
+
+
+def burst(step: Callable[[], Tensor], seconds: float, device: str, clock: Callable[[], float]) -> dict[str, float]:
+    step()  # caches are cold after the other sides' turns
+    reset_peak_memory(device)
+    times: list[float] = []
+    loss = float("nan")
+    while sum(times) < seconds:
+        began = clock()
+        loss = step().item()  # waits for the device
+        times.append(clock() - began)
+    return {
+        "seconds": round(statistics.median(times), 5),
+        "peak_memory_bytes": peak_memory(device),
+        "loss": round(loss, 4),
+    }
+
+
+if __name__ == "__main__":
+    main()

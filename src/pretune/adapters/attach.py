@@ -1,0 +1,172 @@
+"""Adapters put on a model, looked at, switched off and merged. The model keeps its class; its linear layers change."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Iterator
+from typing import assert_never
+
+import peft
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
+from pretune.adapters.layers import ADAPTER, quicken
+from pretune.config import ConfigError, InputError, nearest
+
+_ROLES = {"attention": ".attention.", "mlp": ".mlp."}
+
+
+def attach(model: nn.Module, config: AdapterConfig, seed: int) -> None:
+    """Freeze `model` and put the adapter on it that `config` describes; nothing for kind = none.
+
+    Weights that it starts from must be loaded before; compile, and build the optimizer, after. Same seed, same start.
+    Raises ConfigError, with what there is, for a target that matches nothing.
+    """
+    if not isinstance(config, NoAdapterConfig):
+        inject(model, _peft_config(config, target_names(model, config.targets)), seed)
+
+
+def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
+    """Put an adapter on `model` as peft's own configuration describes it; ValueError where that fits nothing."""
+    assert not adapted_layers(model), "a model has one adapter"
+    # peft's field for "which version of the base model": a saved adapter knows what it was trained on.
+    config.revision = _fingerprint(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft's advice speaks of arguments that nobody here passes
+        torch.manual_seed(seed)
+        peft.inject_adapter_in_model(config, model, ADAPTER)
+    quicken(model)
+
+
+def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
+    """Names, or ends of names, of the linear layers that `targets` means; ConfigError for one that matches nothing."""
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
+    found: set[str] = set()
+    for target in targets:
+        if target == "all" or target in _ROLES:
+            role = _ROLES.get(target, ".")
+            matched = {name.split(".", 2)[2] for name in layers if role in name}
+        else:
+            matched = {target} if any(f".{name}".endswith(f".{target}") for name in layers) else set()
+        if not matched:
+            ends = sorted({name.split(".", 2)[2] for name in layers})
+            raise ConfigError(
+                f"adapter.targets: '{target}' matches no linear layer{nearest(target, [*_ROLES, 'all', *ends])}; there "
+                f"are the roles attention, mlp and all, and the layers {', '.join(ends)} (in one block: "
+                f"layers.0.{ends[0] if ends else '...'})"
+            )
+        found |= matched
+    return sorted(found)
+
+
+def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
+    """The layers that carry an adapter, by name."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+def learning_rate_factors(model: nn.Module, config: AdapterConfig) -> dict[str, float]:
+    """What the learning rate of a parameter is multiplied by, by the parameter's name; those not in it by 1."""
+    if not isinstance(config, LoraConfig | DoraConfig) or config.lr_ratio == 1:
+        return {}
+    return {name: config.lr_ratio for name, _ in model.named_parameters() if ".lora_B." in name}
+
+
+def check_gradients(model: nn.Module) -> None:
+    """Call it once, after the first backward pass over a batch with anything to score.
+
+    Raises ConfigError where an adapter got no gradient: it would never be trained.
+    """
+    layers = adapted_layers(model)
+    idle = [name for name in layers if not any(map(_has_gradient, model.get_submodule(name).parameters()))]
+    if idle:
+        raise ConfigError(
+            f"{len(idle)} of {len(layers)} adapters got no gradient in the first step, such as that of {idle[0]}: they "
+            "would never be trained. Leave them out of adapter.targets; or the weights that the run starts from have "
+            "layers of zeros (stage.init_from)"
+        )
+
+
+@contextlib.contextmanager
+def switched_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before its adapter, for as long as the block lasts: a reference without a second copy.
+
+    With PiSSA that is not the start: it keeps part of the weights in the adapter.
+    """
+    layers = adapted_layers(model).values()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merge(model: nn.Module) -> None:
+    """Add the adapter to the weights: a plain model again, with all parameters trainable.
+
+    Raises InputError where the merged weights would not be finite.
+    """
+    for name, layer in adapted_layers(model).items():
+        try:
+            layer.merge(safe_merge=True)
+        except ValueError:
+            raise InputError(f"the adapter of {name} holds numbers that are not finite: it cannot be merged") from None
+        model.set_submodule(name, layer.get_base_layer())
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+    model.requires_grad_(True)
+
+
+def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targets: list[str]) -> peft.PeftConfig:
+    match config:
+        case LoraConfig() | DoraConfig():
+            return peft.LoraConfig(
+                r=config.rank,
+                lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  # any number will do
+                lora_dropout=config.dropout,
+                use_rslora=config.rslora,
+                use_dora=config.kind == "dora",
+                init_lora_weights=True if config.init == "zero" else config.init,
+                target_modules=targets,
+            )
+        case LohaConfig():
+            return peft.LoHaConfig(
+                r=config.rank,
+                alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+                rank_dropout=config.dropout,
+                target_modules=targets,
+            )
+        case LokrConfig():
+            return peft.LoKrConfig(
+                r=config.rank,
+                alpha=config.alpha,  # pyright: ignore[reportArgumentType]
+                rank_dropout=config.dropout,
+                rank_dropout_scale=True,
+                decompose_factor=config.factor or -1,
+                target_modules=targets,
+            )
+        case _:
+            assert_never(config)
+
+
+def _has_gradient(parameter: Tensor) -> bool:
+    return parameter.requires_grad and parameter.grad is not None and bool(parameter.grad.any())
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Sixteen hex digits that depend on the weights that a model started from.
+
+    On the first values of each of those that no adapter touches: every training of a whole model changes them, and
+    merging an adapter, whose last bits depend on the machine, does not.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.named_parameters()):
+        if tensor.ndim == 1 or "layers." not in name:
+            digest.update(f"{name}{list(tensor.shape)}".encode())
+            digest.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
