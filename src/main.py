@@ -178,9 +178,11 @@ def overview() -> str:
     from pretune.run_config import RunConfig
 
     tasks: Any = RunConfig.model_fields["task"].annotation
-    groups = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "run")
+    files = [path for path in CONFIGS.glob("*/**/*.yaml") if path.parent.name not in ("run", "common")]
+    groups = sorted({str(path.parent.relative_to(CONFIGS)) for path in files})
     options = "\n".join(
-        f"  {group:<10} " + ", ".join(sorted(p.stem for p in (CONFIGS / group).glob("*.yaml"))) for group in groups
+        f"  {group:<15} " + ", ".join(sorted(path.stem for path in (CONFIGS / group).glob("*.yaml")))
+        for group in groups
     )
     return f"""Pretune: one YAML-driven loop that pretrains a small language model and then fine-tunes it.
 

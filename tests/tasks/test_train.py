@@ -175,3 +175,9 @@ class TestBadInput:
 
     def test_a_missing_column(self, tiny: Compose, refused: Callable[..., str]) -> None:
         assert "body" in refused(tiny("name=one", "data.format.column=body"))
+
+
+def test_the_smoke_run_works_as_it_is(composed: Compose, tmp_path: Path) -> None:
+    assert run(composed("smoke", f"output_dir={tmp_path / 'runs'}")) == 0
+    losses = series(tmp_path / "runs" / "smoke", "val/loss")
+    assert losses[-1] < losses[0]
