@@ -61,8 +61,9 @@ def test_without_a_key_a_run_is_recorded_offline_and_says_so_in_one_line(
         assert "offline (no API key" in about[0]
         assert about[0].endswith("wandb sync runs/demo/wandb")
     recorded = list((folder / "wandb").glob("offline-run-*"))
-    # Two sessions, one run.
-    assert {path.name.rpartition("-")[2] for path in recorded} == {run_id(folder)}
+    # Two sessions, one run: offline-run-<time>-<id>, with -1 behind it where both began in the same second.
+    assert len(recorded) == 2
+    assert {path.name.split("-")[3] for path in recorded} == {run_id(folder)}
 
 
 def read_log(path: Path) -> Iterator[Any]:
