@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from pretune.config import InputError
 from pretune.data.config import PythonDocsSource
 from pretune.data.python_docs import rows
+from pretune.data.sources import identity
 
 
 def read(packages: tuple[str, ...] | None, max_bytes: int | None) -> list[dict[str, str]]:
@@ -41,3 +43,13 @@ def test_packages_are_read_without_importing_them_and_nothing_comes_twice() -> N
 def test_a_package_that_is_not_installed() -> None:
     with pytest.raises(InputError, match="'pydantik' is not installed; did you mean 'pydantic'"):
         read(("pydantik",), None)
+
+
+def test_what_an_interrupted_uninstallation_leaves_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "~orch-1.0.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    section = PythonDocsSource(kind="python_docs", packages=("rich",), max_bytes=1000)
+    assert list(rows(section))
+    assert identity(section)["versions"]

@@ -33,7 +33,8 @@ class PreparationBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._progress.stop()
+        if self._progress.live.is_started:  # stopping one that never started writes an empty line
+            self._progress.stop()
 
     def advance(self, num_rows: int, new_tokens: int) -> None:
         """`num_rows` rows are done, and their last part came to `new_tokens` tokens."""

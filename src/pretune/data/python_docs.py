@@ -54,13 +54,18 @@ def rows(config: PythonDocsSource) -> Iterator[dict[str, str]]:
         yield {"text": text, "source": source}
 
 
+def distributions() -> Iterator[importlib.metadata.Distribution]:
+    """What is installed; an uninstallation that was interrupted leaves folders without a name, which are not."""
+    return (found for found in importlib.metadata.distributions() if "Name" in found.metadata)
+
+
 def _first_bytes(text: str, num_bytes: int) -> str:
     return text.encode()[:num_bytes].decode(errors="ignore")
 
 
 def _files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, Path]]:
     """Name and path of every file to read, in an order that depends on nothing but what is installed."""
-    installed = {d.name.lower().replace("_", "-"): d for d in importlib.metadata.distributions()}
+    installed = {d.name.lower().replace("_", "-"): d for d in distributions()}
     wanted = ["python", *sorted(installed)] if packages is None else [p.lower().replace("_", "-") for p in packages]
     for name in wanted:
         if name == "python":

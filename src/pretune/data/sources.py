@@ -5,7 +5,6 @@ A row is a plain dict. Everything here streams: no source is ever held in memory
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -61,7 +60,7 @@ def identity(config: SourceConfig) -> dict[str, Any]:
             files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
             return config.model_dump(exclude={"files"}) | {"files": files}
         case PythonDocsSource():
-            versions = {d.name.lower(): d.version for d in importlib.metadata.distributions()}
+            versions = {d.name.lower(): d.version for d in python_docs.distributions()}
             found = (
                 sorted(versions.items())
                 if config.packages is None
