@@ -21,13 +21,18 @@ _TINY: dict[str, Any] = {
     "vocab_multiple_of": 1,
     "max_sequence_length": 32,
     "activation": "swiglu",
-    "norm": {"kind": "rmsnorm", "eps": 1e-5},
+    "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True},
     "qk_norm": False,
+    "attention_scale": 1.0,
+    "window": None,
+    "value_embeddings": False,
+    "residual_scalars": False,
+    "normalize_embedding": False,
     "bias": {"qkv": False, "attention_output": False, "mlp": False},
     "tied_embeddings": True,
     "dropout": 0.0,
     "softcap": None,
-    "init": {"std": 0.2, "output": "plain"},
+    "init": {"std": 0.2, "embedding_std": 0.2, "head_std": 0.2, "output": "plain"},
     "rope": {"theta": 1e4, "fraction": 1.0},
 }
 
@@ -38,11 +43,11 @@ def tiny_config(**changes: Any) -> ModelConfig:
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> Transformer:
-    """A tiny transformer with seeded weights, norms and biases included: none of them is left at 0 or 1."""
+    """A tiny transformer with seeded weights, norms, biases and gates included: none is left at 0 or 1."""
     model, generator = Transformer(tiny_config(**changes)), torch.Generator().manual_seed(seed)
     model.reset_parameters(generator)
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.dim() == 1:
+            if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model

@@ -48,8 +48,10 @@ class Footprint:
     def saved(self, rows: int) -> int:
         """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
         if rows not in self._saved:
-            one, two = (_saved(self.config, layers, rows) for layers in (1, 2))
-            self._saved[rows] = one + (self.config.model.num_layers - 1) * (two - one)
+            # Value embeddings come with every other layer.
+            few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
+            first, second = (_saved(self.config, layers, rows) for layers in (few, more))
+            self._saved[rows] = first + (self.config.model.num_layers - few) * (second - first) // (more - few)
         return self._saved[rows]
 
     @property

@@ -14,9 +14,13 @@ def tiny_model() -> Transformer:
     section = {
         "num_layers": 2, "dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64,
         "vocab_size": 257, "vocab_multiple_of": 1, "max_sequence_length": 256, "activation": "swiglu",
-        "norm": {"kind": "rmsnorm", "eps": 1e-5}, "qk_norm": False,
+        "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True}, "qk_norm": False,
+        "attention_scale": 1.0, "window": None, "value_embeddings": False, "residual_scalars": False,
+        "normalize_embedding": False,
         "bias": {"qkv": False, "attention_output": False, "mlp": False}, "tied_embeddings": True, "dropout": 0.0,
-        "softcap": None, "init": {"std": 0.5, "output": "plain"}, "rope": {"theta": 10000.0, "fraction": 1.0},
+        "softcap": None,
+        "init": {"std": 0.5, "embedding_std": 0.5, "head_std": 0.5, "output": "plain"},
+        "rope": {"theta": 10000.0, "fraction": 1.0},
     }  # fmt: skip
     model = Transformer(validate(ModelConfig, section))
     model.reset_parameters(torch.Generator().manual_seed(1))

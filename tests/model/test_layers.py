@@ -45,7 +45,7 @@ def test_mlp_multiplies_gate_and_up_where_gated(activation) -> None:
 
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
 def test_norm_is_computed_in_float32(kind) -> None:
-    norm = Norm(512, validate(NormConfig, {"kind": kind, "eps": 1e-5})).bfloat16()
+    norm = Norm(512, validate(NormConfig, {"kind": kind, "eps": 1e-5, "learned": True})).bfloat16()
     x = (3 + torch.randn(7, 512, generator=torch.Generator().manual_seed(0))).bfloat16()
     wide = x.double()
     if kind == "rmsnorm":

@@ -19,9 +19,12 @@ BIASES = {"qkv": True, "attention_output": True, "mlp": True}
 VARIANTS = {
     "plain": {},
     "grouped": {"num_kv_heads": 2, "qk_norm": True, "head_dim": 6},
-    "layernorm": {"norm": {"kind": "layernorm", "eps": 1e-6}, "activation": "gelu", "bias": BIASES},
+    "layernorm": {"norm": {"kind": "layernorm", "eps": 1e-6, "learned": True}, "activation": "gelu", "bias": BIASES},
     "capped": {"softcap": 5.0, "tied_embeddings": False, "activation": "relu_squared", "vocab_multiple_of": 64},
     "half_rotated": {"rope": {"theta": 1e4, "fraction": 0.5}, "num_kv_heads": 1, "activation": "geglu"},
+    "windows": {"num_layers": 3, "window": {"size": 3, "pattern": "SL"}, "attention_scale": 1.4},
+    "values": {"num_layers": 3, "value_embeddings": True, "num_kv_heads": 2, "residual_scalars": True},
+    "bare": {"norm": {"kind": "rmsnorm", "eps": 1e-6, "learned": False}, "qk_norm": True, "normalize_embedding": True},
 }
 
 
@@ -85,7 +88,7 @@ def test_one_document_is_the_same_as_none() -> None:
 def test_positions_restart_with_each_document() -> None:
     model = tiny_model()
     ids = torch.tensor([[3, 3, 3, 1, 1, 7, 7, 7]], dtype=torch.int32)
-    cos_sin, _ = model._positions(tokens(1, 8), ids, None)
+    cos_sin = model._context(tokens(1, 8), ids, None).cos_sin
     assert torch.equal(cos_sin, model.rope(torch.tensor([[0, 1, 2, 0, 1, 0, 1, 2]])))
 
 
@@ -118,7 +121,13 @@ def test_a_sequence_longer_than_the_positions_is_an_error() -> None:
 
 @pytest.mark.parametrize(("output", "expected"), [("scaled", 0.2 / math.sqrt(4)), ("plain", 0.2), ("zero", 0.0)])
 def test_weights_start_as_configured(output, expected) -> None:
-    config = tiny_config(dim=128, mlp_dim=256, init={"std": 0.2, "output": output}, bias=BIASES, tied_embeddings=False)
+    config = tiny_config(
+        dim=128,
+        mlp_dim=256,
+        init={"std": 0.2, "embedding_std": 0.2, "head_std": 0.2, "output": output},
+        bias=BIASES,
+        tied_embeddings=False,
+    )
     model = Transformer(config)
     model.reset_parameters(torch.Generator().manual_seed(0))
     for name, parameter in model.named_parameters():
@@ -141,7 +150,7 @@ def test_weights_depend_on_the_generator_alone() -> None:
 
 
 def test_zero_output_makes_every_block_the_identity() -> None:
-    model = Transformer(tiny_config(init={"std": 0.2, "output": "zero"}))
+    model = Transformer(tiny_config(init={"std": 0.2, "embedding_std": 0.2, "head_std": 0.2, "output": "zero"}))
     model.reset_parameters(torch.Generator().manual_seed(0))
     read = tokens(2, 10)
     torch.testing.assert_close(model(read), model.norm(model.embedding(read)))

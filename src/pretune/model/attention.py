@@ -5,6 +5,9 @@ B rows, T new tokens, S cached and new tokens, H query heads, G key-value heads,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -31,12 +34,12 @@ class KVCache:
         """Positions of the next `num_new` columns, counted from each row's first real token: [B, T]."""
         return (self._columns(num_new) - self.starts[:, None]).clamp(min=0)
 
-    def mask(self, num_new: int) -> Tensor:
+    def mask(self, num_new: int, window: int | None) -> Tensor:
         """Which columns each new one attends to: [B, 1, T, S]. Padding sees itself: a softmax over nothing is NaN."""
         keys = torch.arange(self.length + num_new, device=self.starts.device)
         queries = self._columns(num_new)[:, None]  # [T, 1]
         real = keys >= self.starts[:, None, None]  # [B, 1, S]
-        return ((keys <= queries) & real | (keys == queries))[:, None]
+        return (causal(queries, keys, window) & real | (keys == queries))[:, None]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values [B, G, T, K] of a layer; return all of them so far, [B, G, S, K]."""
@@ -56,11 +59,33 @@ class KVCache:
         return torch.arange(self.length, self.length + num_new, device=self.starts.device)
 
 
+def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Which columns `keys` [S] the columns `queries` [T, 1] see: the newest `window` (None: all) up to their own."""
+    seen = keys <= queries
+    return seen if window is None else seen & (keys > queries - window)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every layer is told of the tokens beside the residual stream.
+
+    tokens [B, T]; cos_sin: of their positions, see Rope; masks: by window, [B or 1, 1, T, S], true where attention is
+    allowed, None for plainly causal.
+    """
+
+    tokens: Tensor
+    cos_sin: Tensor
+    masks: Mapping[int | None, Tensor | None]
+    cache: KVCache | None
+
+
 class Attention(nn.Module):
     """Multi-head attention; queries, keys and values come from one matrix, rows in that order, head by head."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer, self.window = layer, config.window_of(layer)
+        self.scale = config.attention_scale / config.head_dim**0.5
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.dropout = config.dropout
         width = config.num_heads * config.head_dim
@@ -69,19 +94,26 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, config.dim, bias=config.bias.attention_output)
         self.query_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
         self.key_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
+        self.value_embedding, self.value_gate = None, None
+        if config.has_value_embedding(layer):
+            self.value_embedding = nn.Embedding(config.padded_vocab_size, config.num_kv_heads * config.head_dim)
+            self.value_gate = nn.Linear(config.dim, config.num_kv_heads, bias=False)
 
-    def forward(
-        self, x: Tensor, cos_sin: Tensor, mask: Tensor | None, cache: KVCache | None = None, layer: int = 0
-    ) -> Tensor:
-        """x [B, T, D] -> [B, T, D]. mask [B, 1, T, S] is true where attention is allowed; None means causal."""
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x [B, T, D] -> [B, T, D]."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 G, K]
         q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, cos_sin), rotate(k, cos_sin)
+        q, k = rotate(q, context.cos_sin), rotate(k, context.cos_sin)
+        if self.value_embedding is not None and self.value_gate is not None:
+            gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0
+            table = self.value_embedding(context.tokens).unflatten(-1, (-1, self.head_dim))  # [B, T, G, K]
+            v = v + gate[..., None] * table.to(v.dtype)
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H or G, T, K]
-        if cache is not None:
-            k, v = cache.extend(layer, k, v)
+        if context.cache is not None:
+            k, v = context.cache.extend(self.layer, k, v)
+        mask = context.masks[self.window]
         y = F.scaled_dot_product_attention(
             q,
             k,
@@ -89,6 +121,7 @@ class Attention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=mask is None,
+            scale=self.scale,
             enable_gqa=self.num_kv_heads < self.num_heads,
         )
         return self.output(y.transpose(1, 2).flatten(2))

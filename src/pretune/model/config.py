@@ -16,7 +16,9 @@ GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
 
 class NormConfig(Section):
     kind: Literal["rmsnorm", "layernorm"]
-    """rmsnorm (scale only) or layernorm (scale and shift); either is computed in float32."""
+    """rmsnorm or layernorm (which centres too); either is computed in float32."""
+    learned: bool
+    """Whether norms have weights to learn: a scale, and for layernorm a shift."""
     eps: Annotated[float, Field(gt=0)]
     """Added to the mean square (or the variance) before the root."""
 
@@ -32,7 +34,11 @@ class BiasConfig(Section):
 
 class InitConfig(Section):
     std: Annotated[float, Field(gt=0)]
-    """Standard deviation of the normal distribution that every matrix starts from."""
+    """Standard deviation of the normal distribution that every matrix of the layers starts from."""
+    embedding_std: Annotated[float, Field(gt=0)]
+    """The same for the embedding table (and so for the head, where the two are tied)."""
+    head_std: Annotated[float, Field(ge=0)]
+    """The same for a head of its own; 0 starts with every token equally likely."""
     output: Literal["scaled", "zero", "plain"]
     """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block
     as the identity, `plain` uses std."""
@@ -43,6 +49,13 @@ class RopeConfig(Section):
     """Base of the rotary frequencies."""
     fraction: Annotated[float, Field(ge=0, le=1)]
     """Share of each head that is rotated; 0 turns rotary positions off."""
+
+
+class WindowConfig(Section):
+    size: Annotated[int, Field(ge=1)]
+    """Tokens that a position of a short layer attends to, itself included."""
+    pattern: Annotated[str, Field(pattern="^[SL]+$")]
+    """Short (S) and long (L) layers, repeated over the depth; long ones see everything, and so does the last layer."""
 
 
 class ModelConfig(Section):
@@ -69,7 +82,18 @@ class ModelConfig(Section):
     norm: NormConfig
     """Normalisation before each sublayer and before the head."""
     qk_norm: bool
-    """Normalise queries and keys, per head, before they are rotated (with learned scales, as Qwen3 does)."""
+    """Normalise queries and keys, per head, before they are rotated (with norm.learned as Qwen3 does)."""
+    attention_scale: Annotated[float, Field(gt=0)]
+    """Factor on the attention logits beside 1 / sqrt(head_dim); above 1 lets normalised queries and keys be sharper."""
+    window: WindowConfig | None
+    """Layers that see only the newest tokens; null: none does."""
+    value_embeddings: bool
+    """Every other layer, the last one included, adds a table's vector of the token at hand to its values, times a gate
+    (arXiv:2410.17897, as nanochat does it). Parameters, but hardly any computation."""
+    residual_scalars: bool
+    """Each layer reads a * stream + b * embedding, with learned numbers a (from 1) and b (from 0)."""
+    normalize_embedding: bool
+    """Normalise the embedding before the first layer."""
     bias: BiasConfig
     """Which projections have biases."""
     tied_embeddings: bool
@@ -94,3 +118,13 @@ class ModelConfig(Section):
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table."""
         return -(-self.vocab_size // self.vocab_multiple_of) * self.vocab_multiple_of
+
+    def window_of(self, layer: int) -> int | None:
+        """Tokens that layer `layer`, counted from 0, attends to; None for all."""
+        if self.window is None or layer == self.num_layers - 1:
+            return None
+        return self.window.size if self.window.pattern[layer % len(self.window.pattern)] == "S" else None
+
+    def has_value_embedding(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has a value embedding."""
+        return self.value_embeddings and (self.num_layers - 1 - layer) % 2 == 0

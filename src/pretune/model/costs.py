@@ -1,6 +1,6 @@
 """What a transformer costs: parameters by part, and floating-point operations per token.
 
-L layers, H query heads, K head width, T tokens of a row, N parameters of matrices.
+L layers, H query heads, K head width, T tokens of a row (or of the window), N parameters of matrices.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
     out, and tied tables are counted once, as embedding."""
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        owners = {"attention", "mlp", "embedding", "head"}.intersection(name.split("."))
-        part = min(owners) if owners and parameter.ndim > 1 else "norms and scalars"
+        owners = {"attention", "mlp", "embedding", "head", "value_embedding"}.intersection(name.split("."))
+        part = max(owners).replace("_", " ") if owners and parameter.ndim > 1 else "norms and scalars"
         parts[part] += parameter.numel()
     return dict(parts)
 
@@ -43,8 +43,8 @@ def matrix_parameters(model: Transformer) -> tuple[int, int]:
 
 def forward_flops(model: Transformer, sequence_length: int) -> float:
     """Operations of a forward pass, head included, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
-    config, (matrices, _) = model.config, matrix_parameters(model)
-    return 2 * matrices + 4 * config.num_layers * config.num_heads * config.head_dim * sequence_length
+    matrices, _ = matrix_parameters(model)
+    return 2 * matrices + 4 * _attention_width(model.config, sequence_length)
 
 
 def training_flops(model: Transformer, sequence_length: int) -> float:
@@ -52,13 +52,18 @@ def training_flops(model: Transformer, sequence_length: int) -> float:
 
     A multiplication and an addition are two. 2 N of the 6 N are the forward pass, 2 N the gradient of inputs and 2 N
     that of weights, which frozen ones (adapters) do not need. Attention is counted as if every token saw the whole row:
-    that is the convention (PaLM, nanoGPT, llm.c), although a causal kernel needs half of it. Looking up embeddings,
-    norms, activations, softmax and the update are not counted, nor is anything that is computed twice.
+    that is the convention (PaLM, nanoGPT, llm.c), although a causal kernel needs half of it; layers with a window count
+    the window. Looking up embeddings, norms, activations, softmax and the update are not counted, nor is anything that
+    is computed twice.
     """
     matrices, trained = matrix_parameters(model)
-    config = model.config
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * sequence_length
-    return 4 * matrices + 2 * trained + attention
+    return 4 * matrices + 2 * trained + 12 * _attention_width(model.config, sequence_length)
+
+
+def _attention_width(config: ModelConfig, sequence_length: int) -> int:
+    """H K times the tokens that a position attends to, summed over layers: L H K T where none has a window."""
+    windows = (config.window_of(layer) or sequence_length for layer in range(config.num_layers))
+    return config.num_heads * config.head_dim * sum(min(window, sequence_length) for window in windows)
 
 
 def cache_bytes_per_token(config: ModelConfig, itemsize: int) -> int:

@@ -14,15 +14,16 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int, config: NormConfig) -> None:
         super().__init__()
-        self.eps = config.eps
-        self.weight = nn.Parameter(torch.ones(dim))
-        self.bias = nn.Parameter(torch.zeros(dim)) if config.kind == "layernorm" else None
+        self.kind, self.shape, self.eps = config.kind, (dim,), config.eps
+        self.weight = nn.Parameter(torch.ones(dim)) if config.learned else None
+        self.bias = nn.Parameter(torch.zeros(dim)) if config.learned and config.kind == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        wide, shape = x.float(), self.weight.shape
-        if self.bias is None:
-            return F.rms_norm(wide, shape, self.weight.float(), self.eps).to(x.dtype)
-        return F.layer_norm(wide, shape, self.weight.float(), self.bias.float(), self.eps).to(x.dtype)
+        weight = None if self.weight is None else self.weight.float()
+        if self.kind == "rmsnorm":
+            return F.rms_norm(x.float(), self.shape, weight, self.eps).to(x.dtype)
+        bias = None if self.bias is None else self.bias.float()
+        return F.layer_norm(x.float(), self.shape, weight, bias, self.eps).to(x.dtype)
 
 
 class MLP(nn.Module):

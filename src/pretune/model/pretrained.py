@@ -106,8 +106,20 @@ def _check_all_used(state_dict: Mapping[str, Tensor], config: ModelConfig) -> No
 
 
 def _check_supported(config: ModelConfig) -> None:
-    if config.activation != "swiglu" or config.norm.kind != "rmsnorm":
+    plain = {
+        "activation": config.activation == "swiglu",
+        "norm.kind": config.norm.kind == "rmsnorm",
+        "norm.learned": config.norm.learned,
+        "attention_scale": config.attention_scale == 1,
+        "window": config.window is None,
+        "value_embeddings": not config.value_embeddings,
+        "residual_scalars": not config.residual_scalars,
+        "normalize_embedding": not config.normalize_embedding,
+        "softcap": config.softcap is None,
+    }
+    other = [f"model.{key}" for key, is_plain in plain.items() if not is_plain]
+    if other:
         raise ConfigError(
-            "Hugging Face weights are read and written for swiglu with rmsnorm (Llama, Mistral, Qwen2, Qwen3); "
-            f"the model has {config.activation} with {config.norm.kind}"
+            "Hugging Face weights are read and written for models like Llama, Mistral, Qwen2 and Qwen3 (swiglu, "
+            f"learned rmsnorm and none of Pretune's own switches); here {', '.join(other)} is another"
         )

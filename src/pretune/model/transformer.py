@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.config import InputError
-from pretune.model.attention import Attention, KVCache
+from pretune.model.attention import Attention, Context, KVCache, causal
 from pretune.model.config import ModelConfig
 from pretune.model.layers import MLP, Norm
 from pretune.model.rope import Rope
@@ -19,16 +19,16 @@ from pretune.model.rope import Rope
 class Block(nn.Module):
     """Attention, then the feed-forward network; each reads a normalized copy and adds to the residual stream."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.attention_norm = Norm(config.dim, config.norm)
-        self.attention = Attention(config)
+        self.attention = Attention(config, layer)
         self.mlp_norm = Norm(config.dim, config.norm)
         self.mlp = MLP(config)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cos_sin: Tensor, mask: Tensor | None, cache: KVCache | None, layer: int) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), cos_sin, mask, cache, layer))
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        x = x + self.dropout(self.attention(self.attention_norm(x), context))
         return x + self.dropout(self.mlp(self.mlp_norm(x)))
 
 
@@ -43,7 +43,12 @@ class Transformer(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.padded_vocab_size, config.dim)
         self.rope = Rope(config.rope, config.head_dim, config.max_sequence_length)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.embedding_norm = Norm(config.dim, config.norm) if config.normalize_embedding else None
+        self.stream_scale, self.embedding_scale = None, None
+        if config.residual_scalars:
+            self.stream_scale = nn.Parameter(torch.ones(config.num_layers))
+            self.embedding_scale = nn.Parameter(torch.zeros(config.num_layers))
         self.norm = Norm(config.dim, config.norm)
         self.head = None if config.tied_embeddings else nn.Linear(config.dim, config.padded_vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
@@ -56,10 +61,15 @@ class Transformer(nn.Module):
         longer than max_sequence_length.
         """
         self._check_length(tokens.shape[1])
-        cos_sin, mask = self._positions(tokens, document_ids, cache)
-        x = self.dropout(self.embedding(tokens))  # [B, T, D]
+        context = self._context(tokens, document_ids, cache)
+        x = self.embedding(tokens)  # [B, T, D]
+        if self.embedding_norm is not None:
+            x = self.embedding_norm(x)
+        x = start = self.dropout(x)
         for index, layer in enumerate(self.layers):
-            x = layer(x, cos_sin, mask, cache, index)
+            if self.stream_scale is not None and self.embedding_scale is not None:
+                x = self.stream_scale[index] * x + self.embedding_scale[index] * start
+            x = layer(x, context)
         if cache is not None:
             cache.length += tokens.shape[1]
         return self.norm(x)
@@ -81,15 +91,29 @@ class Transformer(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Start afresh: the same weights for the same generator state, on whatever device the model is."""
-        init, num_layers = self.config.init, self.config.num_layers
-        output_std = {"scaled": init.std / (2 * num_layers) ** 0.5, "zero": 0.0, "plain": init.std}[init.output]
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
-                into_residual = name.endswith(("attention.output.weight", "mlp.down.weight"))
                 noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
-                parameter.copy_(noise.mul_(output_std if into_residual else init.std))
+                parameter.copy_(noise.mul_(self._initial_std(name)))
             else:
-                parameter.fill_(0.0 if name.endswith("bias") else 1.0)
+                parameter.fill_(0.0 if name.endswith(("bias", "embedding_scale")) else 1.0)
+
+    def _initial_std(self, name: str) -> float:
+        """Standard deviation that the matrix `name` starts with."""
+        init = self.config.init
+        if name == "embedding.weight":
+            return init.embedding_std
+        if name == "head.weight":
+            return init.head_std
+        if name.endswith(("attention.output.weight", "mlp.down.weight")):
+            return {"scaled": init.std / (2 * self.config.num_layers) ** 0.5, "zero": 0.0, "plain": init.std}[
+                init.output
+            ]
+        if name.endswith("value_gate.weight"):
+            return 0.0
+        if name.endswith("value_embedding.weight"):
+            return init.std * self.config.dim**0.5  # that of the values that it is added to
+        return init.std
 
     def _check_length(self, length: int) -> None:
         limit = self.config.max_sequence_length
@@ -99,18 +123,20 @@ class Transformer(nn.Module):
                 "shorten it or raise model.max_sequence_length"
             )
 
-    def _positions(
-        self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Cosines and sines of every position, and the attention mask (None: causal)."""
-        length = tokens.shape[1]
+    def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Context:
+        """Positions and masks of `tokens`: counted and closed by document, or following on what the cache holds."""
+        length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
         if cache is not None:
             assert document_ids is None, "a cache holds one document per row"
-            return self.rope(cache.positions(length)), cache.mask(length)
-        if document_ids is None:
-            return self.rope.first(length), None
+            masks = {window: cache.mask(length, window) for window in windows}
+            return Context(tokens, self.rope(cache.positions(length)), masks, cache)
         columns = torch.arange(length, device=tokens.device)
+        seen = {window: causal(columns[:, None], columns, window) for window in windows}  # [T, T]
+        if document_ids is None:
+            masks = {window: None if window is None else mask[None, None] for window, mask in seen.items()}
+            return Context(tokens, self.rope.first(length), masks, None)
         same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
-        mask = same & (columns <= columns[:, None])
-        positions = mask.sum(-1) - 1  # how many tokens of the same document come before: [B, T]
-        return self.rope(positions), mask[:, None]
+        # How many tokens of the same document come before: [B, T]
+        positions = (same & causal(columns[:, None], columns, None)).sum(-1) - 1
+        masks = {window: (same & mask)[:, None] for window, mask in seen.items()}
+        return Context(tokens, self.rope(positions), masks, None)

@@ -1,0 +1,137 @@
+"""Architecture switches: what each does to the model, and that it is neutral where it should be."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny import tiny_config, tiny_model
+from torch import nn
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from pretune.config import ConfigError
+from pretune.model.costs import forward_flops, parameters_by_part, skeleton
+from pretune.model.pretrained import to_huggingface
+from pretune.model.transformer import Transformer
+
+TOKENS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
+
+
+def with_weights_of(other: Transformer, **changes) -> Transformer:
+    model = tiny_model(**changes)
+    model.load_state_dict(other.state_dict(), strict=False)
+    return model
+
+
+def test_windows_are_those_of_transformers() -> None:
+    shape = {"num_layers": 3, "qk_norm": True, "head_dim": 8}
+    plain = tiny_model(**shape)
+    theirs = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            head_dim=8,
+            rms_norm_eps=1e-5,
+            rope_parameters={"rope_type": "default", "rope_theta": 1e4},
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=5,
+            layer_types=["sliding_attention", "full_attention", "full_attention"],
+        )
+    ).eval()
+    theirs.load_state_dict(to_huggingface(plain.state_dict(), plain.config), strict=False)
+    windowed = with_weights_of(plain, window={"size": 5, "pattern": "SL"}, **shape)  # S, L, and the last is long
+    with torch.no_grad():
+        torch.testing.assert_close(windowed.unembed(windowed(TOKENS)), theirs(TOKENS).logits, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(windowed(TOKENS)[:, 6:], plain(TOKENS)[:, 6:])
+
+
+def test_attention_scale_is_the_scale_of_queries() -> None:
+    plain = tiny_model(num_layers=1)
+    sharper = with_weights_of(plain, num_layers=1, attention_scale=1.5)
+    queries = plain.layers[0].attention.qkv.weight[:32]
+    with torch.no_grad():
+        queries.mul_(1.5)
+    torch.testing.assert_close(sharper(TOKENS), plain(TOKENS))
+
+
+def test_value_embeddings_add_the_token_times_a_gate_to_the_values() -> None:
+    plain, model = tiny_model(num_layers=3), tiny_model(num_layers=3, value_embeddings=True)
+    attention = [layer.attention for layer in model.layers]
+    assert [one.value_embedding is not None for one in attention] == [True, False, True]
+    model.load_state_dict(plain.state_dict(), strict=False)
+    assert not torch.allclose(model(TOKENS), plain(TOKENS))
+    for one in attention[::2]:
+        nn.init.zeros_(one.value_embedding.weight)
+    torch.testing.assert_close(model(TOKENS), plain(TOKENS))
+    # A first layer whose every token has the same vector: 2 sigmoid(gate) times it is added to an average of values.
+    vector = torch.arange(32.0) / 10
+    one = attention[0]
+    with torch.no_grad():
+        one.value_embedding.weight.copy_(vector.expand(61, 32))
+        x, context = torch.randn(2, 20, 32), model._context(TOKENS, None, None)
+        before = plain.layers[0].attention(x, context)
+        one.value_gate.weight.zero_()
+        torch.testing.assert_close(one(x, context), before + one.output(vector), rtol=1e-4, atol=1e-5)
+
+
+def test_value_embeddings_start_as_large_as_values_and_gates_at_one() -> None:
+    model = Transformer(tiny_config(num_layers=3, dim=128, value_embeddings=True))
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    attention = model.layers[0].attention
+    assert not attention.value_gate.weight.any()
+    assert attention.value_embedding.weight.std().item() == pytest.approx(0.2 * 128**0.5, rel=0.1)
+
+
+def test_residual_scalars_start_neutral_and_mix_the_stream_with_the_embedding() -> None:
+    plain, model = Transformer(tiny_config()), Transformer(tiny_config(residual_scalars=True))
+    for one in (plain, model):
+        one.reset_parameters(torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(TOKENS), plain(TOKENS))
+    with torch.no_grad():
+        model.stream_scale[1] = 0  # the second layer reads the embedding alone, as the only layer of a model would
+        model.embedding_scale[1] = 1
+    alone = tiny_model(num_layers=1)
+    alone.layers[0] = model.layers[1]
+    alone.embedding, alone.norm, alone.layers[0].attention.layer = model.embedding, model.norm, 0
+    torch.testing.assert_close(model(TOKENS), alone(TOKENS))
+
+
+def test_a_normalized_embedding_does_not_know_its_length() -> None:
+    model = tiny_model(normalize_embedding=True, tied_embeddings=False, norm={**RMS, "eps": 1e-12})
+    before = model(TOKENS)
+    with torch.no_grad():
+        model.embedding.weight.mul_(3)
+    torch.testing.assert_close(model(TOKENS), before, rtol=1e-4, atol=1e-5)
+
+
+RMS = {"kind": "rmsnorm", "eps": 1e-5, "learned": True}
+
+
+@pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
+def test_norms_without_weights_are_norms_whose_weights_are_ones(kind) -> None:
+    shape = {"qk_norm": True, "normalize_embedding": True}
+    bare = tiny_model(norm={"kind": kind, "eps": 1e-5, "learned": False}, **shape)
+    learned = Transformer(tiny_config(norm={"kind": kind, "eps": 1e-5, "learned": True}, **shape))
+    learned.reset_parameters(torch.Generator().manual_seed(0))
+    learned.load_state_dict(bare.state_dict(), strict=False)
+    torch.testing.assert_close(bare(TOKENS), learned(TOKENS))
+    assert not [name for name in bare.state_dict() if "norm" in name]
+
+
+def test_what_switches_cost() -> None:
+    plain, values = skeleton(tiny_config(num_layers=3)), skeleton(tiny_config(num_layers=3, value_embeddings=True))
+    assert parameters_by_part(values)["value embedding"] == 2 * 61 * 32
+    gates = 2 * (4 * 32) * 2
+    assert forward_flops(values, 20) == forward_flops(plain, 20) + gates
+    windowed = skeleton(tiny_config(num_layers=3, window={"size": 5, "pattern": "S"}))
+    assert forward_flops(plain, 20) - forward_flops(windowed, 20) == 4 * 32 * 2 * 15  # two layers, 15 tokens less
+
+
+def test_what_other_libraries_have_no_name_for_is_named() -> None:
+    model = tiny_model(residual_scalars=True, softcap=5.0)
+    with pytest.raises(ConfigError, match=r"model\.residual_scalars, model\.softcap is another"):
+        to_huggingface(model.state_dict(), model.config)
