@@ -64,6 +64,7 @@ def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
         "sequence_length": 512,
         "packing": {"mode": "stream", "too_long": "split", "isolate": False},
         "shuffle": True,
+        "mix": {},
         "num_workers": None,
     }
 

@@ -88,6 +88,7 @@ def section(mode: str, isolate: bool) -> DataConfig:
             "sequence_length": LENGTH,
             "packing": {"mode": mode, "too_long": "split", "isolate": isolate},
             "shuffle": True,
+            "mix": {},
             "num_workers": None,
         },
     )

@@ -103,6 +103,9 @@ A key is written as a dotted path: `optimizer.lr=3e-4` on the command line, nest
 have no defaults: `python src/main.py --config FILE --cfg job` prints every value that a run file ends up with."""
 
 
+HEADING = ["| key | type | value | meaning |", "|---|---|---|---|"]
+
+
 def _options(group: str) -> list[str]:
     """A group's options, each with the first sentence of its file's comment."""
     lines = [f"- `{group}={path.stem}`{_about(path)}" for path in sorted((CONFIGS / group).glob("*.yaml"))]
@@ -137,7 +140,12 @@ def _section(path: str, field: FieldInfo, values: Mapping[str, Mapping[str, Any]
             if next(_sections(inner), None):
                 yield f"### {path}.{name}"
                 yield inner.description or ""
-                yield from _section(f"{path}.{name}", inner, own)
+                if typing.get_origin(inner.annotation) is dict:
+                    (entry,) = _sections(inner)
+                    rows = [_row(f"{path}.{name}.NAME.{key}", field, own) for key, field in entry.model_fields.items()]
+                    yield "\n".join([*HEADING, *rows])
+                else:
+                    yield from _section(f"{path}.{name}", inner, own)
 
 
 def _only(given: Mapping[str, Any], options: set[str] | None) -> dict[str, Any]:
@@ -153,11 +161,13 @@ def _table(
         if not next(_sections(field), None) and not (skip_kind and name == "kind")
     ]
     if rows:
-        yield "\n".join(["| key | type | value | meaning |", "|---|---|---|---|", *rows])
+        yield "\n".join([*HEADING, *rows])
 
 
 def _row(key: str, field: FieldInfo, values: Mapping[str, Mapping[str, Any]]) -> str:
-    type_, meaning = _cell(_type(field.annotation, tuple(field.metadata))), _cell(field.description or "")
+    sections = any(True for _ in _sections(field))
+    type_ = "section" if sections else _cell(_type(field.annotation, tuple(field.metadata)))
+    meaning = _cell(field.description or "")
     return f"| `{key}` | {type_} | {_value_of(key, values)} | {meaning} |"
 
 
@@ -216,6 +226,8 @@ def _type(annotation: Any, metadata: tuple[Any, ...] = ()) -> str:
     if origin is tuple:
         many = "list" if arguments[-1] is Ellipsis else f"list of {len(arguments)}"
         return f"{many}: {_type(arguments[0])}"
+    if origin is dict:
+        return f"mapping of names to {_type(arguments[1])}"
     if any(getattr(note, "func", None) is parse_duration for note in metadata):
         return "time > 0 s"
     name = {str: "text", bool: "true or false"}.get(annotation) or str(annotation.__name__)

@@ -97,6 +97,8 @@ def field_paths(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
     """Every key of a section and of the sections inside it, as dotted paths, in the order they are declared."""
     for name, field in section.model_fields.items():
         yield prefix + name, field
+        if typing.get_origin(field.annotation) is dict:
+            continue  # its keys are the user's
         for inner in _sections_in(field.annotation):
             yield from field_paths(inner, f"{prefix}{name}.")
 
@@ -124,16 +126,22 @@ def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list
     path: list[Any] = []
     options: list[type[Section]] = [section]
     owner: type[Section] | None = section
+    names_an_entry = False
     for part in loc:
         tagged = [option for option in options if len(options) > 1 and part in _tags(option)]
         if tagged:
             options = tagged
             continue
         path.append(part)
+        if names_an_entry:
+            names_an_entry = False
+            continue
         owner = options[0] if options else None
         fields = owner.model_fields if owner else {}
         if isinstance(part, str):
-            options = list(_sections_in(fields[part].annotation)) if part in fields else []
+            annotation = fields[part].annotation if part in fields else None
+            options = list(_sections_in(annotation))
+            names_an_entry = typing.get_origin(annotation) is dict
     return path, owner
 
 
@@ -145,6 +153,6 @@ def _tags(section: type[Section]) -> tuple[Any, ...]:
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:
     if isinstance(annotation, type) and issubclass(annotation, Section):
         yield annotation
-    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, tuple, list):
+    elif typing.get_origin(annotation) in (typing.Union, types.UnionType, Annotated, tuple, list, dict):
         for argument in typing.get_args(annotation):
             yield from _sections_in(argument)

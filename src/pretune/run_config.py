@@ -157,6 +157,8 @@ class RunConfig(Section):
     """task=report."""
     plan: PlanConfig
     """task=plan."""
+    show: Annotated[int, Field(ge=0)]
+    """task=prepare: documents of each set to print, with what is scored marked."""
     report_every: Count
     """Steps between reports of training loss and speed."""
 

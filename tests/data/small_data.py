@@ -20,6 +20,7 @@ _BASE: dict[str, Any] = {
     "sequence_length": 16,
     "packing": {"mode": "stream", "too_long": "split", "isolate": False},
     "shuffle": True,
+    "mix": {},
     "num_workers": 2,
 }
 

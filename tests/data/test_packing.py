@@ -121,14 +121,19 @@ def test_best_fit_overfills_no_row_and_beats_first_come(lengths: list[int]) -> N
 
 def test_a_million_documents_are_packed_without_a_loop_over_them() -> None:
     lengths = np.random.default_rng(1).integers(20, 160, size=1_000_000)
-    plan = make_plan(np.cumsum(lengths), 512, "documents", "drop")
+    plan = make_plan(np.cumsum(lengths), 512, "documents", "drop", everything)
     assert plan.report["padding"] < 0.01 * lengths.sum()
 
 
-@pytest.mark.parametrize(("too_long", "word"), [("cut", "cut"), ("split", "split"), ("drop", "dropped")])
-def test_what_is_too_long_is_counted(too_long: Any, word: str) -> None:
-    plan = make_plan(np.cumsum([5, 40, 16, 17, 33]), 16, "documents", too_long)
-    assert plan.report[word] == 3
+def everything(start: int, stop: int) -> bool:
+    """Of these documents everything is scored."""
+    return start < stop
+
+
+@pytest.mark.parametrize(("too_long", "lost"), [("cut", 23 + 16), ("split", 0), ("drop", 40 + 17 + 33)])
+def test_what_is_too_long_is_counted(too_long: Any, lost: int) -> None:
+    plan = make_plan(np.cumsum([5, 40, 16, 17, 33]), 16, "documents", too_long, everything)
+    assert (plan.report["too_long"], plan.report["lost_tokens"]) == (3, lost)
     if too_long == "drop":
         assert sorted(plan.lengths.tolist()) == [5, 16]
     if too_long == "cut":
@@ -154,3 +159,27 @@ def test_a_data_set_without_a_row_is_an_error(tmp_path: Path) -> None:
     config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), packing=packing, sequence_length=8)
     with pytest.raises(InputError, match="has not one row of 8 tokens"):
         Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=1)
+
+
+@pytest.mark.parametrize("too_long", ["cut", "split"])
+def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path, too_long: str) -> None:
+    format = {"kind": "prompt_completion", "prompt": "p", "completion": "c", "score_prompt": False}
+    records = [{"p": "short", "c": "yes"}, {"p": "p" * 30, "c": "0123456789"}, {"p": "q" * 10, "c": "abcdefghijklm"},
+               {"p": "r" * 90, "c": "z"}]  # fmt: skip
+    held_out = {"source": files(write_lines(tmp_path / "v.jsonl", records[:1])), "fraction": None}
+    packing = {"mode": "documents", "too_long": too_long, "isolate": True}
+    config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), validation=held_out, format=format,
+                         packing=packing, sequence_length=16)  # fmt: skip
+    loader = Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=1)
+    targets = torch.cat([batch.targets[batch.targets != IGNORE] for batch in loader.batches(4)]).tolist()
+    eos, text = byte_tokenizer().eos_id, byte_tokenizer().decode([token for token in targets if token])
+    assert loader.report["too_long"] == 3
+    if too_long == "cut":
+        # A cut answer has no end to learn; of what is cut before its answer, nothing is left.
+        assert sorted(text) == sorted("yes" + "abcdefg")
+        assert targets.count(eos) == 1
+        assert loader.num_rows == 2
+    else:
+        assert sorted(text) == sorted("yes" + "0123456789" + "abcdefghijklm" + "z")
+        assert targets.count(eos) == 4
+        assert loader.report["lost_tokens"] == 16 + 80

@@ -203,6 +203,21 @@ class PackingConfig(Section):
     """No position attends to another document of its row, and positions restart with each document."""
 
 
+class MixConfig(Section):
+    """Another set of documents in the training set, such as texts of pretraining against forgetting."""
+
+    share: Annotated[float, Field(ge=0.001, lt=1)]
+    """Share of the rows, and so of the tokens, that training reads of it; rounded to a thousandth."""
+    source: SourceConfig
+    """Where its rows come from, in the keys of data.source."""
+    validation: ValidationConfig
+    """Which of its rows are held out, in the keys of data.validation; their loss is val_NAME/loss."""
+    format: FormatConfig
+    """How its rows become text, in the keys of data.format."""
+    packing: PackingConfig
+    """How its documents are laid into rows, in the keys of data.packing."""
+
+
 class DataConfig(Section):
     source: SourceConfig
     """Where rows come from."""
@@ -216,7 +231,22 @@ class DataConfig(Section):
     """Tokens in a row."""
     packing: PackingConfig
     """How documents are laid into rows."""
+    mix: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], MixConfig]
+    """Other sets of documents to read in the same run, by name; the rest of the rows are data.source's."""
     shuffle: bool
     """Draw rows in a new order each epoch."""
     num_workers: Annotated[int, Field(ge=1)] | None
     """Threads that tokenize; null uses every core."""
+
+    @pydantic.model_validator(mode="after")
+    def _something_is_left_for_the_source(self) -> Self:
+        total = sum(part.share for part in self.mix.values())
+        if total > 0.999:
+            raise ValueError(f"the shares in mix come to {total:g}, which leaves nothing for source; lower them")
+        return self
+
+    def part(self, name: str) -> DataConfig:
+        """The data section of one set of the mix, with what all of them share."""
+        part = self.mix[name]
+        own = {"source": part.source, "validation": part.validation, "format": part.format, "packing": part.packing}
+        return self.model_copy(update={**own, "mix": {}})

@@ -59,7 +59,9 @@ def _message(config: ChatFormat, message: Any, where: str) -> Message:
         raise InputError(f"{where} has no {_either(config.role_keys)} (it has: {', '.join(map(str, message))})")
     if role not in config.roles:
         known = ", ".join(config.roles)
-        raise InputError(f"{where}: unknown role '{role}' (known: {known}); say what it is in data.format.roles")
+        raise InputError(
+            f"{where}: unknown role '{role}' (known: {known}); say what it is: +data.format.roles.{role}=user"
+        )
     kept = {key: message[key] for key in KEPT if message.get(key) is not None}
     return {"role": config.roles[role], "content": _text(_first(message, config.content_keys), where), **kept}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -21,47 +21,81 @@ class Loader:
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
-        self._rows = build_rows(data, config)
+        self._data, self._rows = data, build_rows(data, config)
         self.num_rows: int = self._rows.num_rows
         self.report = self._rows.report
         if self.num_rows == 0:
             raise InputError(
                 f"{data.name} ({data.side}) has not one row of {config.sequence_length} tokens: {data.num_documents:,} "
                 f"documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, {config.packing.too_long} what "
-                "is too long; give more data, a longer data.sequence_length, or data.packing.too_long=split"
+                "is too long; give more data, a longer data.sequence_length, or packing.too_long=split"
             )
         self._seed, self._shuffle = seed, config.shuffle
-        self._length, self._eos_id = config.sequence_length, data.eos_id
-        self._isolate = config.packing.isolate
+        self.length, self.eos_id = config.sequence_length, data.eos_id
+        self.isolate = config.packing.isolate
+        self._too_long = config.packing.too_long
 
     def batch(self, position: int, num_rows: int) -> Batch:
         """Rows `position` to `position + num_rows` of the endless sequence of epochs, each epoch in a new order.
 
         Rows may straddle epochs. Costs the same at any position.
         """
-        numbers = np.arange(position, position + num_rows)
-        epochs, rows = np.divmod(numbers, self.num_rows)
+        rows = padding(num_rows, self.length, self.eos_id, self.isolate)
+        self.fill(np.arange(position, position + num_rows), rows, range(num_rows))
+        return as_batch(rows)
+
+    def fill(self, positions: np.ndarray, rows: Rows, places: Iterable[int]) -> None:
+        """Write the rows at `positions` of the endless sequence into `rows`, at `places`."""
+        epochs, numbers = np.divmod(positions, self.num_rows)
         if self._shuffle:
-            rows = np.concatenate(
-                [shuffled(rows[epochs == epoch], self.num_rows, self._seed, int(epoch)) for epoch in np.unique(epochs)]
-            )
-        return self._batch(rows.tolist(), num_rows)
+            for epoch in np.unique(epochs):
+                chosen = epochs == epoch
+                numbers[chosen] = shuffled(numbers[chosen], self.num_rows, self._seed, int(epoch))
+        self._fill(numbers.tolist(), rows, places)
 
     def batches(self, micro_batch: int) -> Iterator[Batch]:
         """Every row once and in order, `micro_batch` at a time; the last batch is filled up with unscored rows."""
         for start in range(0, self.num_rows, micro_batch):
-            yield self._batch(list(range(start, min(start + micro_batch, self.num_rows))), micro_batch)
+            rows = padding(micro_batch, self.length, self.eos_id, self.isolate)
+            self._fill(range(start, min(start + micro_batch, self.num_rows)), rows, range(micro_batch))
+            yield as_batch(rows)
 
-    def _batch(self, row_numbers: list[int], num_rows: int) -> Batch:
-        shape = (num_rows, self._length)
-        inputs = np.full(shape, self._eos_id, dtype=np.int64)
-        targets = np.full(shape, IGNORE, dtype=np.int64)
-        documents = np.zeros(shape, dtype=np.int32) if self._isolate else None
-        rows = Rows(inputs, targets, documents)
-        for at, row in enumerate(row_numbers):
-            self._rows.fill(row, rows, at)
-        ids = None if documents is None else torch.from_numpy(documents)
-        return Batch(torch.from_numpy(inputs), torch.from_numpy(targets), ids)
+    def figures(self) -> dict[str, int]:
+        """What training does not see of the data: rows left out, documents longer than a row, and their tokens lost."""
+        left_out, report = self._data.skipped.total(), self.report
+        return {
+            "data/rows_left_out": left_out,
+            "data/too_long": report["too_long"],
+            "data/lost_tokens": report["lost_tokens"],
+        }
+
+    def notes(self) -> list[str]:
+        """The same in words; empty where nothing is missing."""
+        left_out, too_long, lost = self.figures().values()
+        done = {"cut": "cut", "split": "split", "drop": "dropped"}[self._too_long]
+        notes = [f"{left_out:,} rows left out"] if left_out else []
+        if too_long:
+            notes.append(f"{too_long:,} documents longer than a row ({done}; {lost:,} tokens lost)")
+        return notes
+
+    def _fill(self, numbers: Iterable[int], rows: Rows, places: Iterable[int]) -> None:
+        # Rows that are not isolated stay one document, also where a mixture has ids for others.
+        own = rows if self.isolate else Rows(rows.inputs, rows.targets, None)
+        for number, place in zip(numbers, places, strict=False):
+            self._rows.fill(number, own, place)
+
+
+def padding(num_rows: int, length: int, eos_id: int, isolate: bool) -> Rows:
+    """Rows to fill in: EOS that is not scored."""
+    shape = (num_rows, length)
+    documents = np.zeros(shape, dtype=np.int32) if isolate else None
+    return Rows(np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64), documents)
+
+
+def as_batch(rows: Rows) -> Batch:
+    """The same memory as tensors."""
+    ids = None if rows.documents is None else torch.from_numpy(rows.documents)
+    return Batch(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), ids)
 
 
 def shuffled(rows: np.ndarray, num_rows: int, seed: int, epoch: int) -> np.ndarray:

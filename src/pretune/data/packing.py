@@ -4,6 +4,9 @@ stream      documents joined and cut anywhere: row i reads T + 1 tokens, and its
 documents   whole documents side by side, best fit; what is left of a row is padding.
 none        one document a row, padded.
 
+Of a document that is longer than a row, the last two keep the start, spread it over rows, or leave it out. A cut answer
+has no end-of-document token to learn; a piece of a long document in which nothing is scored is left out.
+
 A row's targets are the tokens that follow its inputs, where they are scored, else IGNORE. The first token of a document
 is predicted from nothing: it is a target only in an unisolated stream.
 """
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -23,7 +27,7 @@ from pretune.data.config import DataConfig
 from pretune.data.tokens import TokenData
 from pretune.files import atomic_folder, write_json
 
-VERSION = 1
+VERSION = 2
 """Raise when the same documents would be laid out otherwise: plans are addressed by it."""
 
 TooLong = Literal["cut", "split", "drop"]
@@ -47,7 +51,8 @@ class StreamRows:
         # The last token is a target only; a row of it alone would have nothing to predict.
         self.num_rows = max(0, -(-(data.num_tokens - 1) // sequence_length))
         self._ends = data.document_ends if isolate else None
-        self.report = {"rows": self.num_rows, "padding": self.num_rows * sequence_length - max(0, data.num_tokens - 1)}
+        padding = self.num_rows * sequence_length - max(0, data.num_tokens - 1)
+        self.report = {"rows": self.num_rows, "padding": padding, "too_long": 0, "lost_tokens": 0}
 
     def fill(self, row: int, rows: Rows, at: int) -> None:
         """Write row `row` of the data into `rows` at `at`."""
@@ -124,28 +129,46 @@ def build_rows(data: TokenData, config: DataConfig) -> StreamRows | PlannedRows:
     folder = data.folder / f"packing-{VERSION}-{data.side}-{mode}-{config.packing.too_long}-{length}"
     if folder.is_dir():
         return PlannedRows(data, _load(folder))
-    plan = make_plan(data.document_ends, length, mode, config.packing.too_long)
+    plan = make_plan(data.document_ends, length, mode, config.packing.too_long, data.any_scored)
     with contextlib.suppress(OSError):  # a cache that someone else prepared for us may be read-only
         _save(plan, folder)
     return PlannedRows(data, plan)
 
 
-def make_plan(ends: np.ndarray, capacity: int, mode: Literal["documents", "none"], too_long: TooLong) -> Plan:
-    """Lay documents, given by where each ends, into rows of `capacity` tokens.
+def make_plan(
+    ends: np.ndarray,
+    capacity: int,
+    mode: Literal["documents", "none"],
+    too_long: TooLong,
+    any_scored: Callable[[int, int], bool],
+) -> Plan:
+    """Lay documents, given by where each ends, into rows of `capacity` tokens; `any_scored(start, stop)` says whether
+    any of those tokens is scored.
 
-    The report counts documents that were cut, split or dropped because they are longer than a row, rows, and padding.
+    The report counts rows, padding, documents, those that are longer than a row (`too_long`), and the tokens that no
+    row has (`lost_tokens`).
     """
     begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     starts, lengths, goes_on = _pieces(begins, ends, capacity, too_long)
+    # Whole documents stay, scored or not: which rows there are shall not depend on what is scored.
+    is_part = goes_on | ~np.isin(starts, begins)
+    teaches = np.ones(len(starts), dtype=bool)
+    for piece in np.flatnonzero(is_part).tolist():
+        first, last = int(starts[piece]), int(starts[piece] + lengths[piece] + goes_on[piece])
+        teaches[piece] = any_scored(first + 1, last)
+    starts, lengths, goes_on = starts[teaches], lengths[teaches], goes_on[teaches]
     row_of = best_fit(lengths, capacity) if mode == "documents" else np.arange(len(lengths))
     order = np.argsort(row_of, kind="stable")
     num_rows = int(row_of.max()) + 1 if len(row_of) else 0
     row_starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=num_rows))]).astype(np.int64)
+    # A token after a piece is a target of it; it is another piece's first input, too, or it is in no other.
+    targets_only = goes_on & ~np.isin(starts + lengths, starts)
     report = {
         "rows": num_rows,
         "padding": int(num_rows * capacity - lengths.sum()),
         "documents": len(ends),
-        {"cut": "cut", "split": "split", "drop": "dropped"}[too_long]: int((ends - begins > capacity).sum()),
+        "too_long": int((ends - begins > capacity).sum()),
+        "lost_tokens": int((ends - begins).sum() - lengths.sum() - targets_only.sum()),
     }
     return Plan(starts[order], lengths[order].astype(np.int32), goes_on[order], row_starts, report)
 

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
-from pretune.config import ConfigError, InputError
+from pretune.config import InputError
 from pretune.data.config import ChatFormat, DataConfig, FormatConfig, SourceConfig
 from pretune.data.formats import VERSION as FORMATS_VERSION
 from pretune.data.formats import Formatter
 from pretune.data.preparation_bar import PreparationBar
 from pretune.data.segments import Place, Segment, Unusable
-from pretune.data.sources import Row, describe, empty_side, held_out, identity, rows
+from pretune.data.sources import Row, check_apart, describe, empty_side, held_out, identity, rows
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
 from pretune.files import atomic_folder, fingerprint, write_json
@@ -45,18 +45,22 @@ CHUNK_ROWS = 2_000
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both sides of a run's data, and the folder that the training side lies in."""
+    """Both sides of a run's data, the folder that the training side lies in, and the same of each set mixed in."""
 
     train: TokenData
     validation: TokenData
     folder: Path
+    parts: dict[str, Prepared]
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> Prepared:
-    """Tokenize both sides of `config` into `cache`, unless they are there.
+    """Tokenize both sides of `config`, and of each set mixed in, into `cache`, unless they are there.
 
-    Raises InputError for a source that cannot be read, has no usable rows on a side, or a cache that cannot be written.
+    Raises InputError for a source that cannot be read, has no usable rows on a side, or a cache that cannot be written;
+    ConfigError where training would read what validation is measured on.
     """
+    check_apart(config)
+    parts = {name: prepare(config.part(name), tokenizer, cache) for name in config.mix}
     workers = config.num_workers or os.cpu_count() or 1
     validation = config.validation
     if validation.source is None:
@@ -64,16 +68,11 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> Prepared:
         split = (validation.seed, validation.fraction)
         job = Job(config.source, config.format, tokenizer, split, cache)
         found = job.run(workers)
-        prepared = Prepared(found["train"], found["validation"], job.folder)
+        prepared = Prepared(found["train"], found["validation"], job.folder, parts)
     else:
-        if identity(validation.source) == identity(config.source):
-            raise ConfigError(
-                "data.validation.source is data.source itself: the model would be measured on what it "
-                "was trained on; set data.validation.fraction instead"
-            )
         job = Job(config.source, config.format, tokenizer, None, cache)
         other = Job(validation.source, config.format, tokenizer, None, cache)
-        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder)
+        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder, parts)
     for side, data in (("train", prepared.train), ("validation", prepared.validation)):
         if data.num_tokens == 0:
             raise _nothing_usable(config, side, data)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from itertools import product
 from typing import Any, Literal
 
 from pretune.config import ConfigError, InputError
@@ -82,20 +83,34 @@ def identity(config: SourceConfig) -> dict[str, Any]:
             return config.model_dump() | {"generator": word_problems.VERSION}
 
 
+def check_apart(config: DataConfig) -> None:
+    """See that no set of documents is trained on that another one, or itself, is measured on; else ConfigError."""
+    sets = {"data": config, **{f"data.mix.{name}": config.part(name) for name in config.mix}}
+    for (trained, train), (measured, other) in product(sets.items(), repeat=2):
+        held_out = other.validation
+        if held_out.source is not None:
+            if identity(held_out.source) == identity(train.source):
+                raise ConfigError(
+                    f"{measured}.validation.source is {trained}.source itself: the model would be measured on what it "
+                    f"was trained on; set {measured}.validation.fraction instead"
+                )
+        elif train.validation != held_out and identity(other.source) == identity(train.source):
+            raise ConfigError(
+                f"{trained}.source is {measured}.source too, but holds out other rows: the model would be measured on "
+                f"what it was trained on; give both the same validation"
+            )
+
+
 def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     """The rows of one side with their numbers in the source, from 0.
 
     With a validation fraction, a row's side depends on nothing but (seed, row number), so it needs no second pass and
-    no knowledge of how many rows there are. Raises InputError if the side turns out to be empty, ConfigError if the
-    validation source is the training source.
+    no knowledge of how many rows there are. Raises InputError if the side turns out to be empty, ConfigError where
+    training would read what validation is measured on.
     """
+    check_apart(config)
     validation = config.validation
     if validation.source is not None:
-        if identity(validation.source) == identity(config.source):
-            raise ConfigError(
-                "data.validation.source is data.source itself: the model would be measured on what it "
-                "was trained on; set data.validation.fraction instead"
-            )
         source = config.source if side == "train" else validation.source
         chosen = enumerate(rows(source))
     else:

@@ -117,6 +117,13 @@ class TokenData:
             start, shard = end, shard + 1
         return np.concatenate(tokens), np.concatenate(scored)
 
+    def any_scored(self, start: int, stop: int) -> bool:
+        """Whether any of the tokens `start` to `stop` (exclusive) is scored."""
+        if self.num_scored == self.num_tokens:
+            return start < stop
+        scored = self.read(start, stop)[1]
+        return start < stop if scored is None else bool(scored.any())
+
     def _read_shard(self, shard: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         if shard not in self._maps:
             self._maps[shard] = self._map(shard)

@@ -44,9 +44,15 @@ def evaluate_run(config: RunConfig) -> int:
 
 
 def evaluate(config: RunConfig, parts: Parts, score: Scorer) -> dict[str, float]:
-    """All figures that the configuration asks for, over the whole validation set."""
-    batches = Loader(parts.data.validation, config.data, config.seed).batches(config.evaluation.micro_batch)
-    figures = validation_metrics(score, batches, torch.from_numpy(parts.tokenizer.token_bytes()))
+    """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
+    sets that are mixed in: `val_NAME/loss`."""
+    micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
+    batches = Loader(parts.data.validation, config.data, config.seed).batches(micro_batch)
+    figures = validation_metrics(score, batches, token_bytes)
+    for name, part in parts.data.parts.items():
+        batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
+        found = validation_metrics(score, batches, token_bytes)
+        figures |= {f"val_{name}/{figure}": found[f"val/{figure}"] for figure in ("loss", "bits_per_byte")}
     if config.evaluation.option_accuracy:
         held_out = islice(problems(config.data), config.evaluation.max_problems)
         length = config.model.max_sequence_length

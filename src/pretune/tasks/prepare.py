@@ -6,14 +6,16 @@ from rich.console import Console
 from rich.table import Table
 
 from pretune.assembly import assemble_tokenizer, cache_folder
+from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
-from pretune.data.shards import prepare
+from pretune.data.shards import Prepared, prepare
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.run_config import RunConfig
+from pretune.tasks.prepare_show import show_documents
 
 
 def prepare_run(config: RunConfig) -> int:
-    """task=prepare: fill the cache with what the run will read, and show how much that is."""
+    """task=prepare: fill the cache with what the run will read, and show how much that is, and some of it."""
     with Interrupts():
         try:
             tokenizer = assemble_tokenizer(config)
@@ -21,11 +23,39 @@ def prepare_run(config: RunConfig) -> int:
         except Stop:
             print("stopped; what is prepared is kept, run the same command to go on.")
             return EXIT_STOPPED
-    table = Table("", "documents", "tokens", "scored", "bytes of text", f"rows of {config.data.sequence_length}")
-    for side, tokens in (("train", data.train), ("validation", data.validation)):
-        rows = Loader(tokens, config.data, config.seed).num_rows
-        figures = (tokens.num_documents, tokens.num_tokens, tokens.num_scored, tokens.num_bytes, rows)
-        table.add_row(side, *(f"{figure:,}" for figure in figures))
-    Console().print(table)
+    console = Console()
+    sets = [("", config.data, data)]
+    sets += [(f"{name} ", config.data.part(name), part) for name, part in data.parts.items()]
+    for name, section, part in sets:
+        console.print(_table(name, section, part, config.seed))
+        for side, tokens in (("train", part.train), ("validation", part.validation)):
+            for reason in tokens.left_out():
+                console.print(f"left out of {name}{side}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for name, section, part in sets:
+        show_documents(console, f"{name}document", part.train, tokenizer, config.show, section.sequence_length)
     print(f"in {data.folder}; train with the same command without task=prepare")
     return 0
+
+
+def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
+    """How much a set is, in figures by side."""
+    table = Table("", f"{name}train", f"{name}validation")
+    sides = (data.train, data.validation)
+    loaders = [Loader(side, section, seed) for side in sides]
+    reports = [loader.report for loader in loaders]
+
+    def row(title: str, *values: int) -> None:
+        table.add_row(title, *(f"{value:,}" for value in values))
+
+    row("documents", *(side.num_documents for side in sides))
+    row("tokens", *(side.num_tokens for side in sides))
+    row("scored tokens", *(side.num_scored for side in sides))
+    row("bytes of text", *(side.num_bytes for side in sides))
+    row("rows left out", *(side.skipped.total() for side in sides))
+    row(f"rows of {section.sequence_length} tokens", *(loader.num_rows for loader in loaders))
+    row("padding in them", *(report["padding"] for report in reports))
+    if section.packing.mode != "stream":
+        done = {"cut": "cut", "split": "split", "drop": "dropped"}[section.packing.too_long]
+        row(f"longer than a row: {done}", *(report["too_long"] for report in reports))
+        row("tokens lost by that", *(report["lost_tokens"] for report in reports))
+    return table

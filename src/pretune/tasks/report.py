@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,8 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     Raises InputError for a run without figures and for a destination that cannot be written.
     """
     runs = [read_run(folder) for folder in folders]
-    columns = [column for column in COLUMNS + accuracy_columns(runs) if any(column.of(run) is not None for run in runs)]
+    columns = COLUMNS + mixed_columns(runs) + accuracy_columns(runs)
+    columns = [column for column in columns if any(column.of(run) is not None for run in runs)]
     picture = draw([Curves(run.name, run.stage, run.rows) for run in runs])
     sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
     header, body = [column.header for column in columns], [[column.text(run) for column in columns] for run in runs]
@@ -131,6 +133,14 @@ COLUMNS = [
     Column("bits/byte", lambda run: run.last("val/bits_per_byte"), "{:.4f}".format),
     Column("token accuracy", lambda run: run.last("val/token_accuracy"), "{:.1%}".format),
 ]
+
+
+def mixed_columns(runs: Sequence[RunRecord]) -> list[Column]:
+    """A column for the validation loss of each set that any run mixes in (`val_pretraining/loss`...)."""
+    names = dict.fromkeys(
+        name for run in runs for row in run.rows for name in row if re.fullmatch(r"val_\w+/loss", name)
+    )
+    return [Column(name, lambda run, name=name: run.last(name), "{:.4f}".format) for name in names]
 
 
 def accuracy_columns(runs: Sequence[RunRecord]) -> list[Column]:

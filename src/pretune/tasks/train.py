@@ -29,6 +29,7 @@ from pretune.assembly import (
 )
 from pretune.batch import Batch
 from pretune.data.loader import Loader
+from pretune.data.mixture import Mixture, training_rows
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
@@ -115,7 +116,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     newest = checkpoint.newest(folder.checkpoints)
     parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
-    loader = Loader(parts.data.train, config.data, config.seed)
+    loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
     state = Progress()
@@ -146,7 +147,7 @@ class Run:
     folder: RunFolder
     parts: Parts
     optimizer: Optimizer
-    loader: Loader
+    loader: Loader | Mixture
     state: Progress
     tracker: Tracker
     interrupts: Interrupts
@@ -276,7 +277,7 @@ def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: Mic
     run.tracker.message(f"compiled in {time.perf_counter() - started:.0f} s")
 
 
-def opening(config: RunConfig, parts: Parts, loader: Loader, state: Progress) -> str:
+def opening(config: RunConfig, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
     """What is about to be trained, on what, from where."""
     batch, epoch = config.batch.tokens, loader.num_rows * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
@@ -287,7 +288,7 @@ def opening(config: RunConfig, parts: Parts, loader: Loader, state: Progress) ->
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
         f"{'' if adapter == 'none' else trained} on {parts.device}, {start}; "
-        f"{epoch:,} tokens an epoch, {batch:,} a step"
+        + "; ".join([f"{epoch:,} tokens an epoch, {batch:,} a step", *loader.notes()])
     )
 
 
@@ -298,6 +299,7 @@ def summary(run: Run) -> dict[str, Any]:
         **state.totals(),
         "step": state.step,
         "epochs": state.position / run.loader.num_rows,
+        **run.loader.figures(),
         "parameters": count_parameters(run.parts.model).total,
         "trainable_parameters": count_parameters(run.parts.model).trainable,
         "device": str(run.parts.device),

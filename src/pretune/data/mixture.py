@@ -1,0 +1,82 @@
+"""Several sets of rows in one, each with its share: still a pure function of seed, epoch and position."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pretune.batch import Batch
+from pretune.data.config import DataConfig
+from pretune.data.loader import Loader, as_batch, padding
+from pretune.data.shards import Prepared
+
+RESOLUTION = 1000
+"""Shares are rounded to this fraction."""
+
+
+class Mixture:
+    """Rows of a main loader and of others, in shares as even as they can be at every position.
+
+    A cycle of at most RESOLUTION rows says whose each row is; each set goes through its own epochs at its own pace. One
+    epoch of the mixture reads the main set once.
+    """
+
+    def __init__(self, main: Loader, others: dict[str, tuple[Loader, float]]) -> None:
+        self._main, self._others = main, {name: loader for name, (loader, _) in others.items()}
+        counts = [round(RESOLUTION * share) for _, share in others.values()]
+        counts = np.array([RESOLUTION - sum(counts), *counts])
+        self._counts = counts // math.gcd(*counts.tolist())
+        self._owners, self._ranks = evenly(self._counts)
+        self.num_rows = -(-main.num_rows * len(self._owners) // int(self._counts[0]))
+
+    def batch(self, position: int, num_rows: int) -> Batch:
+        """Rows `position` to `position + num_rows` of the endless sequence. Costs the same at any position."""
+        loaders = [self._main, *self._others.values()]
+        isolate = any(loader.isolate for loader in loaders)
+        rows = padding(num_rows, self._main.length, self._main.eos_id, isolate)
+        cycles, offsets = np.divmod(np.arange(position, position + num_rows), len(self._owners))
+        owners = self._owners[offsets]
+        own_positions = cycles * self._counts[owners] + self._ranks[offsets]
+        for number, loader in enumerate(loaders):
+            places = np.flatnonzero(owners == number)
+            loader.fill(own_positions[places], rows, places.tolist())
+        return as_batch(rows)
+
+    def figures(self) -> dict[str, int]:
+        """What training does not see of the main set (`data/...`) and of each other one (`data_NAME/...`)."""
+        figures = self._main.figures()
+        for name, loader in self._others.items():
+            figures |= {key.replace("data/", f"data_{name}/"): value for key, value in loader.figures().items()}
+        return figures
+
+    def notes(self) -> list[str]:
+        """The same in words; empty where nothing is missing."""
+        others = [f"{name}: {note}" for name, loader in self._others.items() for note in loader.notes()]
+        return self._main.notes() + others
+
+
+def training_rows(data: Prepared, config: DataConfig, seed: int) -> Loader | Mixture:
+    """What training reads: the main set, or the mixture that `config` describes."""
+    main = Loader(data.train, config, seed)
+    if not config.mix:
+        return main
+    parts = {name: Loader(data.parts[name].train, config.part(name), seed) for name in config.mix}
+    return Mixture(main, {name: (loader, config.mix[name].share) for name, loader in parts.items()})
+
+
+def evenly(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A cycle of sum(counts) places, counts[k] of them for set k, spread out: whose each is, and which of its own.
+
+    Each place goes to the set that lags its share most (smooth weighted round robin).
+    """
+    owners = np.empty(counts.sum(), dtype=np.int64)
+    ranks = np.empty_like(owners)
+    credit, used = np.zeros_like(counts), np.zeros_like(counts)
+    for place in range(len(owners)):
+        credit += counts
+        owner = int(credit.argmax())
+        credit[owner] -= len(owners)
+        owners[place], ranks[place] = owner, used[owner]
+        used[owner] += 1
+    return owners, ranks

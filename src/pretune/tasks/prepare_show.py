@@ -1,0 +1,52 @@
+"""Documents as training sees them, with what is scored marked."""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+from rich.console import Console
+from rich.text import Text
+
+from pretune.data.tokenizer import Tokenizer
+from pretune.data.tokens import TokenData
+
+SCORED, UNSCORED = "bold green", "dim"
+MARKS = ("[[", "]]")
+"""Around what is scored, where there are no colours."""
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def show_documents(
+    console: Console, title: str, data: TokenData, tokenizer: Tokenizer, count: int, max_tokens: int
+) -> None:
+    """Print the first `count` documents of `data`, at most `max_tokens` tokens of each: what is scored is green, or
+    stands between [[ and ]] where the output is no terminal."""
+    ends = data.document_ends[:count].tolist()
+    for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False), start=1):
+        stop = min(end, start + max_tokens)
+        tokens, flags = data.read(start, stop)
+        scored = [True] * len(tokens) if flags is None else flags.tolist()
+        found = data.read(start, end)[1]
+        num_scored = end - start if found is None else int(found.sum())
+        heading = f"{title} {number} of {data.num_documents:,}: {end - start:,} tokens, {num_scored:,} scored"
+        console.rule(Text(heading), align="left", characters="-")
+        text = marked(tokenizer, tokens.tolist(), scored, console)
+        if stop < end:
+            text.append(f" ... {end - stop:,} tokens more")
+        console.print(text, soft_wrap=True)
+
+
+def marked(tokenizer: Tokenizer, tokens: list[int], scored: list[bool], console: Console) -> Text:
+    """The text of tokens, special tokens spelt out, with what is scored in colour or between marks."""
+    text = Text()
+    pairs = zip(tokens, scored, strict=True)
+    for is_scored, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
+        part = tokenizer.decode([token for token, _ in group], special=True)
+        # Without what would move the cursor, or what the terminal's encoding lacks: data holds anything.
+        part = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", part).encode(console.encoding, "replace")
+        part = part.decode(console.encoding)
+        before, after = MARKS if is_scored and not console.is_terminal else ("", "")
+        text.append(f"{before}{part}{after}", style=SCORED if is_scored else UNSCORED)
+    return text
