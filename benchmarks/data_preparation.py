@@ -37,7 +37,7 @@ def main() -> None:
     config = validate(DataConfig, section(options.files, options.tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(config.tokenizer, config, Path(folder))
-        texts = list(training_texts(config))
+        texts = list(training_texts(config, tokenizer.template_tokens))
         rates: dict[str, list[float]] = {"prepare": [], "encode_batch": []}
         for number in range(options.rounds):
             rates["prepare"].append(prepared(config, tokenizer, Path(folder) / str(number)))

@@ -40,8 +40,9 @@ def main() -> None:
             # The first opening lays whole documents into rows, once; a resume is the second.
             for attempt in ("first", "resume"):
                 started = time.perf_counter()
-                data = TokenData(Path(folder), "all", "made up", shards, np.dtype(np.uint16), 0)
-                loader = Loader(data, section(mode, isolate), seed=1)
+                config = section(mode, isolate)
+                data = TokenData(Path(folder), "all", config.source, shards, np.dtype(np.uint16), 0)
+                loader = Loader(data, config, seed=1)
                 loader.batch(3 * loader.num_rows - ROWS, ROWS)
                 opened = time.perf_counter() - started
                 name = f"{mode}{'_isolated' if isolate else ''}"

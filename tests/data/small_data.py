@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.config import validate
+from pretune.data.chat_template import TemplateTokens
 from pretune.data.config import DataConfig
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
 
@@ -23,6 +24,16 @@ _BASE: dict[str, Any] = {
 }
 
 MATHQA = {"kind": "mathqa", "options": True, "rationale": "none", "score_prompt": False}
+
+TOKENS = TemplateTokens(None, "", TRAINED_EOS, (TRAINED_EOS,))
+"""What a tokenizer that was trained on the spot brings to a chat template."""
+
+CHAT: dict[str, Any] = {
+    "kind": "chat", "columns": ["messages", "conversations"], "role_keys": ["role", "from"],
+    "content_keys": ["content", "value"],
+    "roles": {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"},
+    "template": None, "variables": {}, "assistant_turns": "together",
+}  # fmt: skip
 
 
 def data_config(**changes: Any) -> DataConfig:

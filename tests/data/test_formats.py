@@ -8,18 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines
+from small_data import MATHQA, TOKENS, byte_tokenizer, data_config, files, write_lines
 
 from pretune.config import ConfigError, InputError
-from pretune.data.formats import Place, Segment, Unusable, document, parse_options, problems, training_texts
+from pretune.data.formats import Formatter, final_answer, parse_options, problems, training_texts
+from pretune.data.segments import Place, Segment, Unusable
 
-PLACE = Place("files a.jsonl", 6)
+PLACE = Place(data_config(source=files("a.jsonl")).source, 6)
 ROW = {"Problem": "what is 2 + 3 ? ", "Rationale": '"2 + 3 = 5 answer : c"',
        "options": "a ) 4 , b ) 6 , c ) 5 , d ) 1 , e ) none", "correct": "c"}  # fmt: skip
 
 
 def segments(row: dict[str, Any], **format: Any) -> list[Segment]:
-    return document(data_config(format=format).format, row, PLACE)
+    """The one document of a row; its prompt is what generation is given."""
+    formatter = Formatter(data_config(format=format).format, TOKENS)
+    (document,) = formatter.documents(row, PLACE)
+    if format["kind"] != "text":
+        assert [segment.text for segment in formatter.prompt(row, PLACE)] == [document[0].text]
+    return document
 
 
 @pytest.mark.parametrize(("text", "options"), [
@@ -106,7 +112,7 @@ def test_options_are_compared_after_the_very_prompt_of_training(options: bool, r
     )
     same = data_config(format=other.format.model_dump(), source=source, validation={"fraction": 1e-9})
     tokenizer = byte_tokenizer(280, ["answer : 12 rs . 14"] * 9)
-    for problem, text in zip(problems(other), training_texts(same), strict=True):
+    for problem, text in zip(problems(other), training_texts(same, TOKENS), strict=True):
         continuation = problem.prompt + problem.options[problem.correct]
         assert text.startswith(continuation)
         assert len(set(problem.options)) == 5
@@ -142,10 +148,51 @@ def test_instructions_with_and_without_input() -> None:
         assert prompt.scored
 
 
+def test_prompt_and_completion_have_columns_of_their_own() -> None:
+    format = {"kind": "prompt_completion", "prompt": "q", "completion": "a", "score_prompt": False}
+    assert segments({"q": "two and two:  ", "a": "four"}, **format) == [
+        Segment("two and two:", False), Segment("  four", True)]  # fmt: skip
+    with pytest.raises(Unusable, match="its a is empty"):
+        segments({"q": "x", "a": " "}, **format)
+    with pytest.raises(InputError, match="row 7 has no field 'q'"):
+        segments({"question": "x", "a": "y"}, **format)
+
+
+def test_gsm8k_asks_and_answers() -> None:
+    row = {"question": "How many? ", "answer": "48/2 = <<48/2=24>>24 clips.\n#### 1,024"}
+    format = {"kind": "gsm8k", "calculations": True, "score_prompt": False}
+    prompt, answer = segments(row, **format)
+    assert (prompt, answer) == (Segment("Question: How many?\nAnswer:", False), Segment(f" {row['answer']}", True))
+    assert segments(row, **format | {"calculations": False})[1].text == " 48/2 = 24 clips.\n#### 1,024"
+    assert final_answer(answer.text) == "1024"
+    with pytest.raises(Unusable, match="no line '#### number'"):
+        segments(row | {"answer": "24"}, **format)
+
+
+@pytest.mark.parametrize(("text", "number"), [
+    ("#### 18", "18"), ("x #### 1\n####  -3.5 .", "-3.5"), ("####$1,000", "1000"), ("18", None), ("#### none", None),
+])  # fmt: skip
+def test_the_final_answer_is_the_last_one_marked(text: str, number: str | None) -> None:
+    assert final_answer(text) == number
+
+
+def test_every_real_row_of_gsm8k_has_a_final_answer(shared_data: Path) -> None:
+    rows = [json.loads(line) for line in (shared_data / "instruct" / "gsm8k_train.jsonl").read_text().splitlines()]
+    written = [row["answer"].split("#### ")[1].replace(",", "") for row in rows]
+    assert [final_answer(row["answer"]) for row in rows] == written
+
+
+def test_a_typed_question_is_put_as_the_data_puts_its_questions() -> None:
+    row = {"instruction": "Add.", "output": "3", "question": "Add.", "answer": "#### 3"}
+    for format in ({"kind": "instruction", "score_prompt": False},
+                   {"kind": "gsm8k", "calculations": True, "score_prompt": False}):  # fmt: skip
+        formatter = Formatter(data_config(format=format).format, TOKENS)
+        assert formatter.render_prompt([{"role": "user", "content": "Add."}]) == formatter.prompt(row, PLACE)
+        assert formatter.end_of_turn == ""
+
+
 def test_a_missing_field_names_source_row_and_field() -> None:
-    with pytest.raises(
-        InputError, match=r"files a\.jsonl, row 7 has no field 'text'; did you mean 'texts'\? \(it has: t"
-    ):
+    with pytest.raises(InputError, match=r"a\.jsonl, row 7 has no field 'text'; did you mean 'texts'\? \(it has: t"):
         segments({"texts": "x", "text": None}, kind="text", column="text")
     with pytest.raises(InputError, match="row 7 has no field 'correct'"):
         segments({key: value for key, value in ROW.items() if key != "correct"}, **MATHQA)

@@ -33,18 +33,25 @@ for section in json.load(sys.stdin):
 """
 
 TOKENIZER = """
+import sys
 from pathlib import Path
 from pretune.config import UserError
 from pretune.data.config import HubTokenizer
 from pretune.data.tokenizer import load_tokenizer
 
+sys.path.append(TESTS)
+from small_data import CHAT, data_config
+
 for name in ("me/tokens", "me/tokens", "me/nothing"):
     try:
         section = HubTokenizer(kind="hub", path=name, eos="<|endoftext|>")
-        print(load_tokenizer(section, None, Path("cache")).encode("the"))
+        tokenizer = load_tokenizer(section, data_config(FORMAT), Path("cache"))
+        print(tokenizer.encode("the"), tokenizer.chat_template)
     except UserError as error:
         print(error)
-"""
+""".replace("TESTS", repr(str(Path(__file__).parent)))
+CHATS = TOKENIZER.replace("FORMAT", "format=CHAT")
+TEXTS = TOKENIZER.replace("FORMAT", "")
 
 CLOSED = "http://127.0.0.1:9"
 
@@ -91,7 +98,11 @@ def hub() -> Iterator[str]:
         "datasets/me/parquet": {"data/train-00000-of-00001.parquet": table.getvalue()},
         "datasets/me/lines": {"train.jsonl": b'{"text": "a"}\n{"text": "b"}\n', "validation.jsonl": lines},
         "datasets/me/script": {"script.py": b"print('no')"},
-        "models/me/tokens": {"tokenizer.json": tokenizer},
+        "models/me/tokens": {
+            "tokenizer.json": tokenizer,
+            "tokenizer_config.json": b"{}",
+            "chat_template.jinja": b"the template",
+        },
     }
     with serve(repositories) as endpoint:
         yield endpoint
@@ -121,16 +132,23 @@ def test_what_the_hub_does_not_have_is_one_clear_error(hub: str, tmp_path: Path)
 
 
 def test_a_tokenizer_is_downloaded_and_then_needs_no_network(hub: str, tmp_path: Path) -> None:
-    first, second, missing = run(TOKENIZER, hub, tmp_path)
+    first, second, missing = run(TEXTS, hub, tmp_path)
     assert first == second
     assert "no model 'me/nothing'" in missing
-    assert run(TOKENIZER, CLOSED, tmp_path)[:2] == [first, second]
+    assert run(TEXTS, CLOSED, tmp_path)[:2] == [first, second]
+
+
+def test_chats_bring_the_template_of_the_tokenizer_along(hub: str, tmp_path: Path) -> None:
+    first, second, _ = run(CHATS, hub, tmp_path)
+    assert first == second
+    assert first.endswith("] the template")
+    assert run(CHATS, CLOSED, tmp_path)[:2] == [first, second]
 
 
 def test_no_network_is_said_at_once(tmp_path: Path) -> None:
     # The libraries' own retries take longer than the time that `run` allows for the four.
     lines = run(READ, CLOSED, tmp_path, [section("me/lines"), section("me/lines", streaming=False)])
-    lines += run(TOKENIZER, CLOSED, tmp_path)[:2]
+    lines += run(TEXTS, CLOSED, tmp_path)[:2]
     assert all("cannot reach the hub" in line and "HF_HUB_OFFLINE=1" in line for line in lines)
 
 

@@ -47,7 +47,7 @@ def test_documents_end_with_eos_and_keep_what_is_scored(tmp_path: Path) -> None:
     prepared = prepare(config, tokenizer, tmp_path)
     for side, data in (("train", prepared.train), ("validation", prepared.validation)):
         expected = []
-        for segments in documents(config, side):
+        for segments in documents(config, side, tokenizer.template_tokens):
             ids, flags = [], []
             for segment in segments:
                 new = tokenizer.encode(segment.text)

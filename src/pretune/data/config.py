@@ -104,7 +104,54 @@ class InstructionFormat(Section):
     """Score the prompt's tokens too, not only the output's."""
 
 
-FormatConfig = Annotated[TextFormat | MathQAFormat | InstructionFormat, Field(discriminator="kind")]
+class PromptCompletionFormat(Section):
+    kind: Literal["prompt_completion"]
+    """A column with what the model is given and one with what it is to write after it."""
+    prompt: str
+    """Name of the prompt's column. Spaces at its end are moved to the completion, where tokenizers want them."""
+    completion: str
+    """Name of the completion's column."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the completion's."""
+
+
+class GSM8KFormat(Section):
+    kind: Literal["gsm8k"]
+    """Grade-school problems: question, and an answer that ends in a line `#### number`."""
+    calculations: bool
+    """Keep the answer's notes for a calculator, such as <<48/2=24>>."""
+    score_prompt: bool
+    """Score the question's tokens too, not only the answer's."""
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class ChatFormat(Section):
+    kind: Literal["chat"]
+    """Conversations, written out by the tokenizer's chat template. The assistant's turns are scored, each with the
+    token that ends it."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Columns that may hold the list of messages; a row's first that is there is read."""
+    role_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Keys of a message that may hold its role."""
+    content_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Keys of a message that may hold its text."""
+    roles: dict[str, Role]
+    """What the data calls each role; a role that is not listed is an error."""
+    template: str | None
+    """The chat template, in Jinja; null takes the tokenizer's own."""
+    variables: dict[str, str | int | bool]
+    """What the template is given beside messages, such as enable_thinking or date_string."""
+    assistant_turns: Literal["together", "apart", "last"]
+    """Score all turns of the assistant in one document; or make a document for each turn, which alone is scored, for
+    templates that change earlier turns (such as those that drop thinking); or score the last turn only."""
+
+
+FormatConfig = Annotated[
+    TextFormat | MathQAFormat | InstructionFormat | PromptCompletionFormat | GSM8KFormat | ChatFormat,
+    Field(discriminator="kind"),
+]
 
 
 class FileTokenizer(Section):

@@ -1,32 +1,37 @@
 """How a row becomes text, and which of it is scored.
 
-One definition of a prompt serves training and option scoring. Segments are tokenized one by one and joined, and a
-prompt never ends in a space (the space belongs to the continuation), so both see the same tokens.
+One definition of a prompt serves training, evaluation and generation. Segments are tokenized one by one and joined, and
+a prompt never ends in a space (the space belongs to the continuation), so all of them see the same tokens.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pretune.config import ConfigError, InputError, nearest
-from pretune.data.config import DataConfig, FormatConfig, InstructionFormat, MathQAFormat, TextFormat
-from pretune.data.sources import Row, Side, describe, numbered_rows
+from pretune.data.chat_template import ChatTemplate, TemplateTokens
+from pretune.data.config import (
+    ChatFormat,
+    DataConfig,
+    FormatConfig,
+    GSM8KFormat,
+    InstructionFormat,
+    MathQAFormat,
+    PromptCompletionFormat,
+    SourceConfig,
+    TextFormat,
+)
+from pretune.data.conversations import Message, conversation, read_messages
+from pretune.data.segments import Place, Segment, Unusable
+from pretune.data.sources import Row, Side, numbered_rows
 
-VERSION = 1
+VERSION = 2
 """Raise when the same row would give other text: prepared data is addressed by it."""
 
 LETTERS = "abcde"
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of text whose tokens are all scored, or all not."""
-
-    text: str
-    scored: bool
 
 
 @dataclass(frozen=True)
@@ -38,54 +43,94 @@ class Problem:
     correct: int
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a row is, for messages about it."""
+class Formatter:
+    """Rows as documents and as prompts, in one format; `tokens` is what the tokenizer brings to a chat template.
 
-    source: str
-    row: int
-
-    def __str__(self) -> str:
-        return f"{self.source}, row {self.row + 1}"
-
-
-class Unusable(Exception):
-    """A row that a format leaves out; the message is the reason, without particulars, so that it can be counted."""
-
-
-def document(format: FormatConfig, row: Row, place: Place) -> list[Segment]:
-    """The segments of one row; a segment is never empty.
-
-    Raises Unusable for a row to leave out, InputError for a row that lacks a field.
+    Raises ConfigError for a chat template that is missing or cannot be used.
     """
-    match format:
-        case TextFormat():
-            text = _field(row, format.column, place)
-            if not text:
-                raise Unusable("its text is empty")
-            return [Segment(text, True)]
-        case InstructionFormat():
-            output = _field(row, "output", place)
-            if not output.strip():
-                raise Unusable("its output is empty")
-            return [Segment(_instruction_prompt(row, place), format.score_prompt), Segment(output, True)]
-        case MathQAFormat():
-            return _mathqa_document(format, row, place)
+
+    def __init__(self, format: FormatConfig, tokens: TemplateTokens) -> None:
+        self.format = format
+        self._template = ChatTemplate(format, tokens) if isinstance(format, ChatFormat) else None
+
+    def documents(self, row: Row, place: Place) -> list[list[Segment]]:
+        """The segments of each document that a row makes, one but for some conversations; none of them is empty.
+
+        Raises Unusable for a row to leave out, InputError for a row that lacks a field.
+        """
+        match self.format:
+            case TextFormat():
+                return [[Segment(_filled(row, self.format.column, place), True)]]
+            case MathQAFormat():
+                return [_mathqa_document(self.format, row, place)]
+            case ChatFormat():
+                assert self._template is not None
+                return self._template.documents(conversation(self.format, row, place), place)
+            case InstructionFormat():
+                answer = _filled(row, "output", place)
+            case PromptCompletionFormat():
+                prompt = _field(row, self.format.prompt, place)
+                answer = prompt[len(prompt.rstrip(" ")) :] + _filled(row, self.format.completion, place)
+            case GSM8KFormat():
+                answer = _gsm8k_answer(self.format, row, place)
+        (prompt,) = self.prompt(row, place)
+        return [[Segment(prompt.text, self.format.score_prompt), Segment(answer, True)]]
+
+    def prompt(self, row: Row, place: Place) -> list[Segment]:
+        """What the model is given of a row, whose answer need not be there: what `documents` puts before the answer."""
+        match self.format:
+            case TextFormat():
+                text = _field(row, self.format.column, place)
+            case MathQAFormat():
+                text = _mathqa_prompt(self.format, row, place)
+            case ChatFormat():
+                messages = read_messages(self.format, row, place)
+                answered = bool(messages) and messages[-1]["role"] == "assistant"
+                return self.render_prompt(messages[:-1] if answered else messages)
+            case InstructionFormat():
+                text = _instruction_prompt(row, place)
+            case PromptCompletionFormat():
+                text = _field(row, self.format.prompt, place).rstrip(" ")
+            case GSM8KFormat():
+                text = f"Question: {_field(row, 'question', place).strip()}\nAnswer:"
+        return [Segment(text, False)]
+
+    def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt for the answer to a chat's messages {role, content}, the last of which is the user's.
+
+        Formats without turns of their own see only that last message, put as their data puts a question.
+        """
+        if self._template is not None:
+            return self._template.prompt(messages)
+        text = str(messages[-1]["content"])
+        match self.format:
+            case InstructionFormat():
+                text = _WITHOUT_INPUT.format(instruction=text)
+            case GSM8KFormat():
+                text = f"Question: {text.strip()}\nAnswer:"
+            case _:
+                text = text.rstrip(" ")
+        return [Segment(text, False)]
+
+    @property
+    def end_of_turn(self) -> str:
+        """What ends an answer beside the end of the document, a special token or plain text; empty for nothing."""
+        return self._template.end_of_turn if self._template is not None else ""
 
 
-def documents(config: DataConfig, side: Side) -> Iterator[list[Segment]]:
+def documents(config: DataConfig, side: Side, tokens: TemplateTokens) -> Iterator[list[Segment]]:
     """The documents of one side; rows to leave out are skipped."""
-    source = described_side(config, side)
+    formatter, source = Formatter(config.format, tokens), side_source(config, side)
     for number, row in numbered_rows(config, side):
         try:
-            yield document(config.format, row, Place(source, number))
+            yield from formatter.documents(row, Place(source, number))
         except Unusable:
             continue
 
 
-def training_texts(config: DataConfig) -> Iterator[str]:
+def training_texts(config: DataConfig, tokens: TemplateTokens) -> Iterator[str]:
     """The text of every training document."""
-    return ("".join(segment.text for segment in segments) for segments in documents(config, "train"))
+    return ("".join(segment.text for segment in segments) for segments in documents(config, "train", tokens))
 
 
 def problems(config: DataConfig) -> Iterator[Problem]:
@@ -96,7 +141,7 @@ def problems(config: DataConfig) -> Iterator[Problem]:
     format = config.format
     if not isinstance(format, MathQAFormat) or format.rationale == "before":
         raise ConfigError("options can be compared for data.format.kind = mathqa with rationale none or after only")
-    source = described_side(config, "validation")
+    source = side_source(config, "validation")
     for number, row in numbered_rows(config, "validation"):
         place = Place(source, number)
         try:
@@ -106,10 +151,10 @@ def problems(config: DataConfig) -> Iterator[Problem]:
         yield Problem(_mathqa_prompt(format, row, place), tuple(_answer(option) for option in options), correct)
 
 
-def described_side(config: DataConfig, side: Side) -> str:
-    """The source that a side's rows come from, as messages name it."""
+def side_source(config: DataConfig, side: Side) -> SourceConfig:
+    """The source that a side's rows come from."""
     own = config.validation.source
-    return describe(own if side == "validation" and own is not None else config.source)
+    return own if side == "validation" and own is not None else config.source
 
 
 def _field(row: Row, name: str, place: Place) -> str:
@@ -122,6 +167,13 @@ def _field(row: Row, name: str, place: Place) -> str:
     if isinstance(value, int | float):
         return str(value)
     raise InputError(f"{place}: field '{name}' is not text but {type(value).__name__}")
+
+
+def _filled(row: Row, name: str, place: Place) -> str:
+    text = _field(row, name, place)
+    if not text.strip():
+        raise Unusable(f"its {name} is empty")
+    return text
 
 
 # Alpaca: the published prompts of the dataset, with which models are compared.
@@ -142,6 +194,26 @@ def _instruction_prompt(row: Row, place: Place) -> str:
     if context.strip():
         return _WITH_INPUT.format(instruction=instruction, input=context)
     return _WITHOUT_INPUT.format(instruction=instruction)
+
+
+# GSM8K
+
+
+def final_answer(text: str) -> str | None:
+    """The number after the last `####`, without dollar sign and thousands separators, or None."""
+    found = _FINAL_ANSWER.findall(text)
+    return found[-1].replace(",", "") if found else None
+
+
+_FINAL_ANSWER = re.compile(r"####\s*\$?\s*(-?[\d,]*\.?\d+)")
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+
+
+def _gsm8k_answer(format: GSM8KFormat, row: Row, place: Place) -> str:
+    answer = _filled(row, "answer", place).strip()
+    if final_answer(answer) is None:
+        raise Unusable("its answer has no line '#### number'")
+    return " " + (answer if format.calculations else _CALCULATION.sub("", answer))
 
 
 # MathQA: without options, "{Problem} {answer}" as the reference system has it.

@@ -37,6 +37,19 @@ def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
     return itertools.islice(found, config.max_rows)
 
 
+def locate(config: FilesSource, row: int) -> str:
+    """`file, row n`: rows count from 1 in each file. Reads several files again up to that row."""
+    if len(config.files) == 1 and not glob.has_magic(config.files[0]):
+        return f"{config.files[0]}, row {row + 1}"
+    for file in expand(config.files):
+        one = config.model_copy(update={"files": (glob.escape(str(file)),), "max_rows": None})
+        count = sum(1 for _ in itertools.islice(rows(one), row + 1))
+        if count > row:
+            return f"{file}, row {row + 1}"
+        row -= count
+    raise AssertionError("the row was read from these files")
+
+
 def _kind(pair: tuple[Kind, Path]) -> Kind:
     return pair[0]
 

@@ -23,16 +23,17 @@ from typing import Any
 import numpy as np
 
 from pretune.config import ConfigError, InputError
-from pretune.data.config import DataConfig, FormatConfig, SourceConfig
+from pretune.data.config import ChatFormat, DataConfig, FormatConfig, SourceConfig
 from pretune.data.formats import VERSION as FORMATS_VERSION
-from pretune.data.formats import Place, Segment, Unusable, document
+from pretune.data.formats import Formatter
 from pretune.data.preparation_bar import PreparationBar
+from pretune.data.segments import Place, Segment, Unusable
 from pretune.data.sources import Row, describe, empty_side, held_out, identity, rows
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
 from pretune.files import atomic_folder, fingerprint, write_json
 
-VERSION = 1
+VERSION = 2
 """Raise when the same tokens would be laid out otherwise on disk."""
 
 SHARD_TOKENS = 1 << 24
@@ -82,8 +83,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> Prepared:
 def _nothing_usable(config: DataConfig, side: Any, data: TokenData) -> InputError:
     if not data.skipped:
         return empty_side(config, side)
-    reasons = "; ".join(f"{count:,} because {reason}" for reason, count in data.skipped.items())
-    return InputError(f"no row of {data.name} ({side}) can be used: {reasons}; check data.format")
+    return InputError(f"no row of {data.name} ({side}) can be used: {'; '.join(data.left_out())}; check data.format")
 
 
 @dataclass
@@ -92,7 +92,8 @@ class Chunk:
 
     stop_row: int
     documents: dict[str, list[list[Segment]]]
-    skipped: dict[str, list[str]]
+    skipped: dict[str, list[tuple[int, str]]]
+    """Rows that are left out, and why."""
 
 
 @dataclass
@@ -124,11 +125,14 @@ class Job:
         self.source, self.format, self.tokenizer, self.split = source, format, tokenizer, split
         self.sides = ("train", "validation") if split else ("all",)
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        # The tokenizer's own template decides what a conversation becomes where the format has none.
+        template = vars(tokenizer.template_tokens) if isinstance(format, ChatFormat) else None
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, SHARD_TOKENS],
             "source": identity(source),
             "format": format.model_dump(),
             "tokenizer": tokenizer.fingerprint,
+            "template": template,
             "held_out": split,
         }
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
@@ -148,7 +152,7 @@ class Job:
 
     def _open(self, side: str, shards: list[dict[str, Any]]) -> TokenData:
         counts = [Counts.from_json(shard["sides"][side]) for shard in shards]
-        return TokenData(self.folder, side, describe(self.source), counts, self.dtype, self.tokenizer.eos_id)
+        return TokenData(self.folder, side, self.source, counts, self.dtype, self.tokenizer.eos_id)
 
     def _shard(self, number: int) -> dict[str, Any]:
         return json.loads((shard_folder(self.folder, number) / SHARD_FILE).read_text())
@@ -214,13 +218,13 @@ def _in_order(pool: ThreadPoolExecutor, job: Job, start_row: int, ahead: int) ->
 
 def _chunks(job: Job, start_row: int) -> Iterator[Chunk]:
     """Rows as segments, in chunks whose ends depend on nothing but the rows from `start_row` on."""
-    name = describe(job.source)
+    formatter = Formatter(job.format, job.tokenizer.template_tokens)
     chunk, characters, first = _empty_chunk(job.sides, start_row), 0, start_row
     for number, row in enumerate(rows(job.source)):
         if number < start_row:
             continue
         side = "all" if job.split is None else "validation" if held_out(*job.split, number) else "train"
-        characters += _add_row(chunk, side, job.format, row, Place(name, number))
+        characters += _add_row(chunk, side, formatter, row, Place(job.source, number))
         chunk.stop_row = number + 1
         if characters >= CHUNK_CHARACTERS or chunk.stop_row - first >= CHUNK_ROWS:
             yield chunk
@@ -233,14 +237,14 @@ def _empty_chunk(sides: tuple[str, ...], row: int) -> Chunk:
     return Chunk(row, {side: [] for side in sides}, {side: [] for side in sides})
 
 
-def _add_row(chunk: Chunk, side: str, format: FormatConfig, row: Row, place: Place) -> int:
+def _add_row(chunk: Chunk, side: str, formatter: Formatter, row: Row, place: Place) -> int:
     try:
-        segments = document(format, row, place)
+        documents = formatter.documents(row, place)
     except Unusable as reason:
-        chunk.skipped[side].append(str(reason))
+        chunk.skipped[side].append((place.row, str(reason)))
         return 0
-    chunk.documents[side].append(segments)
-    return sum(len(segment.text) for segment in segments)
+    chunk.documents[side] += documents
+    return sum(len(segment.text) for segments in documents for segment in segments)
 
 
 def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
@@ -248,7 +252,7 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
     encoded = Encoded(chunk.stop_row, {})
     for side, documents in chunk.documents.items():
         segments = [segment for segments in documents for segment in segments]
-        ids = tokenizer.encode_batch([segment.text for segment in segments])
+        ids = tokenizer.encode_segments(segments)
         parts: list[np.ndarray] = []
         flags: list[np.ndarray] = []
         lengths = np.zeros(len(documents), dtype=np.int64)
@@ -267,7 +271,8 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
         encoded.lengths[side] = lengths
         size = sum(len(segment.text.encode()) for segment in segments)
         counts = Counts(len(encoded.tokens[side]), len(documents), int(encoded.scored[side].sum()), size)
-        counts.skipped.update(chunk.skipped[side])
+        for row, reason in chunk.skipped[side]:
+            counts.skip(row, reason)
         encoded.counts[side] = counts
     return encoded
 

@@ -46,6 +46,13 @@ def describe(config: SourceConfig) -> str:
             return "word_problems"
 
 
+def locate(config: SourceConfig, row: int) -> str:
+    """A row, counted from 0, as a message names it; of several files, the one that it is in and its row there."""
+    if isinstance(config, FilesSource):
+        return local_files.locate(config, row)
+    return f"{describe(config)}, row {row + 1}"
+
+
 def identity(config: SourceConfig) -> dict[str, Any]:
     """What a source's rows depend on, as JSON-like values: caches are addressed by it.
 

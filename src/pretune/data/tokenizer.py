@@ -7,13 +7,15 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pretune.config import ConfigError, InputError, nearest
 from pretune.data import hub
+from pretune.data.chat_template import TemplateTokens
 from pretune.data.config import (
+    ChatFormat,
     DataConfig,
     FileTokenizer,
     HubTokenizer,
@@ -23,6 +25,7 @@ from pretune.data.config import (
 )
 from pretune.data.formats import VERSION as FORMATS_VERSION
 from pretune.data.formats import training_texts
+from pretune.data.segments import Segment
 from pretune.data.sources import identity
 from pretune.files import atomic_folder, fingerprint, write_atomic, write_json
 
@@ -34,16 +37,19 @@ VERSION = 1
 
 TRAINED_EOS = "<|endoftext|>"
 
-_FILE, _ABOUT = "tokenizer.json", "tokenizer_config.json"
+_FILE, _ABOUT, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 class Tokenizer:
-    """Text to ids and back. Text that spells a special token is ordinary text: only `eos_id` ends a document.
+    """Text to ids and back. Text that spells a special token is ordinary text: only `eos_id` ends a document, and only
+    a chat template writes special tokens.
 
     Raises ConfigError where the tokenizer has no token `eos`.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos: str) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos: str, bos: str = "", chat_template: str | None = None
+    ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
             special = [token.content for token in backend.get_added_tokens_decoder().values()]
@@ -55,7 +61,8 @@ class Tokenizer:
         backend.no_padding()
         backend.encode_special_tokens = True
         self.backend = backend
-        self.eos = eos
+        self.eos, self.bos = eos, bos
+        self.chat_template = chat_template
         self.eos_id: int = eos_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
@@ -67,9 +74,36 @@ class Tokenizer:
         """The ids of each text, as `encode` gives them."""
         return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids; special tokens show as nothing."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+    def encode_segments(self, segments: Sequence[Segment]) -> list[list[int]]:
+        """The ids of each segment: tokenized one by one, so that a prompt has the same ids whatever follows it."""
+        ids: list[list[int]] = [[]] * len(segments)
+        for special in {segment.special for segment in segments}:
+            backend = self._with_special_tokens if special else self.backend
+            chosen = [number for number, segment in enumerate(segments) if segment.special == special]
+            found = backend.encode_batch_fast([segments[at].text for at in chosen], add_special_tokens=False)
+            for at, one in zip(chosen, found, strict=True):
+                ids[at] = one.ids
+        return ids
+
+    def decode(self, ids: Sequence[int], special: bool = False) -> str:
+        """The text of ids; special tokens show as nothing, or as they are spelt with `special`."""
+        return self.backend.decode(list(ids), skip_special_tokens=not special)
+
+    @cached_property
+    def _with_special_tokens(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, to which a text that spells a special token is that token."""
+        import tokenizers
+
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    @cached_property
+    def template_tokens(self) -> TemplateTokens:
+        """What a chat template needs to know."""
+        added = self.backend.get_added_tokens_decoder().values()
+        special = tuple(token.content for token in added if token.special)
+        return TemplateTokens(self.chat_template, self.bos, self.eos, special)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -94,12 +128,16 @@ class Tokenizer:
         return lengths
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json and its eos into a folder that `load_tokenizer` and `transformers` can read."""
+        """Write the tokenizer, its eos and its chat template into a folder that `load_tokenizer` and `transformers` can
+        read."""
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos,
+            **({"bos_token": self.bos} if self.bos else {}),
             "pretune_fingerprint": self.fingerprint,
         }
+        if self.chat_template is not None:
+            write_atomic(folder / _TEMPLATE, self.chat_template)
         write_atomic(folder / _FILE, self.backend.to_str(pretty=True))
         write_json(folder / _ABOUT, about)
 
@@ -109,13 +147,14 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
 
     Raises InputError for a file or a hub repository that is not there, ConfigError for an unknown eos.
     """
+    template = data.format.template if isinstance(data.format, ChatFormat) else None
     match config:
         case FileTokenizer():
-            return _from_file(_find_file(config.path), config.eos)
+            return _from_file(_find_file(config.path), config.eos, template)
         case HubTokenizer():
-            return _from_file(hub.download_file(config.path, _FILE), config.eos)
+            return _from_hub(config, data, template)
         case TrainedTokenizer():
-            return _trained(config, data, cache)
+            return _trained(config, data, cache, template)
         case InheritedTokenizer():
             raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
 
@@ -128,30 +167,60 @@ def _find_file(path: str) -> Path:
     return found
 
 
-def _from_file(path: Path, eos: str | None) -> Tokenizer:
+def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> Tokenizer:
+    path = hub.download_file(config.path, _FILE)
+    if isinstance(data.format, ChatFormat) and template is None:
+        about = hub.download_file(config.path, _ABOUT)
+        if _saved_template(about.parent, _about(about.parent)) is None:
+            hub.download_file(config.path, _TEMPLATE)
+    return _from_file(path, config.eos, template)
+
+
+def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
+    """The tokenizer at `path`, with what the files beside it say and `template`, unless that is None."""
     import tokenizers
 
+    about = _about(path.parent)
+    eos = _token(about, "eos_token") if eos is None else eos
     if eos is None:
-        eos = _saved_eos(path.parent / _ABOUT)
+        raise ConfigError(
+            f"data.tokenizer.eos is null and {path.parent / _ABOUT} does not say it; set it to the token's text"
+        )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises Exception itself
         raise InputError(f"{path} is not a tokenizer.json: {hub.gist(error)}") from error
-    return Tokenizer(backend, eos)
+    template = _saved_template(path.parent, about) if template is None else template
+    return Tokenizer(backend, eos, _token(about, "bos_token") or "", template)
 
 
-def _saved_eos(about: Path) -> str:
+def _about(folder: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where there is none."""
     try:
-        eos = json.loads(about.read_text(encoding="utf-8")).get("eos_token")
-    except (OSError, ValueError, AttributeError):
-        eos = None
-    eos = eos.get("content") if isinstance(eos, dict) else eos  # how older tokenizer_config.json write a token
-    if not isinstance(eos, str):
-        raise ConfigError(f"data.tokenizer.eos is null and {about} does not say it; set it to the token's text")
-    return eos
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return about if isinstance(about, dict) else {}
 
 
-def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokenizer:
+def _token(about: dict[str, Any], name: str) -> str | None:
+    token = about.get(name)
+    token = token.get("content") if isinstance(token, dict) else token  # how older files write a token
+    return token if isinstance(token, str) else None
+
+
+def _saved_template(folder: Path, about: dict[str, Any]) -> str | None:
+    """The chat template in a file of its own, or in tokenizer_config.json: one, or the default of several."""
+    if (folder / _TEMPLATE).is_file():
+        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    template = about.get("chat_template")
+    if isinstance(template, list):
+        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: str | None) -> Tokenizer:
     depends_on = {
         "version": [VERSION, FORMATS_VERSION],
         "tokenizer": config.model_dump(),
@@ -161,12 +230,11 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokeniz
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not (folder / _FILE).is_file():
-        backend = train_byte_level(
-            _first(training_texts(data), config.max_bytes), config.vocab_size, config.split_digits
-        )
+        texts = training_texts(data, TemplateTokens(template, "", TRAINED_EOS, ()))
+        backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)
-    return _from_file(folder / _FILE, TRAINED_EOS)
+    return _from_file(folder / _FILE, TRAINED_EOS, template)
 
 
 def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:

@@ -18,19 +18,29 @@ from pathlib import Path
 
 import numpy as np
 
+from pretune.data.config import SourceConfig
+from pretune.data.sources import describe, locate
+
 SHARD_FILE = "shard.json"
 COMPLETE_FILE = "complete.json"
 
 
 @dataclass
 class Counts:
-    """How much one side of a shard, or of all of them, holds; `skipped` counts rows that were left out, by reason."""
+    """How much one side of a shard, or of all of them, holds; `skipped` counts rows that were left out, by reason, and
+    `first_skipped` is the first of them."""
 
     tokens: int = 0
     documents: int = 0
     scored: int = 0
     bytes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
+    first_skipped: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, row: int, reason: str) -> None:
+        """Count a row that is left out; rows come in order."""
+        self.skipped[reason] += 1
+        self.first_skipped.setdefault(reason, row)
 
     def add(self, other: Counts) -> None:
         self.tokens += other.tokens
@@ -38,6 +48,7 @@ class Counts:
         self.scored += other.scored
         self.bytes += other.bytes
         self.skipped.update(other.skipped)
+        self.first_skipped = {**other.first_skipped, **self.first_skipped}
 
     def to_json(self) -> dict[str, object]:
         return {**vars(self), "skipped": dict(sorted(self.skipped.items()))}
@@ -50,10 +61,13 @@ class Counts:
 class TokenData:
     """The tokens of one side, whichever shards they lie in. Opening it reads no tokens."""
 
-    def __init__(self, folder: Path, side: str, name: str, shards: list[Counts], dtype: np.dtype, eos_id: int) -> None:
+    def __init__(
+        self, folder: Path, side: str, source: SourceConfig, shards: list[Counts], dtype: np.dtype, eos_id: int
+    ) -> None:
         self.folder = folder
         self.side = side
-        self.name = name
+        self.source = source
+        self.name = describe(source)
         self.eos_id = eos_id
         self._dtype = dtype
         self._shards = shards
@@ -67,6 +81,14 @@ class TokenData:
         self.num_scored = total.scored
         self.num_bytes = total.bytes
         self.skipped = total.skipped
+        self._first_skipped = total.first_skipped
+
+    def left_out(self) -> list[str]:
+        """Why rows were left out, most frequent reason first: how many, and where the first is."""
+        return [
+            f"{count:,} because {reason} (the first is {locate(self.source, self._first_skipped[reason])})"
+            for reason, count in self.skipped.most_common()
+        ]
 
     @cached_property
     def document_ends(self) -> np.ndarray:
