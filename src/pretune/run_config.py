@@ -65,14 +65,16 @@ class SamplesConfig(DecodingConfig):
     every: Every
     """Steps between samples; null samples only at the end."""
     prompts: tuple[str, ...]
-    """Texts to continue; none switches sampling off."""
+    """Texts to continue, or questions to answer; none switches sampling off."""
+    template: bool
+    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
 
 
 class GenerateConfig(DecodingConfig):
     prompt: str | None
     """Text to continue, or question to answer."""
     file: str | None
-    """File of prompts instead: JSON lines with `prompt`, `messages` or the fields of the run's data; or lines of text."""
+    """File of prompts: lines of text, or JSON lines with `prompt`, `messages` or the fields of the run's data."""
     output: str | None
     """Where the texts after a file's prompts go, as JSON lines; null takes generated/ in the run's folder."""
     chat: bool
@@ -80,7 +82,7 @@ class GenerateConfig(DecodingConfig):
     system: str | None
     """What a chat begins with, for templates that have a place for it."""
     template: bool
-    """Put a prompt as the run's data puts a question (its instruction, chat template...); false continues it as it is."""
+    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
     batch: Count
     """Prompts of a file that are continued at once."""
     compile: bool

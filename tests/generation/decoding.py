@@ -10,6 +10,7 @@ import torch
 from pretune.config import validate
 from pretune.generation.config import DecodingConfig
 from pretune.generation.decode import Decoder, Vocabulary
+from pretune.generation.texts import Decodes, Text, in_batches
 from pretune.model.transformer import Transformer
 
 CPU, EOS = torch.device("cpu"), 60
@@ -49,3 +50,10 @@ class Numbers:
 def numbers(text: str) -> list[int]:
     """The ids in a text of `Numbers`."""
     return [int(part) for part in text.replace("<", " ").replace(">", " ").split()]
+
+
+def texts(
+    decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig, rows: int = 99
+) -> list[Text]:
+    """The text after each prompt, in their order."""
+    return [text for _, text in sorted(in_batches(decoder, tokenizer, prompts, config, rows), key=lambda one: one[0])]

@@ -10,7 +10,6 @@ from decoding import PROMPTS, decoder, decoding
 from tiny import tiny_model
 
 from pretune.generation.beams import beam_search
-from pretune.generation.decode import inference
 from pretune.model.pretrained import to_huggingface
 from pretune.model.transformer import Transformer
 
@@ -49,11 +48,12 @@ def llama(model: Transformer):
     ],
 )
 def test_beams_are_those_of_transformers(changes, seed) -> None:
-    model = tiny_model(seed=seed, num_kv_heads=2, init={"std": 0.2, "output": "plain", "embedding_std": 0.2, "head_std": 0.2})
+    model = tiny_model(
+        seed=seed, num_kv_heads=2, init={"std": 0.2, "output": "plain", "embedding_std": 0.2, "head_std": 0.2}
+    )
     ends, config = [9, 17, 33], decoding(max_new_tokens=10, **changes)
     theirs = llama(model)
-    with inference(model):
-        found = beam_search(decoder(model, *ends), PROMPTS, config)
+    found = beam_search(decoder(model, *ends), PROMPTS, config)
     for prompt, tokens in zip(PROMPTS, found, strict=True):
         wanted = theirs.generate(
             torch.tensor([prompt]),
@@ -71,8 +71,7 @@ def test_beams_are_those_of_transformers(changes, seed) -> None:
 
 def test_enough_beams_find_the_likeliest_text_of_all() -> None:
     model = tiny_model(vocab_size=5)
-    with inference(model):
-        (found,) = beam_search(decoder(model, -1, vocab_size=5), [[1, 2]], decoding(max_new_tokens=3, num_beams=25))
+    (found,) = beam_search(decoder(model, -1, vocab_size=5), [[1, 2]], decoding(max_new_tokens=3, num_beams=25))
     texts = torch.tensor([[1, 2, *text] for text in itertools.product(range(5), repeat=3)])
     with torch.no_grad():
         scores = model.unembed(model(texts)).log_softmax(-1)[:, 1:-1].gather(-1, texts[:, 2:, None]).sum((1, 2))

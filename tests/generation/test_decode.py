@@ -6,18 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import EOS, PROMPTS, Numbers, decoder, decoding, numbers
+from decoding import EOS, PROMPTS, Numbers, decoder, decoding, numbers, texts
 from tiny import tiny_model
 
 from pretune.config import ConfigError, InputError
 from pretune.generation.decode import Decoder
-from pretune.generation.texts import continue_texts
 from pretune.model.transformer import Transformer
 
 
-def ids(decoder: Decoder, prompts: list[list[int]] = PROMPTS, rows: int | None = None, **changes: Any) -> list[list[int]]:
+def ids(decoder: Decoder, prompts: list[list[int]] = PROMPTS, rows: int = 99, **changes: Any) -> list[list[int]]:
     """The tokens after each prompt."""
-    return [numbers(text.text) for text in continue_texts(decoder, Numbers(), prompts, decoding(**changes), rows)]
+    return [numbers(text.text) for text in texts(decoder, Numbers(), prompts, decoding(**changes), rows)]
 
 
 @torch.no_grad()
@@ -105,14 +104,14 @@ def test_ids_that_the_tokenizer_lacks_are_never_written(changes) -> None:
 def test_same_seed_same_text_whoever_else_is_in_the_batch() -> None:
     warm: dict[str, Any] = {"temperature": 1.0, "max_new_tokens": 15, "top_p": 0.9, "frequency_penalty": 0.3}
     one = decoder(tiny_model())
-    texts = ids(one, **warm)
-    assert ids(one, **warm) == texts
-    assert ids(one, **warm, seed=1) != texts
-    assert ids(one, [[20, 21], *PROMPTS[1:]], **warm)[1:] == texts[1:]
+    new = ids(one, **warm)
+    assert ids(one, **warm) == new
+    assert ids(one, **warm, seed=1) != new
+    assert ids(one, [[20, 21], *PROMPTS[1:]], **warm)[1:] == new[1:]
     # Nor does the size of the batch matter, nor what comes after.
     for rows in (1, 2, 3):
-        assert ids(one, rows=rows, **warm) == texts
-    assert ids(one, PROMPTS[:2], **warm) == texts[:2]
+        assert ids(one, rows=rows, **warm) == new
+    assert ids(one, PROMPTS[:2], **warm) == new[:2]
 
 
 def test_penalties_see_the_prompt_or_the_text() -> None:
@@ -132,10 +131,10 @@ def test_the_global_generator_and_the_mode_of_the_model_are_left_alone() -> None
     model = tiny_model(dropout=0.5).train()
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    texts = ids(decoder(model), temperature=1.0)
+    new = ids(decoder(model), temperature=1.0)
     assert model.training
     assert torch.equal(torch.get_rng_state(), before)
-    assert ids(decoder(model.eval()), temperature=1.0) == texts
+    assert ids(decoder(model.eval()), temperature=1.0) == new
     assert not model.training
 
 

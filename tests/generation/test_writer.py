@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from decoding import decoder, decoding
+from decoding import decoder, decoding, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
 
-from pretune.generation.texts import continue_texts, stream
+from pretune.generation.texts import stream
 from pretune.generation.writer import Writer
 
 
@@ -66,7 +66,9 @@ def test_a_text_ends_before_the_first_stop_string(text, stop, wanted) -> None:
 def test_whatever_comes_the_pieces_are_the_whole_cut_at_the_first_stop(tokens, stop) -> None:
     shown, writer = write(tokens, stop)
     whole = decode_bytes(tokens)
-    ends = [at for at in (whole.find(one) for one in stop) if at >= 0]
+    # The text up to where a stop string is whole for the first time.
+    read = next((whole[:n] for n in range(len(whole) + 1) if any(one in whole[:n] for one in stop)), whole)
+    ends = [at for at in (read.find(one) for one in stop) if at >= 0]
     assert "".join(shown) == writer.text == (whole[: min(ends)] if ends else whole)
     # Never does a piece show what a later one would take back.
     assert writer.stopped == bool(ends)
@@ -78,9 +80,9 @@ def test_a_stop_string_ends_the_row_and_no_other() -> None:
             return "".join(chr(97 + token % 26) for token in ids)
 
     one, prompts = decoder(tiny_model(seed=2), -1), [[1, 2, 3], [7], [4, 5]]
-    free = continue_texts(one, Letters(), prompts, decoding(max_new_tokens=12))
+    free = texts(one, Letters(), prompts, decoding(max_new_tokens=12))
     stop = free[0].text[4:7]
-    cut = continue_texts(one, Letters(), prompts, decoding(max_new_tokens=12, stop=[stop]))
+    cut = texts(one, Letters(), prompts, decoding(max_new_tokens=12, stop=[stop]))
     assert cut[0].text == free[0].text[: free[0].text.find(stop)]
     assert cut[0].reason == "stop"
     assert cut[0].num_tokens < 12

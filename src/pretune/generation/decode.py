@@ -96,13 +96,15 @@ class Decoder:
         cache = self.model.new_cache(starts, capacity)
         cache.advance(longest)
         # Not compiled: the shape of prompts hardly comes twice.
-        return self._logits(torch.tensor(rows, dtype=torch.int64, device=self.device), cache), cache
+        with inference(self.model):
+            return self._logits(torch.tensor(rows, dtype=torch.int64, device=self.device), cache), cache
 
     def next(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after one more token for each row, tokens [B]."""
         compiled = self._compiled if len(tokens) == self.compiled_rows else None
         cache.advance(1, whole=compiled is not None)
-        return (compiled or self._logits)(tokens[:, None].to(self.device), cache)
+        with inference(self.model):
+            return (compiled or self._logits)(tokens[:, None].to(self.device), cache)
 
     def room(self, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[int]:
         """How many tokens each text may get; InputError for a prompt that fills the model's positions."""
@@ -202,9 +204,11 @@ def inference(model: LanguageModel) -> Iterator[None]:
     """Without gradients and dropout; the model is left in the mode that it came in."""
     assert isinstance(model, nn.Module)
     was_training = model.training
-    model.eval()
+    if was_training:  # it visits every module
+        model.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        if was_training:
+            model.train()

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from pretune.generation.beams import beam_search
 from pretune.generation.config import DecodingConfig
-from pretune.generation.decode import Decoder, Decoding, inference
+from pretune.generation.decode import Decoder, Decoding
 from pretune.generation.writer import Writer
 
 Reason = Literal["end", "stop", "length"]
@@ -56,40 +56,24 @@ def stream(
     """
     if not prompts:
         return
-    with inference(decoder.model):
-        if config.num_beams > 1:
-            yield from _best_of_beams(decoder, tokenizer, prompts, config)
-            return
-        decoding = Decoding(decoder, prompts, config, numbers)
-        writers = [Writer(tokenizer.decode, config.stop) for _ in prompts]
-        while decoding.under_way:
-            last = set()
-            for text, token in decoding.next_tokens().items():
-                writer, reason = writers[text], decoding.ended(text)
-                shown = "" if reason == "end" else writer.add(token)
-                if reason is not None:
-                    shown += writer.finish()
-                ends: Reason | None = "stop" if writer.stopped else reason
-                if ends is not None:
-                    last.add(text)
-                if shown or ends:
-                    yield Piece(text, shown, len(decoding.written[text]) - (reason == "end"), ends)
-            decoding.drop(last)
-
-
-def continue_texts(
-    decoder: Decoder,
-    tokenizer: Decodes,
-    prompts: Sequence[Sequence[int]],
-    config: DecodingConfig,
-    rows: int | None = None,
-) -> list[Text]:
-    """What is written after each prompt, `rows` of them at once (None: all); see `in_batches`."""
-    texts: list[Text | None] = [None] * len(prompts)
-    for place, text in in_batches(decoder, tokenizer, prompts, config, rows or max(len(prompts), 1)):
-        texts[place] = text
-    assert None not in texts
-    return [text for text in texts if text is not None]
+    if config.num_beams > 1:
+        yield from _best_of_beams(decoder, tokenizer, prompts, config)
+        return
+    decoding = Decoding(decoder, prompts, config, numbers)
+    writers = [Writer(tokenizer.decode, config.stop) for _ in prompts]
+    while decoding.under_way:
+        last = set()
+        for text, token in decoding.next_tokens().items():
+            writer, reason = writers[text], decoding.ended(text)
+            shown = "" if reason == "end" else writer.add(token)
+            if reason is not None:
+                shown += writer.finish()
+            why: Reason | None = "stop" if writer.stopped else reason
+            if why is not None:
+                last.add(text)
+            if shown or why:
+                yield Piece(text, shown, len(decoding.written[text]) - (reason == "end"), why)
+        decoding.drop(last)
 
 
 def in_batches(
