@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from pretune.assembly import Parts, assemble_model, assemble_tokenizer, pick_device
 from pretune.author import Author, assemble_author
-from pretune.config import ConfigError
+from pretune.config import ConfigError, InputError
 from pretune.generation.texts import Piece
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.run_config import RunConfig
@@ -48,6 +48,8 @@ def generate(config: RunConfig) -> int:
 
 def answer_prompt(author: Author, prompt: str, template: bool) -> int:
     """Print what the model writes after a prompt, as it comes; behind the prompt, where it is continued as it is."""
+    if not prompt.strip():
+        raise InputError("generate.prompt is empty; write some text")
     segments = author.asked(prompt, template)
     pieces = author.stream(author.ids(segments))
     first = next(pieces)  # before anything is shown: the prompt may be too long
