@@ -15,6 +15,7 @@ from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint import CheckpointConfig
 from pretune.config import Every, Section
 from pretune.data.config import DataConfig
+from pretune.generation.config import DecodingConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import LanguageModelingConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
@@ -60,29 +61,39 @@ class EvaluationConfig(Section):
     """Problems for option accuracy; null takes the whole validation set."""
 
 
-class SamplingConfig(Section):
-    temperature: Annotated[float, Field(ge=0)]
-    """0 always takes the likeliest token."""
-    top_k: Count | None
-    """Sample among the k likeliest tokens; null among all."""
-    top_p: Annotated[float, Field(gt=0, le=1)] | None
-    """Sample among the fewest tokens whose probabilities sum to this; null among all."""
-    max_new_tokens: Count
-    """Stop after this many tokens, or at the end-of-document token."""
-    seed: int
-    """Same seed, same text."""
-
-
-class SamplesConfig(SamplingConfig):
+class SamplesConfig(DecodingConfig):
     every: Every
     """Steps between samples; null samples only at the end."""
     prompts: tuple[str, ...]
-    """Texts to continue; none switches sampling off."""
+    """Texts to continue, or questions to answer; none switches sampling off."""
+    template: bool
+    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
 
 
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(DecodingConfig):
     prompt: str | None
-    """Text to continue, for task=generate."""
+    """Text to continue, or question to answer."""
+    file: str | None
+    """File of prompts: lines of text, or JSON lines with `prompt`, `messages` or the fields of the run's data."""
+    output: str | None
+    """Where the texts after a file's prompts go, as JSON lines; null takes generated/ in the run's folder."""
+    chat: bool
+    """Talk to the model on the terminal instead."""
+    system: str | None
+    """What a chat begins with, for templates that have a place for it."""
+    template: bool
+    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
+    batch: Count
+    """Prompts of a file that are continued at once."""
+    compile: bool
+    """Compile the step for one token, for files: a second or so for each layer at the start, then faster."""
+
+    @pydantic.model_validator(mode="after")
+    def _one_source_of_prompts(self) -> Self:
+        given = [name for name in ("prompt", "file", "chat") if getattr(self, name) not in (None, False)]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other: set one of them")
+        return self
 
 
 class ReportConfig(Section):

@@ -68,4 +68,4 @@ def test_frozen_weights_cost_less() -> None:
 def test_cached_bytes_are_those_of_the_cache() -> None:
     config = tiny_config(num_kv_heads=2)
     cache = KVCache(config, torch.zeros(1, dtype=torch.int64), 10, torch.bfloat16)
-    assert cache._memory.nbytes == 10 * cache_bytes_per_token(config, 2)
+    assert sum(one.nbytes for one in cache._keys + cache._values) == 10 * cache_bytes_per_token(config, 2)

@@ -20,43 +20,51 @@ from pretune.model.rope import rotate
 class KVCache:
     """Keys and values of the tokens that a model has read, in memory set aside once.
 
-    starts [B]: the column of each row's first real token; columns before it are padding on the left. `length`: columns
-    filled so far; the model's forward moves it on.
+    starts [B]: the column of each row's first real token; columns before it are padding on the left. `advance` before
+    each forward pass says how many columns it fills. All that changes from token to token is in tensors, so that a
+    compiled step stays valid.
     """
 
     def __init__(self, config: ModelConfig, starts: Tensor, capacity: int, dtype: torch.dtype) -> None:
-        shape = (config.num_layers, 2, len(starts), config.num_kv_heads, capacity, config.head_dim)
+        shape = (len(starts), config.num_kv_heads, capacity, config.head_dim)
         # Zeros, not empty: a mask turns the weight of padding into 0, and 0 x NaN would still be NaN.
-        self._memory = torch.zeros(shape, dtype=dtype, device=starts.device)  # [layers, 2, B, G, capacity, K]
-        self.starts, self.capacity, self.length = starts, capacity, 0
+        # A tensor for each layer's keys and another for its values: a compiler updates whole tensors in place.
+        self._keys = [torch.zeros(shape, dtype=dtype, device=starts.device) for _ in range(config.num_layers)]
+        self._values = [torch.zeros_like(keys) for keys in self._keys]  # [B, G, capacity, K]
+        self._columns = torch.zeros(0, dtype=torch.int64, device=starts.device)
+        self._visible, self._length = capacity, 0
+        self.starts, self.capacity = starts, capacity
 
-    def positions(self, num_new: int) -> Tensor:
-        """Positions of the next `num_new` columns, counted from each row's first real token: [B, T]."""
-        return (self._columns(num_new) - self.starts[:, None]).clamp(min=0)
+    def advance(self, num_new: int, whole: bool = False) -> None:
+        """The next forward pass fills `num_new` columns. It looks at the `whole` memory, or at what is filled only."""
+        start, self._length = self._length, self._length + num_new
+        assert self._length <= self.capacity, f"{self._length} columns in a cache of {self.capacity}"
+        self._columns = torch.arange(start, self._length, device=self.starts.device)  # [T]
+        self._visible = self.capacity if whole else self._length
 
-    def mask(self, num_new: int, window: int | None) -> Tensor:
+    def positions(self) -> Tensor:
+        """Positions of the columns to fill, counted from each row's first real token: [B, T]."""
+        return (self._columns - self.starts[:, None]).clamp(min=0)
+
+    def mask(self, window: int | None) -> Tensor:
         """Which columns each new one attends to: [B, 1, T, S]. Padding sees itself: a softmax over nothing is NaN."""
-        keys = torch.arange(self.length + num_new, device=self.starts.device)
-        queries = self._columns(num_new)[:, None]  # [T, 1]
+        keys = torch.arange(self._visible, device=self.starts.device)
+        queries = self._columns[:, None]  # [T, 1]
         real = keys >= self.starts[:, None, None]  # [B, 1, S]
         return (causal(queries, keys, window) & real | (keys == queries))[:, None]
 
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Store new keys and values [B, G, T, K] of a layer; return all of them so far, [B, G, S, K]."""
-        stop = self.length + keys.shape[2]
-        assert stop <= self.capacity, f"{stop} columns in a cache of {self.capacity}"
-        memory = self._memory[layer]
-        memory[0, :, :, self.length : stop] = keys
-        memory[1, :, :, self.length : stop] = values
-        filled = memory[:, :, :, :stop].to(keys.dtype)
-        return filled[0], filled[1]
+        memory = self._keys[layer], self._values[layer]
+        for stored, new in zip(memory, (keys, values), strict=True):
+            stored.index_copy_(2, self._columns, new.to(stored.dtype))
+        all_keys, all_values = (stored[:, :, : self._visible].to(keys.dtype) for stored in memory)
+        return all_keys, all_values
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch only: integer indices."""
-        self._memory, self.starts = self._memory[:, :, rows], self.starts[rows]
-
-    def _columns(self, num_new: int) -> Tensor:
-        return torch.arange(self.length, self.length + num_new, device=self.starts.device)
+        """Go on with these rows of the batch: integer indices, some perhaps more than once."""
+        self._keys, self._values = ([one[rows] for one in memory] for memory in (self._keys, self._values))
+        self.starts = self.starts[rows]
 
 
 def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -57,8 +57,8 @@ class Transformer(nn.Module):
         """Hidden states after the final norm, [B, T, D], of tokens [B, T].
 
         With document_ids [B, T], positions attend within their own document and are counted from its start. With a
-        cache, the tokens follow those that it holds, and it holds them too afterwards. Raises InputError for a sequence
-        longer than max_sequence_length.
+        cache, the tokens fill the columns that it was advanced by. Raises InputError for a sequence longer than
+        max_sequence_length.
         """
         self._check_length(tokens.shape[1])
         context = self._context(tokens, document_ids, cache)
@@ -70,8 +70,6 @@ class Transformer(nn.Module):
             if self.stream_scale is not None and self.embedding_scale is not None:
                 x = self.stream_scale[index] * x + self.embedding_scale[index] * start
             x = layer(x, context)
-        if cache is not None:
-            cache.length += tokens.shape[1]
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -82,6 +80,13 @@ class Transformer(nn.Module):
         if self.config.softcap is None:
             return logits
         return self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
+
+    def new_cache(self, starts: Tensor, capacity: int) -> KVCache:
+        """An empty cache of `capacity` columns for rows that start at columns starts [B], in the type of arithmetic."""
+        device = starts.device.type
+        autocast = torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if autocast else self.head_weight.dtype
+        return KVCache(self.config, starts, capacity, dtype)
 
     @property
     def head_weight(self) -> Tensor:
@@ -128,8 +133,8 @@ class Transformer(nn.Module):
         length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
         if cache is not None:
             assert document_ids is None, "a cache holds one document per row"
-            masks = {window: cache.mask(length, window) for window in windows}
-            return Context(tokens, self.rope(cache.positions(length)), masks, cache)
+            masks = {window: cache.mask(window) for window in windows}
+            return Context(tokens, self.rope(cache.positions()), masks, cache)
         columns = torch.arange(length, device=tokens.device)
         seen = {window: causal(columns[:, None], columns, window) for window in windows}  # [T, T]
         if document_ids is None:

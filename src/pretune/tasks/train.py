@@ -38,11 +38,10 @@ from pretune.model.counts import count_parameters
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
 from pretune.optim.schedules import schedule_factor
-from pretune.precision import autocast
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
-from pretune.tasks.generate import continue_texts
+from pretune.tasks.generate import sample
 from pretune.tasks.report import report
 from pretune.tasks.train_micro_batch import MicroBatch, accumulate, choose_micro_batch
 from pretune.tracker.tracker import Tracker
@@ -223,10 +222,7 @@ def do_what_is_due(run: Run, last: bool) -> None:
         state.evaluated_at = state.step
         run.tracker.report(state.step, {**state.totals(), **state.validation})
     if due(config.samples.every, state.sampled_at, False):
-        prompts, tokenizer = config.samples.prompts, run.parts.tokenizer
-        with autocast(config.precision, run.parts.device):
-            texts = continue_texts(run.parts.model, tokenizer, prompts, config.samples, run.parts.device)
-        for prompt, text in zip(prompts, texts, strict=True):
+        for prompt, text in zip(config.samples.prompts, sample(config, run.parts), strict=True):
             run.tracker.sample(state.step, prompt, text)
         state.sampled_at = state.step
     if due(config.checkpoint.every, run.saved_at(), False):

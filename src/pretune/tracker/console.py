@@ -5,12 +5,22 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TextIO, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+T = TypeVar("T")
 
 _REFRESH_SECONDS = 0.2
 _SAMPLE_WIDTH = 240  # characters; samples.jsonl has the whole text
@@ -100,9 +110,24 @@ class Screen:
         self._console.print(text, markup=markup, highlight=False, soft_wrap=True, emoji=False)
 
     def _printable(self, text: str) -> str:
-        """`text` without what would move the cursor or what the terminal's encoding lacks: models write anything."""
-        encoding = self._console.encoding or "utf-8"
-        return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).encode(encoding, "replace").decode(encoding)
+        return printable(text, self._console.encoding)
+
+
+def printable(text: str, encoding: str | None) -> str:
+    """`text` without what would move the cursor or what the terminal's encoding lacks: models write anything."""
+    encoding = encoding or "utf-8"
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).encode(encoding, "replace").decode(encoding)
+
+
+def counted(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """`items`, counted by a bar on the terminal that is gone when they are done; elsewhere nothing is shown."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from items
+        return
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        yield from bar.track(items, total=total)
 
 
 def open_screen(title: str, file: TextIO | None = None) -> Screen:

@@ -1,0 +1,1 @@
+"""Letting a model continue texts: sampling, beams, stop strings. Knows a model-like interface, token ids and text."""

@@ -1,0 +1,214 @@
+"""The decoder: prompts that are continued side by side, token by token, in one batch with one cache.
+
+N texts, B rows of the batch, T tokens, D model width, V token ids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from pretune.config import InputError
+from pretune.generation.config import DecodingConfig
+from pretune.generation.sampling import History, choose, penalized
+
+
+class Cache(Protocol):
+    """What a model keeps of the tokens that it has read."""
+
+    def advance(self, num_new: int, whole: bool = False) -> None:
+        """The next forward pass reads `num_new` tokens; with `whole`, always over memory of the same shape."""
+        ...
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with these rows of the batch."""
+        ...
+
+
+class LanguageModel(Protocol):
+    """What decoding asks of a model; a Transformer has it."""
+
+    config: Any
+    """With max_sequence_length."""
+
+    def new_cache(self, starts: Tensor, capacity: int) -> Cache:
+        """A cache of `capacity` columns for rows whose first real token is in column starts [B]."""
+        ...
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """Logits [..., V] of hidden states [..., D]."""
+        ...
+
+    def __call__(self, tokens: Tensor, *, cache: Cache) -> Tensor:
+        """Hidden states [B, T, D] of tokens [B, T]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Which ids may be written, those below `size`, and which of them end a text."""
+
+    size: int
+    end_ids: frozenset[int]
+
+
+Step = Callable[[Tensor, Cache], Tensor]
+"""Logits [B, V] of the token after tokens [B, T]."""
+
+_COLUMNS = 256
+"""Caches of compiled steps hold a multiple of this many columns, so that few shapes are ever compiled."""
+
+
+class Decoder:
+    """A model with the ids that it may write. All that lets it write goes through here.
+
+    With `compiled_rows`, steps after the prompt are compiled for batches of that many rows, with the weights as they
+    then are built in. That takes a second or so per layer, and pays when many tokens are to be written.
+    """
+
+    def __init__(
+        self, model: LanguageModel, vocabulary: Vocabulary, device: torch.device, compiled_rows: int | None = None
+    ) -> None:
+        self.model, self.vocabulary, self.device, self.compiled_rows = model, vocabulary, device, compiled_rows
+        self.limit: int = model.config.max_sequence_length
+        self._compiled = None
+        if compiled_rows is not None:
+            # Constant weights: the compiler lays matrices out for the processor, once.
+            self._compiled = torch.compile(self._logits, dynamic=False, options={"freezing": True})
+
+    def read(self, prompts: Sequence[Sequence[int]], num_new: int) -> tuple[Tensor, Cache]:
+        """Logits [B, V] after each prompt, and the cache that holds them, with room for `num_new` tokens more.
+
+        Prompts are padded on the left, so that all end in the same column.
+        """
+        longest = max(map(len, prompts))
+        rows = [[0] * (longest - len(prompt)) + list(prompt) for prompt in prompts]
+        starts = torch.tensor([longest - len(prompt) for prompt in prompts], dtype=torch.int64, device=self.device)
+        capacity = longest + num_new
+        if self.compiled_rows is not None:
+            capacity = -(-capacity // _COLUMNS) * _COLUMNS
+        cache = self.model.new_cache(starts, capacity)
+        cache.advance(longest)
+        # Not compiled: the shape of prompts hardly comes twice.
+        with inference(self.model):
+            return self._logits(torch.tensor(rows, dtype=torch.int64, device=self.device), cache), cache
+
+    def next(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] after one more token for each row, tokens [B]."""
+        compiled = self._compiled if len(tokens) == self.compiled_rows else None
+        cache.advance(1, whole=compiled is not None)
+        with inference(self.model):
+            return (compiled or self._logits)(tokens[:, None].to(self.device), cache)
+
+    def room(self, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[int]:
+        """How many tokens each text may get; InputError for a prompt that fills the model's positions."""
+        for number, prompt in enumerate(prompts, start=1):
+            if len(prompt) >= self.limit:
+                raise InputError(
+                    f"prompt {number} has {len(prompt)} tokens, and the model has room for {self.limit}, prompt and "
+                    "answer together; shorten it"
+                )
+        return [min(config.max_new_tokens, self.limit - len(prompt)) for prompt in prompts]
+
+    def _logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+        # The head reads the last position only, and ids that the tokenizer lacks are out of reach.
+        return self.model.unembed(self.model(tokens, cache=cache)[:, -1])[:, : self.vocabulary.size]
+
+
+_NOBODY = -1
+"""A row whose text has ended, in a batch that is to keep its shape."""
+
+
+class Decoding:
+    """N texts under way, one token at a time.
+
+    What a text becomes depends on its prompt, the seed and its number (its place in the list unless `numbers` says
+    otherwise); the texts beside it change it by rounding at most.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        prompts: Sequence[Sequence[int]],
+        config: DecodingConfig,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
+        self._decoder, self._config = decoder, config
+        self._room = decoder.room(prompts, config)
+        self._luck = [random.Random(f"{config.seed} {n}") for n in numbers or range(len(prompts))]
+        self._rows = list(range(len(prompts)))
+        """The text that each row of the batch continues."""
+        missing = (decoder.compiled_rows or 0) - len(prompts)
+        prompts = [*prompts, *[prompts[0][:1]] * missing]
+        self._rows += [_NOBODY] * missing
+        self._history = History(prompts, decoder.vocabulary.size, decoder.device) if config.penalizes else None
+        self._logits, self._cache = decoder.read(prompts, max(self._room))
+        self._chosen: Tensor | None = None
+        self.written: list[list[int]] = [[] for _ in self._room]
+        """The tokens of each text so far, the one that ended it included."""
+
+    @property
+    def under_way(self) -> list[int]:
+        """The texts that have not ended."""
+        return [text for text in self._rows if text != _NOBODY]
+
+    def next_tokens(self) -> dict[int, int]:
+        """One more token for each text under way."""
+        if self._chosen is not None:
+            self._logits = self._decoder.next(self._chosen, self._cache)
+        logits = self._logits
+        if self._history is not None:
+            logits = penalized(logits, self._config, self._history)
+        # Each text has luck of its own: when another one ends is nothing to it.
+        luck = [0.0 if text == _NOBODY else self._luck[text].random() for text in self._rows]
+        self._chosen = choose(logits, self._config, torch.tensor(luck, dtype=torch.float64))
+        if self._history is not None:
+            self._history.add(self._chosen)
+        tokens = dict(zip(self._rows, self._chosen.tolist(), strict=True))
+        tokens.pop(_NOBODY, None)
+        for text, token in tokens.items():
+            self.written[text].append(token)
+        return tokens
+
+    def ended(self, text: int) -> Literal["end", "length"] | None:
+        """Whether a text has come to its end, at an end token or out of room."""
+        if self.written[text][-1] in self._decoder.vocabulary.end_ids:
+            return "end"
+        return "length" if len(self.written[text]) >= self._room[text] else None
+
+    def drop(self, texts: Collection[int]) -> None:
+        """Go on without these texts."""
+        if not texts:
+            return
+        if self._decoder.compiled_rows is not None:
+            self._rows = [_NOBODY if text in texts else text for text in self._rows]
+            return
+        going_on = [row for row, text in enumerate(self._rows) if text not in texts]
+        self._rows = [self._rows[row] for row in going_on]
+        kept = torch.tensor(going_on, dtype=torch.int64)
+        assert self._chosen is not None
+        self._chosen = self._chosen[kept]
+        self._cache.keep(kept.to(self._decoder.device))
+        if self._history is not None:
+            self._history.keep(kept.to(self._decoder.device))
+
+
+@contextlib.contextmanager
+def inference(model: LanguageModel) -> Iterator[None]:
+    """Without gradients and dropout; the model is left in the mode that it came in."""
+    assert isinstance(model, nn.Module)
+    was_training = model.training
+    if was_training:  # it visits every module
+        model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        if was_training:
+            model.train()

@@ -1,0 +1,103 @@
+"""From prompts to texts: what the model writes after each, all at once or as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from pretune.generation.beams import beam_search
+from pretune.generation.config import DecodingConfig
+from pretune.generation.decode import Decoder, Decoding
+from pretune.generation.writer import Writer
+
+Reason = Literal["end", "stop", "length"]
+"""Why a text ended: an end token, a stop string, or no more tokens."""
+
+
+class Decodes(Protocol):
+    """What turns ids into text; a Tokenizer does."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        ...
+
+
+@dataclass(frozen=True)
+class Piece:
+    """More of a text: its place in the list of prompts, new characters, how many tokens the text has so far, and, with
+    its last piece, why it ends."""
+
+    place: int
+    text: str
+    num_tokens: int
+    reason: Reason | None
+
+
+@dataclass(frozen=True)
+class Text:
+    """What was written after a prompt, without the end token or stop string that ended it; `num_tokens` counts it."""
+
+    text: str
+    num_tokens: int
+    reason: Reason
+
+
+def stream(
+    decoder: Decoder,
+    tokenizer: Decodes,
+    prompts: Sequence[Sequence[int]],
+    config: DecodingConfig,
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Piece]:
+    """The texts after one batch of prompts, which are not empty, as they come: the last piece of each says why it ends.
+
+    Raises InputError for a prompt that leaves no room for a token. Beams are known at the end only.
+    """
+    if not prompts:
+        return
+    if config.num_beams > 1:
+        yield from _best_of_beams(decoder, tokenizer, prompts, config)
+        return
+    decoding = Decoding(decoder, prompts, config, numbers)
+    writers = [Writer(tokenizer.decode, config.stop) for _ in prompts]
+    while decoding.under_way:
+        last = set()
+        for text, token in decoding.next_tokens().items():
+            writer, reason = writers[text], decoding.ended(text)
+            shown = "" if reason == "end" else writer.add(token)
+            if reason is not None:
+                shown += writer.finish()
+            why: Reason | None = "stop" if writer.stopped else reason
+            if why is not None:
+                last.add(text)
+            if shown or why:
+                yield Piece(text, shown, len(decoding.written[text]) - (reason == "end"), why)
+        decoding.drop(last)
+
+
+def in_batches(
+    decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig, rows: int
+) -> Iterator[tuple[int, Text]]:
+    """Each text with its prompt's place in the list, as soon as its batch is done.
+
+    Prompts of like length share a batch. Each text has the luck of its place in the list, whatever the batch.
+    """
+    by_length = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
+    decoder.room(prompts, config)  # before the first of them is continued
+    for start in range(0, len(prompts), rows):
+        places = by_length[start : start + rows]
+        written = ["" for _ in places]
+        for piece in stream(decoder, tokenizer, [prompts[place] for place in places], config, numbers=places):
+            written[piece.place] += piece.text
+            if piece.reason is not None:
+                yield places[piece.place], Text(written[piece.place], piece.num_tokens, piece.reason)
+
+
+def _best_of_beams(
+    decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig
+) -> Iterator[Piece]:
+    for place, tokens in enumerate(beam_search(decoder, prompts, config)):
+        ended = tokens[-1] in decoder.vocabulary.end_ids
+        kept = tokens[:-1] if ended else tokens
+        yield Piece(place, tokenizer.decode(kept), len(kept), "end" if ended else "length")

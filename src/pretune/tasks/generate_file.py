@@ -1,0 +1,101 @@
+"""What the model writes after each prompt of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretune import checkpoint
+from pretune.assembly import newest_checkpoint
+from pretune.author import Author
+from pretune.config import InputError
+from pretune.data.config import FilesSource
+from pretune.data.segments import Place, Segment
+from pretune.files import write_atomic
+from pretune.guards import EXIT_STOPPED, Interrupts, Stop
+from pretune.run_config import RunConfig
+from pretune.run_folder import RunFolder
+from pretune.tracker.console import counted
+
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+
+
+def answer_file(author: Author, config: RunConfig, folder: RunFolder, interrupts: Interrupts) -> int:
+    """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
+
+    What is done when Ctrl-C comes is written.
+    """
+    section = config.generate
+    assert section.file is not None
+    path = Path(section.file).expanduser()
+    rows = read_prompts(path)
+    prompts = [author.ids(segments(author, path, at, row, section.template)) for at, row in enumerate(rows)]
+    step = checkpoint.step_of(newest_checkpoint(folder))
+    name = f"{path.stem}-step-{step}.jsonl"
+    output = Path(section.output).expanduser() if section.output else folder.path / "generated" / name
+    check_writable(output)
+    done: dict[int, dict[str, Any]] = {}
+    code = 0
+    try:
+        for at, text in counted(author.write(prompts, section.batch), "writing", len(prompts)):
+            done[at] = {"prompt": rows[at], "text": text.text, "ended": text.reason, "tokens": text.num_tokens}
+    except Stop:
+        code = EXIT_STOPPED
+    with interrupts.shielded():
+        lines = (json.dumps(done[at], ensure_ascii=False) for at in sorted(done))
+        write_atomic(output, "".join(f"{line}\n" for line in lines))
+    print(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
+    return code
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """What each line of a file holds: text, or JSON where the name says so. Lines without anything are passed over.
+
+    Raises InputError for a file that cannot be read or holds nothing, naming the line that is not JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"generate.file: {path} is not text in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"generate.file: cannot read {path} ({(error.strerror or str(error)).lower()})") from None
+    rows: list[Any] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line) if path.suffix in JSON_LINES else line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"generate.file: {path}, line {number} is not JSON ({error.msg}); {path.suffix} means a JSON value on "
+                "each line"
+            ) from None
+    if not rows:
+        raise InputError(f"generate.file: {path} holds no prompts")
+    return rows
+
+
+def segments(author: Author, path: Path, at: int, row: Any, template: bool) -> list[Segment]:
+    """The prompt of one row: text, {prompt}, or the fields of the run's data, such as {messages}."""
+    place = Place(FilesSource(kind="files", files=(str(path),), format="json", max_rows=None), at)
+    text = row.get("prompt") if isinstance(row, dict) else row
+    if isinstance(text, str):
+        if not text.strip():
+            raise InputError(f"{place} is an empty prompt; write something there")
+        return author.asked(text, template)
+    if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
+        return author.formatter.render_prompt(row["messages"])
+    if isinstance(row, dict):
+        return author.formatter.prompt(row, place)
+    raise InputError(f"{place} is neither text nor a record with 'prompt', 'messages' or the fields of the run's data")
+
+
+def check_writable(output: Path) -> None:
+    """InputError, before anything is computed, where the output cannot be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"generate.output: cannot write {output} ({reason}); choose another path") from None

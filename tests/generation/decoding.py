@@ -1,0 +1,59 @@
+"""What tests of generation start from: a decoding configuration, a decoder, and letters for tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pretune.config import validate
+from pretune.generation.config import DecodingConfig
+from pretune.generation.decode import Decoder, Vocabulary
+from pretune.generation.texts import Decodes, Text, in_batches
+from pretune.model.transformer import Transformer
+
+CPU, EOS = torch.device("cpu"), 60
+PROMPTS = [[1, 2, 3], [7], [4, 5, 6, 7, 8, 9, 10, 11, 12], [30, 31]]
+
+
+def decoding(**changes: Any) -> DecodingConfig:
+    """Greedy, eight tokens, unless changed."""
+    values = {
+        "max_new_tokens": 8,
+        "temperature": 0.0,
+        "top_k": None,
+        "top_p": None,
+        "min_p": None,
+        "repetition_penalty": 1.0,
+        "frequency_penalty": 0.0,
+        "num_beams": 1,
+        "length_penalty": 1.0,
+        "stop": [],
+        "end_tokens": [],
+        "seed": 0,
+    }
+    return validate(DecodingConfig, values | changes)
+
+
+def decoder(model: Transformer, *end_ids: int, vocab_size: int = 61, compiled_rows: int | None = None) -> Decoder:
+    return Decoder(model, Vocabulary(vocab_size, frozenset(end_ids or (EOS,))), CPU, compiled_rows)
+
+
+class Numbers:
+    """A tokenizer whose text spells the ids."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join(f"<{token}>" for token in ids)
+
+
+def numbers(text: str) -> list[int]:
+    """The ids in a text of `Numbers`."""
+    return [int(part) for part in text.replace("<", " ").replace(">", " ").split()]
+
+
+def texts(
+    decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig, rows: int = 99
+) -> list[Text]:
+    """The text after each prompt, in their order."""
+    return [text for _, text in sorted(in_batches(decoder, tokenizer, prompts, config, rows), key=lambda one: one[0])]
