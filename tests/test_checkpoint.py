@@ -17,31 +17,20 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretune import checkpoint
 from pretune.config import InputError
-from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from pretune.optim.config import OptimizerConfig
 from pretune.optim.optimizers import build_optimizer
 
-BASE = {"lr": 0.01, "weight_decay": 0.1, "clip_norm": None}
-ADAMW = AdamWConfig.model_validate({"kind": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, **BASE})
-LION = LionConfig.model_validate({"kind": "lion", "betas": (0.95, 0.98), **BASE})
-REST = {"embedding_lr": 0.03, "head_lr": 0.02, "scalar_lr": 0.01, "betas": (0.8, 0.95), "eps": 1e-8}
-MUON = MuonConfig.model_validate(
-    {
-        "kind": "muon",
-        "momentum": 0.95,
-        "nesterov": True,
-        "ns_steps": 5,
-        "scale": "original",
-        "adamw": {**REST, "weight_decay": 0.1},
-        **BASE,
-    }
+ADAMW, LION, MUON = adamw(), lion(), muon()
+every_optimizer = pytest.mark.parametrize(
+    "config", [ADAMW, LION, MUON, normuon(), adamw_8bit()], ids=["adamw", "lion", "muon", "normuon", "adamw_8bit"]
 )
-every_optimizer = pytest.mark.parametrize("config", [ADAMW, LION, MUON], ids=lambda config: config.kind)
 
 
 class Model(nn.Module):
@@ -78,7 +67,10 @@ def train(model: nn.Module, optimizer: Optimizer, start: int, stop: int) -> None
 def everything(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:
     tensors = {name: value.detach().clone() for name, value in model.state_dict().items()}
     for index, slots in optimizer.state_dict()["state"].items():
-        tensors |= {f"{index}.{slot}": value.clone() for slot, value in slots.items()}
+        for slot, value in slots.items():
+            parts = getattr(value, "tensor_attrs", [])  # of 8-bit state
+            tensors |= {f"{index}.{slot}.{part}": getattr(value, part).clone() for part in parts}
+            tensors |= {} if parts else {f"{index}.{slot}": value.clone()}
     return tensors | {"random": torch.get_rng_state()}
 
 
@@ -100,7 +92,8 @@ def fresh(config: OptimizerConfig = ADAMW) -> tuple[Model, Optimizer]:
 
 @every_optimizer
 def test_ten_steps_and_ten_resumed_are_twenty(config: OptimizerConfig, tmp_path: Path):
-    model = Model()
+    dim = 64 if config.kind == "adamw_8bit" else 8  # 4,096 weights are the fewest that it keeps in 8 bits
+    model = Model(dim=dim)
     optimizer = build_optimizer(config, model)
     torch.manual_seed(7)
     train(model, optimizer, 0, 10)
@@ -110,8 +103,10 @@ def test_ten_steps_and_ten_resumed_are_twenty(config: OptimizerConfig, tmp_path:
     uninterrupted = everything(model, optimizer)
 
     torch.manual_seed(99)
-    model, optimizer = fresh(config)
+    model = Model(seed=2, dim=dim)
+    optimizer = build_optimizer(config, model)
     assert checkpoint.load(path, model, optimizer) == state
+    assert ("layers.0.weight.exp_avg:codes" in load_file(path / "optimizer.safetensors")) == (dim == 64)
     train(model, optimizer, 10, 20)
     assert equal(everything(model, optimizer), uninterrupted)
     assert model.head.weight is model.embedding.weight

@@ -3,7 +3,8 @@
     checkpoints/step_00001234/
         model.safetensors      weights and buffers by name, shared ones once; loads anywhere. Of a run with an adapter,
                                its weights alone: adapter_model.safetensors and adapter_config.json, as peft has them
-        optimizer.safetensors  optimizer state as <parameter>.<slot>, random generators as random:<device>
+        optimizer.safetensors  optimizer state as <parameter>.<slot> (8-bit state as <parameter>.<slot>:<part>), random
+                               generators as random:<device>
         state.json             the caller's state, and the size and SHA-256 of the others; written last
 
 Names are those of the model as written, without what torch.compile puts into them.
@@ -222,7 +223,7 @@ def _optimizer_state(
     tensors = {_RANDOM + device: state for device, state in random.items()}
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
-            tensors[f"{names[parameter]}.{slot}"] = value
+            tensors |= _packed(f"{names[parameter]}.{slot}", value)
     return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
 
 
@@ -234,11 +235,14 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
     optimizer.state.clear()
     for group in optimizer.param_groups:
         for parameter in group["params"]:
+            state = {}
             for slot, value in slots[names[parameter]].items():
                 # Step counters are scalars that live on the host, except where a kernel counts them on the device.
                 on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
                 # A copy: what was read is a view of the file, which may be deleted while the run goes on.
-                optimizer.state[parameter][slot] = value.to(parameter.device if on_device else "cpu", copy=True)
+                state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
+            if state:
+                optimizer.state[parameter].update(_unpacked(state, parameter))
     set_random_state(model, random)
 
 
@@ -257,10 +261,38 @@ def _by_parameter(
     slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
     for key, value in stored.items():
         name, _, slot = key.rpartition(".")
-        if value.ndim and value.shape != shapes[name]:
+        if not _fits(slot, value.shape, shapes[name]):
             raise InputError(f"{path} does not fit: {key} is {_shape(value.shape)}, {name} is {_shape(shapes[name])}")
         slots[name][slot] = value
     return slots
+
+
+def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
+    """A counter, a part of 8-bit state, or one value per element or per row or column of a parameter."""
+    if not stored or ":" in slot:
+        return True
+    return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
+
+
+def _packed(name: str, value: Tensor) -> dict[str, Tensor]:
+    """A tensor of an optimizer's state, or what it is made of where it is torchao's 8-bit state."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+    if not is_traceable_wrapper_subclass(value):
+        return {name: value}
+    return {f"{name}:{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
+
+
+def _unpacked(slots: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
+    """The state of a parameter, its 8-bit tensors put together again."""
+    whole = {slot: value for slot, value in slots.items() if ":" not in slot}
+    for slot in sorted({slot.partition(":")[0] for slot in slots if ":" in slot}):
+        from torchao.optim.subclass_8bit import OptimState8bit
+
+        codes, scale, qmap = (slots[f"{slot}:{part}"] for part in OptimState8bit.tensor_attrs)
+        signed = bool(qmap[0] < 0)  # the map of what has no sign begins at 0
+        whole[slot] = OptimState8bit(codes, scale, qmap, signed, dtype=parameter.dtype)
+    return whole
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 
@@ -32,7 +32,8 @@ class LiveMemory(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor):
+            # What a subclass wraps counts, not the wrapper: 8-bit state looks like float32.
+            if isinstance(leaf, Tensor) and not is_traceable_wrapper_subclass(leaf):
                 self._add(leaf.untyped_storage())
         return result
 

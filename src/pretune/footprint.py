@@ -41,7 +41,8 @@ class Footprint:
             before = live.now
             self.gradients = before - self.weights
             live.restart()
-            optimizer.step()
+            with torch.compiler.set_stance("force_eager"):  # adamw_8bit compiles its update
+                optimizer.step()
             self.optimizer = live.now - before
             self._step_peak = live.peak
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,23 +14,33 @@ from torch import Tensor
 class Stopwatch:
     """Training time in seconds, as laps; it stands still until `start`.
 
-    A device may lag behind the host, so that one lap may be too short and another too long; their sum is right, because
-    `stop` waits for the device.
+    A device works on while the host goes ahead. A lap therefore waits for the end of the step before: the device is
+    never idle, and its steps are timed one late. `stop` waits for everything, so that the sum of all laps is right.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._mark: float | None = None
+        self._end_of_step: Any = None
+
+    @property
+    def steps_behind(self) -> int:
+        """Steps that have been given to the device and are not in any lap yet: 0 or 1."""
+        return int(self._end_of_step is not None)
 
     def start(self) -> None:
-        """Begin a lap."""
-        self._mark = time.perf_counter()
+        """Begin a lap, unless one is under way."""
+        if self._mark is None:
+            self._mark = time.perf_counter()
 
     def lap(self) -> float:
         """Seconds since the last lap ended or the watch was started; the next lap begins."""
-        assert self._mark is not None, "start it first"
-        before, self._mark = self._mark, time.perf_counter()
-        return self._mark - before
+        if self._device.type != "cpu":
+            before, self._end_of_step = self._end_of_step, torch.get_device_module(self._device).Event()
+            self._end_of_step.record()
+            if before is not None:
+                before.synchronize()
+        return self._split()
 
     def stop(self) -> float:
         """Seconds of the last lap, once the device has finished; 0 where the watch stands."""
@@ -37,8 +48,13 @@ class Stopwatch:
             return 0.0
         if self._device.type != "cpu":
             torch.accelerator.synchronize()
-        seconds, self._mark = self.lap(), None
+        seconds, self._mark, self._end_of_step = self._split(), None, None
         return seconds
+
+    def _split(self) -> float:
+        assert self._mark is not None, "start it first"
+        before, self._mark = self._mark, time.perf_counter()
+        return self._mark - before
 
 
 @dataclass

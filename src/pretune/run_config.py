@@ -40,12 +40,41 @@ class StageConfig(Section):
         return self
 
 
+class BatchWarmupConfig(Section):
+    start: Count
+    """Input tokens of the first step; divides batch.tokens, and is a multiple of sequence_length * micro_batch."""
+    over: Count
+    """Input tokens over which steps grow from `start` to batch.tokens: in a straight line, in multiples of `start`."""
+
+
 class BatchConfig(Section):
     tokens: Count
     """Input tokens of one optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
     micro_batch: Count | Literal["auto"]
     """Sequences that go through the model at once; the rest of the batch is accumulated. auto takes as many as memory
     allows, and fewer when it runs out."""
+    warmup: BatchWarmupConfig | None
+    """Smaller steps at the beginning, when gradients agree and a large batch is wasted; null has them all alike."""
+
+    @pydantic.model_validator(mode="after")
+    def _start_divides(self) -> Self:
+        if self.warmup is not None and self.tokens % self.warmup.start:
+            raise ValueError(
+                f"tokens ({self.tokens}) is not a multiple of warmup.start ({self.warmup.start}), by which steps grow"
+            )
+        return self
+
+    @property
+    def smallest(self) -> int:
+        """Tokens of the smallest step; every step is a multiple of it."""
+        return self.tokens if self.warmup is None else self.warmup.start
+
+    def tokens_after(self, read: int) -> int:
+        """Tokens of the step that comes after `read` tokens."""
+        if self.warmup is None or read >= self.warmup.over:
+            return self.tokens
+        grown = (self.tokens - self.warmup.start) * read // self.warmup.over
+        return self.warmup.start * (1 + grown // self.warmup.start)
 
 
 class EvaluationConfig(Section):
@@ -182,11 +211,11 @@ class RunConfig(Section):
                 f"(model.max_sequence_length = {self.model.max_sequence_length}); raise the one or lower the other"
             )
         rows = 1 if batch.micro_batch == "auto" else batch.micro_batch
-        micro = length * rows
-        if batch.tokens % micro:
-            below, above = batch.tokens // micro * micro, -(-batch.tokens // micro) * micro
+        micro, key = length * rows, "batch.tokens" if batch.warmup is None else "batch.warmup.start"
+        if batch.smallest % micro:
+            below, above = batch.smallest // micro * micro, -(-batch.smallest // micro) * micro
             raise ValueError(
-                f"batch.tokens ({batch.tokens}) is not a multiple of data.sequence_length * batch.micro_batch "
+                f"{key} ({batch.smallest}) is not a multiple of data.sequence_length * batch.micro_batch "
                 f"({length} * {rows} = {micro}); the nearest are " + " and ".join(str(n) for n in (below, above) if n)
             )
         if data.tokenizer.kind == "inherited" and self.stage.init_from is None:

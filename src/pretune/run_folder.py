@@ -47,6 +47,11 @@ class RunFolder:
         return self.path / "micro_batch.json"
 
     @property
+    def progress(self) -> Path:
+        """At which progress each step ran; see optim/trace.py."""
+        return self.path / "progress.txt"
+
+    @property
     def summary(self) -> Path:
         """Final figures; its presence says that the run is complete."""
         return self.path / "summary.json"
@@ -133,6 +138,16 @@ def find_run(name_or_path: str, output_dir: str) -> RunFolder:
     there = sorted(p.parent.name for p in Path(output_dir).glob("*/config.yaml"))
     listing = f" Runs in {output_dir}: {', '.join(there)}" if there else f" There are no runs in {output_dir} yet."
     raise InputError(f"no run '{name_or_path}'{nearest(name_or_path, there) or '.'}{listing}")
+
+
+def find_progress(name_or_path: str, output_dir: str) -> Path:
+    """The progress.txt of a run by name or folder, or that very file; InputError where there is none."""
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    path = find_run(name_or_path, output_dir).progress
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}: nothing has been trained there yet")
+    return path
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

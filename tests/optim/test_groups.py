@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
 from torch import nn
 
 from pretune.config import ConfigError, validate
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
-from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from pretune.optim.config import OptimizerConfig
 from pretune.optim.groups import trained_parameters
 from pretune.optim.optimizers import build_optimizer
 
@@ -49,24 +50,10 @@ class Model(nn.Module):
 
 
 def configs() -> list[OptimizerConfig]:
-    base = {"lr": 0.01, "weight_decay": 0.1, "clip_norm": None}
-    rest = {
-        "embedding_lr": 0.3,
-        "head_lr": 0.2,
-        "scalar_lr": 0.1,
-        "betas": (0.8, 0.9),
-        "eps": 1e-8,
-        "weight_decay": 0.5,
-    }
-    muon = {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "scale": "original", "adamw": rest}
-    return [
-        AdamWConfig.model_validate({"kind": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, **base}),
-        LionConfig.model_validate({"kind": "lion", "betas": (0.9, 0.99), **base}),
-        MuonConfig.model_validate({"kind": "muon", **muon, **base}),
-    ]
+    return [adamw(), lion(), muon(), adamw_8bit(), normuon()]
 
 
-every_optimizer = pytest.mark.parametrize("config", configs(), ids=lambda config: config.kind)
+every_optimizer = pytest.mark.parametrize("config", configs(), ids=["adamw", "lion", "muon", "adamw_8bit", "normuon"])
 
 
 def roles(model: nn.Module) -> dict[str, str]:

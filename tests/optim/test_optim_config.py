@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from pretune.config import ConfigError, Section, validate
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig, TrapezoidConfig
 
+EMPTY = {"steps": None, "tokens": None, "time": None, "count": [], "replay": None}
 CONFIG = Path(__file__).parents[2] / "src" / "config"
 
 
@@ -45,7 +46,7 @@ def test_a_trapezoid_larger_than_its_budget_is_refused():
     ("time", "seconds"), [("3h", 10800.0), ("1h30m", 5400.0), ("3 hours", 10800.0), (90, 90.0), ("0.5m", 30.0)]
 )
 def test_times_are_read_with_their_units(time: object, seconds: float):
-    assert validate(BudgetConfig, {"steps": None, "tokens": None, "time": time}).time == seconds
+    assert validate(BudgetConfig, EMPTY | {"time": time}).time == seconds
 
 
 @pytest.mark.parametrize(
@@ -58,8 +59,9 @@ def test_times_are_read_with_their_units(time: object, seconds: float):
         ({"steps": 0}, "greater than or equal to 1"),
         ({"tokens": -5}, "greater than or equal to 1"),
         ({}, "a budget of nothing"),
+        ({"time": 5, "count": ["evaluations"]}, "count.*'evaluations'"),
     ],
 )
 def test_budgets_of_nothing_are_refused(budget: dict, message: str):
     with pytest.raises(ConfigError, match=message):
-        validate(BudgetConfig, {"steps": None, "tokens": None, "time": None} | budget)
+        validate(BudgetConfig, EMPTY | budget)

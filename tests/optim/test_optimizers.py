@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import lion_pytorch
 import pytest
 import torch
+from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
-from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
-from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
+from pretune.optim.config import LinearConfig, OptimizerConfig
+from pretune.optim.muon import NorMuon
+from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
 
-BASE = {"lr": 0.01, "weight_decay": 0.1, "clip_norm": None}
-ADAMW = AdamWConfig.model_validate({"kind": "adamw", "betas": (0.9, 0.95), "eps": 1e-8, **BASE})
-LION = LionConfig.model_validate({"kind": "lion", "betas": (0.95, 0.98), **BASE})
-REST = {"embedding_lr": 0.3, "head_lr": 0.2, "scalar_lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-8, "weight_decay": 0.5}
-MUON = MuonConfig.model_validate(
-    {"kind": "muon", "momentum": 0.9, "nesterov": True, "ns_steps": 4, "scale": "original", "adamw": REST, **BASE}
+ADAMW, LION, MUON = adamw(), lion(), muon()
+SCHEDULE = LinearConfig.model_validate({"kind": "linear", "warmup": 0.0, "initial": 0.0, "final": 0.0})
+every_optimizer = pytest.mark.parametrize(
+    "config", [ADAMW, LION, MUON, normuon(), adamw_8bit()], ids=["adamw", "lion", "muon", "normuon", "adamw_8bit"]
 )
 FACTORS = (0.1, 1.0, 0.5)
 
@@ -58,7 +62,7 @@ def train_ours(config: OptimizerConfig) -> dict[str, Tensor]:
     optimizer = build_optimizer(config, model)
 
     def update(step: int) -> None:
-        set_learning_rate(optimizer, FACTORS[step])
+        set_progress(optimizer, config, SCHEDULE, 1 - FACTORS[step])
         optimizer.step()
 
     return train(model, len(FACTORS), update)
@@ -114,23 +118,50 @@ def test_muon_is_torchs_with_adamw_for_the_rest():
     torch.testing.assert_close(train_ours(MUON), train_reference(make), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("config", [ADAMW, LION, MUON], ids=lambda config: config.kind)
+@every_optimizer
 def test_the_learning_rate_reaches_every_group_and_the_sections_own_is_returned(config: OptimizerConfig):
     optimizer = build_optimizer(config, Model())
-    assert set_learning_rate(optimizer, 0.5) == 0.005
-    assert set_learning_rate(optimizer, 0.25) == 0.0025  # of the peak, not of what it was
+    assert set_progress(optimizer, config, SCHEDULE, 0.5) == pytest.approx(0.005)
+    assert set_progress(optimizer, config, SCHEDULE, 0.75) == pytest.approx(0.0025)  # of the peak, not of what it was
     for group in optimizer.param_groups:
-        assert group["lr"] == 0.25 * group["peak_lr"]
+        assert float(group["lr"]) == pytest.approx(0.25 * group["peak_lr"])
     model = Model()
     optimizer = build_optimizer(config, model)
     before = copy.deepcopy(model.state_dict())
     loss(model, 0).backward()
-    set_learning_rate(optimizer, 0.0)
+    set_progress(optimizer, config, SCHEDULE, 1.0)
     optimizer.step()
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("config", [ADAMW, LION, MUON], ids=lambda config: config.kind)
+@every_optimizer
+def test_weight_decay_goes_to_its_final_value(config: OptimizerConfig):
+    config = config.model_copy(update={"weight_decay_final": 0.25})
+    optimizer = build_optimizer(config, Model())
+    for progress, factor in ((0.0, 1.0), (0.5, 0.625), (1.0, 0.25)):
+        set_progress(optimizer, config, SCHEDULE, progress)
+        for group in optimizer.param_groups:
+            assert float(group["weight_decay"]) == pytest.approx(factor * group["peak_weight_decay"])
+    neutral = config.model_copy(update={"weight_decay_final": 1.0})
+    set_progress(optimizer, neutral, SCHEDULE, 1 / 3)
+    assert all(float(group["weight_decay"]) == pytest.approx(group["peak_weight_decay"], rel=1e-7)
+               for group in optimizer.param_groups)  # fmt: skip
+
+
+def test_momentum_warms_up():
+    config = muon(momentum=0.95, momentum_initial=0.85, momentum_warmup=0.2)
+    optimizer = build_optimizer(config, Model())
+    for progress, momentum in ((0.0, 0.85), (0.1, 0.9), (0.2, 0.95), (0.7, 0.95)):
+        set_progress(optimizer, config, SCHEDULE, progress)
+        assert [group.get("momentum") for group in optimizer.param_groups] == [
+            pytest.approx(momentum),
+            None,
+            None,
+            None,
+        ]
+
+
+@every_optimizer
 def test_state_dicts_go_round(config: OptimizerConfig):
     """torch's own way to save an optimizer works for ours too."""
     model = Model()
@@ -142,6 +173,131 @@ def test_state_dicts_go_round(config: OptimizerConfig):
     torch.testing.assert_close(
         train(model, 2, lambda _: optimizer.step()), train(twin, 2, lambda _: other.step()), rtol=0, atol=0
     )
+
+
+def hidden_update(steps: int, neuron_beta: float | None, cautious_decay: bool, **settings: Any) -> Tensor:
+    """What a matrix becomes under `NorMuon`, which gets gradients that do not depend on it."""
+    generator = torch.Generator().manual_seed(3)
+    weight = nn.Parameter(torch.randn(24, 8, generator=generator))
+    optimizer = NorMuon([weight], neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
+    for _ in range(steps):
+        weight.grad = torch.randn(24, 8, generator=generator) * torch.arange(1.0, 25.0)[:, None]
+        optimizer.step()
+    return weight.detach()
+
+
+@pytest.mark.parametrize("nesterov", [True, False])
+@pytest.mark.parametrize("adjustment", ["original", "match_rms_adamw"])
+@pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
+def test_normuon_without_its_switches_is_torchs_muon(nesterov: bool, adjustment: str, shape: tuple[int, int]):
+    settings = {"lr": 0.1, "weight_decay": 0.3, "nesterov": nesterov, "adjust_lr_fn": adjustment}
+    weights = []
+    for make in (torch.optim.Muon, partial(NorMuon, neuron_beta=None, cautious_decay=False)):
+        generator = torch.Generator().manual_seed(3)
+        weight = nn.Parameter(torch.randn(shape, generator=generator))
+        optimizer = make([weight], **settings)
+        for _ in range(3):
+            weight.grad = torch.randn(shape, generator=generator)
+            optimizer.step()
+        weights.append(weight.detach())
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def test_normuon_is_the_papers_formula():
+    """arXiv:2510.05491, algorithm 1, in float64, from the orthogonalized matrices that torch's Muon takes."""
+    settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
+    ours = hidden_update(3, 0.8, False, **settings)
+
+    generator, rows, columns = torch.Generator().manual_seed(3), 24, 8
+    theta, square = torch.randn(rows, columns, generator=generator).double(), torch.zeros(rows, 1).double()
+    probe = nn.Parameter(torch.zeros(rows, columns))
+    # From zero, without decay and with a rate of 1, Muon's step leaves the orthogonalized matrix, scaled.
+    torchs = torch.optim.Muon([probe], **{**settings, "lr": 1.0, "weight_decay": 0.0})
+    for _ in range(3):
+        probe.grad = torch.randn(rows, columns, generator=generator) * torch.arange(1.0, 25.0)[:, None]
+        probe.data.zero_()
+        torchs.step()
+        orthogonal = -probe.detach().double() / (0.2 * rows**0.5)
+        square = 0.8 * square + 0.2 * orthogonal.square().mean(1, keepdim=True)
+        normalized = orthogonal / square.sqrt()
+        rate = 0.2 * 0.1 * (rows * columns) ** 0.5 / normalized.norm()
+        exact = (
+            orthogonal.norm() / columns**0.5
+        )  # 1 where the orthogonalization is exact, which the paper takes it to be
+        theta = theta - 0.1 * 0.3 * theta - rate * exact * normalized
+    torch.testing.assert_close(ours.double(), theta, rtol=1e-3, atol=1e-4)
+
+
+def test_neurons_move_alike():
+    """Rows whose gradients differ in size by a factor of 24 get updates of one size, as large as Muon's in all."""
+    start = hidden_update(0, None, False)
+    plain, even = (hidden_update(1, beta, False, lr=1.0, weight_decay=0.0) - start for beta in (None, 0.9))
+    assert plain.norm(dim=1).max() > 1.5 * plain.norm(dim=1).min()
+    torch.testing.assert_close(even.norm(dim=1), even.norm(dim=1).mean().expand(24), rtol=1e-4, atol=0)
+    torch.testing.assert_close(even.norm(), plain.norm(), rtol=1e-4, atol=0)
+
+
+def test_cautious_decay_takes_only_where_the_update_does():
+    start = hidden_update(0, None, False)
+    update = hidden_update(1, None, False, lr=0.1, weight_decay=0.0) - start
+    cautious = hidden_update(1, None, True, lr=0.1, weight_decay=2.0) - start
+    shrinks = update * start < 0
+    assert 0.2 < shrinks.float().mean() < 0.8
+    torch.testing.assert_close(cautious, update - 0.1 * 2.0 * start * shrinks)
+
+
+@pytest.fixture
+def mesh() -> Iterator[DeviceMesh]:
+    """A world of one process, without a socket."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("config", [muon(), normuon()], ids=["muon", "normuon"])
+def test_sharded_matrices_are_trained_as_whole_ones(config: OptimizerConfig, mesh: DeviceMesh):
+    whole, sharded = Model(), Model()
+    for layer in sharded.layers:
+        weight = distribute_tensor(layer.get_parameter("weight").detach(), mesh, [Shard(0)])
+        layer.register_parameter("weight", nn.Parameter(weight))
+    optimizers = [build_optimizer(config, model) for model in (whole, sharded)]
+    for step in range(2):
+        whole.zero_grad()
+        loss(whole, step).backward()
+        for ours, theirs in zip(whole.parameters(), sharded.parameters(), strict=True):
+            assert ours.grad is not None
+            theirs.grad = distribute_tensor(ours.grad, mesh, [Shard(0)]) if isinstance(theirs, DTensor) else ours.grad
+        for optimizer in optimizers:
+            optimizer.step()
+    for ours, theirs in zip(whole.parameters(), sharded.parameters(), strict=True):
+        full = theirs.full_tensor() if isinstance(theirs, DTensor) else theirs
+        torch.testing.assert_close(full, ours, rtol=1e-5, atol=1e-7)
+
+
+def test_8bit_adamw_is_nearly_adamw_and_compiles_once():
+    counters = torch._dynamo.utils.counters["stats"]
+
+    def train_wide(config: OptimizerConfig) -> Tensor:
+        torch.manual_seed(2)
+        layer = nn.Linear(64, 64, bias=False)  # 4,096 weights are the fewest that it keeps in 8 bits
+        optimizer = build_optimizer(config, layer)
+        before = layer.weight.detach().clone()
+        compile_update(optimizer)
+        assert torch.equal(layer.weight, before)
+        assert not optimizer.state
+        compiled = counters["unique_graphs"]
+        for step in range(8):
+            set_progress(optimizer, config, SCHEDULE, step / 8)
+            layer.weight.grad = torch.randn(64, 64) + before
+            optimizer.step()
+        assert counters["unique_graphs"] == compiled, "rates and decays that move do not compile it again"
+        return layer.weight.detach() - before
+
+    settings = {"lr": 1e-3, "weight_decay_final": 0.5}
+    eight = train_wide(adamw_8bit(**settings))
+    assert counters["unique_graphs"] > 0
+    exact = train_wide(adamw(**settings))
+    assert (eight - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("max_norm", [0.05, 1e3])
@@ -169,7 +325,7 @@ def test_a_model_without_gradients_has_norm_zero():
     assert clip_gradients(Model(), 1.0) == 0
 
 
-@pytest.mark.parametrize("config", [ADAMW, LION, MUON], ids=lambda config: config.kind)
+@every_optimizer
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("max_norm", [1.0, None])
 def test_what_is_not_finite_never_reaches_weights_or_state(

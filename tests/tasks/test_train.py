@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from pretune.config import ConfigError, InputError
+from pretune.optim.trace import read_trace
 from pretune.run import run
+from pretune.tasks import train as train_module
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -77,15 +81,95 @@ def test_compiled_is_the_same_training(tiny: Compose, tmp_path: Path) -> None:
     assert rows(runs / "compiled")[-1]["tokens"] == rows(runs / "eager")[-1]["tokens"]
 
 
-def test_a_time_budget_anneals_to_its_end(tiny: Compose, tmp_path: Path) -> None:
-    settings = ["budget.steps=null", "budget.time=2s", "schedule.final=0.0", "report_every=1", "evaluation.every=null"]
-    assert run(tiny("name=timed", *settings)) == 0
-    folder = tmp_path / "runs" / "timed"
-    summary = json.loads((folder / "summary.json").read_text())
-    # Within one step of the budget, and the schedule within one step of its end, however slow the machine is today.
-    step = 2.0 / summary["step"]
-    assert summary["seconds"] == pytest.approx(2.0, abs=1.5 * step)
-    assert summary["train/lr"] < 3e-3 * (0.02 + 1 / summary["step"])
+Taking = Callable[[str, Callable[..., float]], None]
+
+
+@pytest.fixture
+def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
+    """A clock that stands; `taking(name, seconds)` lets a function of the loop move it by `seconds(*arguments)`."""
+    now = 0.0
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    monkeypatch.setattr(train_module, "report", lambda *_: None)  # slow, and not what this is about
+    monkeypatch.setattr(train_module, "peak_flops", lambda *_: 1e12)  # it would be measured, by that clock
+
+    def let_take(name: str, seconds: Callable[..., float]) -> None:
+        place = train_module.checkpoint if name == "save" else train_module
+        genuine = getattr(place, name)
+
+        def slow(*arguments: Any, **named: Any) -> Any:
+            nonlocal now
+            now += seconds(*arguments)
+            return genuine(*arguments, **named)
+
+        monkeypatch.setattr(place, name, slow)
+
+    return let_take
+
+
+def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(
+    tiny: Compose, tmp_path: Path, taking: Taking
+) -> None:
+    """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints are not counted."""
+    generator = random.Random(1)
+    taking("accumulate", lambda loss, optimizer, batch, *_: generator.uniform(0.7, 1.3) * len(batch.inputs) / 8)
+    taking("evaluate", lambda *_: 7.0)
+    taking("save", lambda *_: 3.0)
+    settings = ["schedule=linear", "budget.steps=null", "budget.time=1m", "batch.micro_batch=2", "samples.prompts=[]"]
+    for number in range(10):
+        assert run(tiny(f"name=run{number}", f"seed={number}", *settings)) == 0
+        summary = summary_of(tmp_path / "runs" / f"run{number}")
+        assert summary["seconds"] == pytest.approx(60, rel=0.01)
+        assert summary["train/lr"] == 0.0
+        assert summary["time/evaluation"] == 7.0 * (1 + -(-summary["step"] // 10))
+        trace = read_trace(tmp_path / "runs" / f"run{number}" / "progress.txt")
+        assert len(trace) == summary["step"]
+
+
+@pytest.mark.parametrize("count", ["[]", "[evaluation]", "[evaluation,checkpoint]"])
+def test_a_budget_may_count_more_than_training(count: str, tiny: Compose, tmp_path: Path, taking: Taking) -> None:
+    """The final evaluation and checkpoint are paid for too, where they count."""
+    taking("accumulate", lambda *_: 1.0)
+    taking("evaluate", lambda *_: 5.0)
+    taking("save", lambda *_: 2.0)
+    settings = ["budget.steps=null", "budget.time=100s", "samples.prompts=[]"]
+    assert run(tiny("name=one", f"budget.count={count}", *settings)) == 0
+    summary, newest = summary_of(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "one")[-1]
+    counted = sum(summary[f"time/{kind}"] for kind in ("evaluation", "checkpoint") if kind in count)
+    assert counted > 30 or count == "[]"
+    assert summary["seconds"] == summary["step"]
+    assert summary["seconds"] + counted == pytest.approx(100, rel=0.01)
+    assert summary["train/lr"] == pytest.approx(0.1 * 3e-3), "the schedule's end"
+    assert summary["time/compilation"] == 0
+    assert newest["time/evaluation"] == summary["time/evaluation"]
+
+
+def test_a_timed_run_is_replayed_bit_for_bit(tiny: Compose, tmp_path: Path) -> None:
+    settings = ["model.dropout=0.1", "schedule=linear", "budget.steps=null", "batch.micro_batch=2", "report_every=1"]
+    assert run(tiny("name=timed", "budget.time=1s", *settings)) == 0
+    runs = tmp_path / "runs"
+    for name, replay in (("again", "timed"), ("once_more", runs / "again" / "progress.txt")):
+        # Evaluating more often changes the time that things take, and nothing else.
+        assert run(tiny(f"name={name}", f"budget.replay={replay}", "evaluation.every=4", *settings)) == 0
+        assert (runs / name / "progress.txt").read_text() == (runs / "timed" / "progress.txt").read_text()
+        for figure in ("train/loss", "train/lr", "train/grad_norm"):
+            assert series(runs / name, figure) == series(runs / "timed", figure)
+        first, second = final_weights(runs / "timed"), final_weights(runs / name)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert summary_of(runs / name)["tokens"] == summary_of(runs / "timed")["tokens"]
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def test_batches_grow_from_their_start(tiny: Compose, tmp_path: Path) -> None:
+    warmup = ["batch.warmup={start: 64, over: 1000}", "batch.micro_batch=2", "budget.steps=null", "budget.tokens=3000"]
+    assert run(tiny("name=warm", "report_every=1", *warmup)) == 0
+    tokens = [step.tokens for step in read_trace(tmp_path / "runs" / "warm" / "progress.txt")]
+    assert tokens == [64] * 6 + [128] * 3 + [192] * 2 + [256] * 8
+    assert sum(tokens) >= 3000 > sum(tokens[:-1])
+    totals = [row["tokens"] for row in rows(tmp_path / "runs" / "warm") if "train/loss" in row]
+    assert totals == [sum(tokens[: step + 1]) for step in range(len(tokens))]
 
 
 def test_fine_tuning_starts_from_the_runs_weights_and_trains_them_all(tiny: Compose, tmp_path: Path) -> None:
@@ -113,7 +197,7 @@ def test_word_problems_are_learned_better_than_chance_is(tiny: Compose, composed
     mapping["data"]["source"]["num_problems"] = 400
     mapping["data"]["validation"]["fraction"] = 0.25
     mapping["data"]["sequence_length"] = 256
-    mapping["batch"] = {"tokens": 1024, "micro_batch": 4}
+    mapping["batch"] |= {"tokens": 1024, "micro_batch": 4}
     mapping["evaluation"] |= {"option_accuracy": True, "max_problems": 40}
     assert run(mapping) == 0
     figures = rows(tmp_path / "runs" / "tuned")[-1]
@@ -172,6 +256,21 @@ class TestBadInput:
     def test_a_device_that_is_not_there(self, tiny: Compose, refused: Callable[..., str]) -> None:
         missing = "mps" if torch.cuda.is_available() else "cuda"
         assert f"device={missing}" in refused(tiny("name=one", f"device={missing}"))
+
+    def test_a_replay_of_what_is_not_there(self, tiny: Compose, tmp_path: Path, refused: Callable[..., str]) -> None:
+        assert run(tiny("name=timed", "budget.steps=2")) == 0
+        assert "did you mean 'timed'?" in refused(tiny("name=again", "budget.replay=time"))
+        message = refused(tiny("name=again", "budget.replay=timed", "batch.micro_batch=2", "data.sequence_length=24",
+                               "batch.tokens=240"))  # fmt: skip
+        assert "a step of 256 tokens, which are no whole micro-batches of 48" in message
+        (tmp_path / "runs" / "timed" / "progress.txt").write_text("0.0 256\n")
+        assert "ends after 1 steps" in refused(tiny("name=again", "budget.replay=timed"))
+
+    def test_a_batch_that_grows_in_odd_steps(self, tiny: Compose, refused: Callable[..., str]) -> None:
+        message = refused(tiny("name=one", "batch.warmup={start: 96, over: 1000}"))
+        assert "tokens (256) is not a multiple of warmup.start (96)" in message
+        message = refused(tiny("name=one", "batch.warmup={start: 64, over: 1000}"))
+        assert "batch.warmup.start (64) is not a multiple of data.sequence_length * batch.micro_batch" in message
 
     def test_a_missing_column(self, tiny: Compose, refused: Callable[..., str]) -> None:
         assert "body" in refused(tiny("name=one", "data.format.column=body"))

@@ -19,6 +19,9 @@ class OptimizerBase(Section):
     """Peak learning rate; the schedule multiplies it, and every other learning rate of the section."""
     weight_decay: NotNegative
     """Decoupled decay, on matrices only (never on norms, biases or scalars)."""
+    weight_decay_final: Fraction
+    """Factor on every weight decay at the end of the budget, approached in a straight line; 1 keeps them as they are.
+    (What is taken off a weight is also proportional to the learning rate, and so follows the schedule anyway.)"""
     clip_norm: Positive | None
     """Gradients with a larger global norm are scaled down to it; null never clips."""
 
@@ -26,6 +29,15 @@ class OptimizerBase(Section):
 class AdamWConfig(OptimizerBase):
     kind: Literal["adamw"]
     """AdamW (arXiv:1711.05101), fused."""
+    betas: tuple[Beta, Beta]
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: Positive
+    """Added to the root of the running square."""
+
+
+class AdamW8bitConfig(OptimizerBase):
+    kind: Literal["adamw_8bit"]
+    """AdamW with its two running means in 8 bits (arXiv:2110.02861), by torchao: 2 bytes a parameter instead of 8."""
     betas: tuple[Beta, Beta]
     """Decay of the running mean and of the running square of the gradient."""
     eps: Positive
@@ -61,6 +73,10 @@ class MuonConfig(OptimizerBase):
     """Muon (kellerjordan.github.io/posts/muon) for the matrices inside the layers, AdamW for everything else."""
     momentum: Beta
     """Decay of the running gradient that is orthogonalized."""
+    momentum_initial: Beta
+    """Momentum of the very first step (with momentum_warmup = 0 it is never used)."""
+    momentum_warmup: Fraction
+    """Share of the budget over which the momentum goes, in a straight line, from momentum_initial to momentum."""
     nesterov: bool
     """Look one momentum step ahead."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)]
@@ -68,11 +84,16 @@ class MuonConfig(OptimizerBase):
     scale: Literal["original", "match_rms_adamw"]
     """How a matrix' shape scales its learning rate: sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)),
     which suits learning rates tuned for AdamW (arXiv:2502.16982)."""
+    neuron_beta: Beta | None
+    """NorMuon (arXiv:2510.05491): rows of the orthogonalized update are divided by the root of their running mean
+    square, which decays with this; the update keeps its norm. null leaves them alone."""
+    cautious_decay: bool
+    """Weight decay only where the update also brings the weight nearer to zero (arXiv:2510.12402)."""
     adamw: MuonAdamWConfig
     """The rest of the parameters."""
 
 
-OptimizerConfig = Annotated[AdamWConfig | LionConfig | MuonConfig, Field(discriminator="kind")]
+OptimizerConfig = Annotated[AdamWConfig | AdamW8bitConfig | LionConfig | MuonConfig, Field(discriminator="kind")]
 
 
 class ScheduleBase(Section):
@@ -133,6 +154,10 @@ ScheduleConfig = Annotated[
 ]
 
 
+Aside = Literal["evaluation", "samples", "compilation", "checkpoint"]
+"""What a run spends time on besides training."""
+
+
 class BudgetConfig(Section):
     """Any subset of steps, tokens and time; the first one reached ends the run, and the schedule ends with it."""
 
@@ -141,10 +166,16 @@ class BudgetConfig(Section):
     tokens: Annotated[int, Field(ge=1)] | None
     """Input tokens, over all ranks."""
     time: Seconds | None
-    """Training time: seconds, or text such as 90s, 5m, 3h. Evaluation, checkpoints and compilation do not count."""
+    """Time: seconds, or text such as 90s, 5m, 3h. Training counts, and what `count` names."""
+    count: tuple[Aside, ...]
+    """What else counts as time spent: any of evaluation, samples, compilation, checkpoint. Each is reported apart,
+    counted or not. What is counted is also set aside for the end of the run, as long as it took the last time."""
+    replay: str | None
+    """Name or folder of a run, or a progress.txt: its steps are taken again, each at the progress and with the tokens
+    that it had, whatever the clock says and the limits above; null goes by the clock."""
 
     @pydantic.model_validator(mode="after")
     def _something(self) -> Self:
-        if self.steps is None and self.tokens is None and self.time is None:
+        if self.steps is None and self.tokens is None and self.time is None and self.replay is None:
             raise ValueError("a budget of nothing: set at least one of steps, tokens, time")
         return self

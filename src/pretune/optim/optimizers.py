@@ -1,12 +1,16 @@
-"""Optimizers from their sections, the learning rate, and gradients before the update.
+"""Optimizers from their sections, what moves with the schedule, and gradients before the update.
 
-Every group carries `role`, `param_names` and `peak_lr`. Checkpoints need none of them: they store state by the names of
-the model's parameters.
+Every group carries `role`, `param_names`, `peak_lr` and `peak_weight_decay`. Checkpoints need none of them: they store
+state by the names of the model's parameters.
 """
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, assert_never
 
 import torch
@@ -14,8 +18,10 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from pretune.config import ConfigError
-from pretune.optim.config import AdamWConfig, LionConfig, MuonConfig, OptimizerConfig
+from pretune.optim.config import AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from pretune.optim.groups import Role, Trained, trained_parameters
+from pretune.optim.muon import NorMuon
+from pretune.optim.schedules import schedule_factor
 
 
 def build_optimizer(
@@ -31,6 +37,17 @@ def build_optimizer(
         case AdamWConfig():
             groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
             return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        case AdamW8bitConfig():
+            with _quiet():
+                from torchao.optim import AdamW8bit
+
+            groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
+            # Its update is compiled: what moves with the schedule must be tensors, or each new value compiles it anew.
+            tensors = [
+                {**one, "lr": torch.tensor(one["lr"]), "weight_decay": torch.tensor(one["weight_decay"])}
+                for one in groups
+            ]
+            return AdamW8bit(tensors, lr=config.lr, betas=config.betas, eps=config.eps)
         case LionConfig():
             from lion_pytorch import Lion
 
@@ -44,11 +61,34 @@ def build_optimizer(
             assert_never(config)
 
 
-def set_learning_rate(optimizer: Optimizer, factor: float) -> float:
-    """Set every group to `factor` times its peak; returns the first group's: that of the section's `lr`."""
+def set_progress(optimizer: Optimizer, config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
+    """Set learning rates, weight decays and momentum to what they are at `progress` in [0, 1].
+
+    Returns the first group's learning rate: that of the section's `lr`.
+    """
+    lr, decay = schedule_factor(schedule, progress), 1 - progress * (1 - config.weight_decay_final)
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
-    return optimizer.param_groups[0]["lr"]
+        _set(group, "lr", group["peak_lr"] * lr)
+        _set(group, "weight_decay", group["peak_weight_decay"] * decay)
+        if isinstance(config, MuonConfig) and "momentum" in group:
+            warm = min(progress / config.momentum_warmup, 1.0) if config.momentum_warmup > 0 else 1.0
+            group["momentum"] = config.momentum_initial * (1 - warm) + config.momentum * warm
+    return float(optimizer.param_groups[0]["lr"])
+
+
+def compile_update(optimizer: Optimizer) -> None:
+    """Let an optimizer that compiles its update do so now (adamw_8bit); weights and state stay as they are."""
+    if not isinstance(optimizer.param_groups[0]["lr"], Tensor):
+        return
+    state, optimizer.state = optimizer.state, defaultdict(dict)
+    for group in optimizer.param_groups:
+        group["lr"].zero_()
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    with _quiet():
+        optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.state = state
 
 
 @torch.no_grad()
@@ -108,14 +148,13 @@ def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
 
     if not of("hidden"):
         raise ConfigError("optimizer=muon trains the matrices inside the layers, and none is trainable; use adamw")
-    rest, momentum = config.adamw, {"momentum": config.momentum, "nesterov": config.nesterov}
-    muon = Muon(
-        _groups(_group("hidden", of("hidden"), config.lr, config.weight_decay)),
-        lr=config.lr,
-        ns_steps=config.ns_steps,
-        adjust_lr_fn=config.scale,
-        **momentum,
-    )
+    rest, hidden = config.adamw, _groups(_group("hidden", of("hidden"), config.lr, config.weight_decay))
+    settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
+    settings |= {"ns_steps": config.ns_steps, "adjust_lr_fn": config.scale}
+    if config.neuron_beta is None and not config.cautious_decay:
+        muon = Muon(hidden, **settings)
+    else:
+        muon = NorMuon(hidden, neuron_beta=config.neuron_beta, cautious_decay=config.cautious_decay, **settings)
     groups = _groups(
         _group("embedding", of("embedding"), rest.embedding_lr, rest.weight_decay),
         _group("head", of("head"), rest.head_lr, rest.weight_decay),
@@ -144,4 +183,24 @@ def _scaled(groups: Sequence[dict[str, Any]], factors: Mapping[str, float]) -> l
 
 def _group(role: str, trained: Sequence[Trained], lr: float, weight_decay: float) -> dict[str, Any]:
     params = [(one.name, one.parameter) for one in trained]
-    return {"params": params, "role": role, "lr": lr, "peak_lr": lr, "weight_decay": weight_decay}
+    peaks = {"peak_lr": lr, "peak_weight_decay": weight_decay}
+    return {"params": params, "role": role, "lr": lr, "weight_decay": weight_decay, **peaks}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what torchao and torch say when the one is loaded and compiled: kernels for other machines, caching."""
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _set(group: dict[str, Any], name: str, value: float) -> None:
+    if isinstance(group[name], Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value

@@ -10,7 +10,9 @@ from pretune.assembly import pick_device
 from pretune.footprint import Footprint
 from pretune.hardware import Device
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
+from pretune.optim.trace import read_trace
 from pretune.run_config import RunConfig
+from pretune.run_folder import find_progress
 from pretune.tasks.plan_family import Biggest, search
 from pretune.tasks.plan_loss import fitted_loss, scaled_loss
 
@@ -107,6 +109,9 @@ def planned_device(config: RunConfig) -> tuple[Device, str]:
 def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
     """Tokens of whole steps until the first limit of the budget, and which one that is."""
     budget, step = config.budget, config.batch.tokens
+    if budget.replay is not None:
+        replayed = read_trace(find_progress(budget.replay, config.output_dir))
+        return sum(one.tokens for one in replayed), "replay"
     steps: dict[str, int] = {}
     if budget.steps is not None:
         steps["steps"] = budget.steps
@@ -124,6 +129,8 @@ def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: 
         notes.append(f"not even one row of {config.data.sequence_length} tokens fits into {device.name}")
     elif micro_batch > largest:
         notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
+    if config.batch.warmup is not None:
+        notes.append("steps are counted as if each read batch.tokens; batch.warmup makes them more, or smaller")
     if config.precision.compute == "bfloat16" and not device.has_bfloat16:
         notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16 and bf16 will be slower")
     if config.precision.compute == "float32" and config.plan.device is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -35,58 +35,18 @@ from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
 from pretune.model.costs import training_flops
 from pretune.model.counts import count_parameters
-from pretune.optim.budget import Spent, finished, progress
-from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
-from pretune.optim.schedules import schedule_factor
+from pretune.optim.budget import Step
+from pretune.optim.config import Aside
+from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
+from pretune.optim.trace import Trace
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import sample
 from pretune.tasks.report import report
 from pretune.tasks.train_micro_batch import MicroBatch, accumulate, choose_micro_batch
+from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
 from pretune.tracker.tracker import Tracker
-
-
-@dataclass
-class Progress:
-    """How far the run has come: what a checkpoint stores beside tensors."""
-
-    step: int = 0
-    tokens: int = 0
-    """Input tokens read."""
-    seconds: float = 0.0
-    """Training time; evaluation, sampling, checkpoints and compilation are not in it."""
-    step_seconds: float = 0.0
-    """What a step takes of late: the budget must know which step is the last that fits."""
-    position: int = 0
-    """Rows of the training set read, over all epochs."""
-    evaluated_at: int = -1
-    """Step of the newest evaluation, so that none is repeated or left out after a resume."""
-    sampled_at: int = -1
-    validation: dict[str, float] = field(default_factory=dict)
-    """Figures of the newest evaluation."""
-    training: dict[str, float] = field(default_factory=dict)
-    """Figures of the newest report."""
-
-    def spent(self) -> Spent:
-        return Spent(self.step, self.tokens, self.seconds)
-
-    def step_cost(self) -> Spent:
-        """What the next step will take of the budget."""
-        return Spent(1, self.tokens // max(self.step, 1), self.step_seconds)
-
-    def totals(self) -> dict[str, float]:
-        """What every row of figures is plotted against, besides its step."""
-        return {"tokens": self.tokens, "seconds": round(self.seconds, 3)}
-
-    def advance(self, batch: Batch, seconds: float) -> None:
-        """One more step, which read `batch` and took `seconds`."""
-        self.step += 1
-        self.tokens += batch.inputs.numel()
-        self.position += len(batch.inputs)
-        self.seconds += seconds
-        weight = max(0.1, 1 / self.step)
-        self.step_seconds += weight * (seconds - self.step_seconds)
 
 
 def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
@@ -112,6 +72,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
+    replayed = replayed_steps(config)
     newest = checkpoint.newest(folder.checkpoints)
     parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
@@ -127,8 +88,10 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
         parts.tokenizer.save(folder.tokenizer)
     with Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker:
         tracker.rewind(state.step if newest else -1)
+        trace = Trace(folder.progress)
+        trace.rewind(state.step)
         tracker.message(opening(config, parts, loader, state))
-        run = Run(config, folder, parts, optimizer, loader, state, tracker, interrupts)
+        run = Run(config, folder, parts, optimizer, loader, state, tracker, interrupts, trace, replayed)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED
@@ -150,6 +113,9 @@ class Run:
     state: Progress
     tracker: Tracker
     interrupts: Interrupts
+    trace: Trace
+    replayed: list[Step] | None
+    """The steps to be taken, where they are those of another run."""
 
     def saved_at(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -160,26 +126,27 @@ class Run:
 def loop(run: Run) -> bool:
     """Train until the budget ends (True) or a signal does (False); everything is saved either way."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
-    num_rows = config.batch.tokens // config.data.sequence_length
     random_state = checkpoint.random_state(model)
     try:
         loss_of = training_loss(config, run.parts)
-        micro_batch = choose(run, loss_of)
-        compile_ahead(run, loss_of, micro_batch)
+        with state.timed("compilation"):
+            micro_batch = choose(run, loss_of)
+            compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.compute)
         clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
-            last = finished(config.budget, state.spent(), state.step_cost())
-            state.seconds += clock.stop()
-            do_what_is_due(run, last)
-            if last:
+            if due := what_is_due(run):
+                state.seconds += clock.stop()
+                do_what_is_due(run, due)
+            if state.finished:
                 return True
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time.
-            batch = run.loader.batch(state.position, num_rows)
+            step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
+            batch = run.loader.batch(state.position, step.tokens // config.data.sequence_length)
             scored = max(batch.num_scored(), 1)
             window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
 
@@ -187,20 +154,19 @@ def loop(run: Run) -> bool:
                 check_first_gradients(config, model)
 
             # Clip and update. A signal in the middle of the update waits for its end.
-            share = progress(config.budget, state.spent(), state.step_cost())
-            lr = set_learning_rate(optimizer, schedule_factor(config.schedule, share))
+            lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
             norm = clip_gradients(model, config.optimizer.clip_norm)
             with run.interrupts.shielded():
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                state.advance(batch, clock.lap())
+                state.advance(batch, clock.lap(), step.progress)
+                run.trace.append(step)
                 random_state = checkpoint.random_state(model)
 
             # Measure and report.
             window.add_step(batch.inputs.numel(), scored)
-            spent, cost = state.spent(), state.step_cost()
-            run.tracker.progress(state.step, progress(config.budget, spent, cost), window.shown_loss, window.speed)
-            if state.step % config.report_every == 0 or finished(config.budget, spent, cost):
+            run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
+            if state.step % config.report_every == 0 or state.finished:
                 state.training = window.figures(state.seconds, lr, norm)
                 run.tracker.report(state.step, {**state.totals(), **state.training})
     except Stop:
@@ -209,23 +175,38 @@ def loop(run: Run) -> bool:
         return False
 
 
-def do_what_is_due(run: Run, last: bool) -> None:
-    """Evaluate, sample and save, each on its own cadence, and all of them at the end."""
+def what_is_due(run: Run) -> set[Aside]:
+    """What is to be done before the next step, each on its own cadence; at the end all of it, unless it is done."""
     config, state = run.config, run.state
 
-    def due(every: int | None, done_at: int | None, at_start: bool) -> bool:
-        on_cadence = at_start if state.step == 0 else bool(every) and state.step % every == 0
-        return (last or on_cadence) and done_at != state.step
+    def on_cadence(every: int | None, at_start: bool = False) -> bool:
+        return state.finished or (at_start if state.step == 0 else bool(every) and state.step % every == 0)
 
-    if due(config.evaluation.every, state.evaluated_at, config.evaluation.at_start):
-        state.validation = evaluate(config, run.parts, scorer(config, run.parts))
+    due: set[Aside] = set()
+    if on_cadence(config.evaluation.every, config.evaluation.at_start) and state.evaluated_at != state.step:
+        due.add("evaluation")
+    if on_cadence(config.samples.every) and state.sampled_at != state.step:
+        due.add("samples")
+    if on_cadence(config.checkpoint.every) and run.saved_at() != state.step:
+        due.add("checkpoint")
+    return due
+
+
+def do_what_is_due(run: Run, due: set[Aside]) -> None:
+    """Evaluate, sample and save, as far as `due` says so."""
+    config, state = run.config, run.state
+    if "evaluation" in due:
+        with state.timed("evaluation"):
+            state.validation = evaluate(config, run.parts, scorer(config, run.parts))
         state.evaluated_at = state.step
         run.tracker.report(state.step, {**state.totals(), **state.validation})
-    if due(config.samples.every, state.sampled_at, False):
-        for prompt, text in zip(config.samples.prompts, sample(config, run.parts), strict=True):
+    if "samples" in due:
+        with state.timed("samples"):
+            texts = sample(config, run.parts)
+        for prompt, text in zip(config.samples.prompts, texts, strict=True):
             run.tracker.sample(state.step, prompt, text)
         state.sampled_at = state.step
-    if due(config.checkpoint.every, run.saved_at(), False):
+    if "checkpoint" in due:
         save(run, checkpoint.random_state(run.parts.model))
 
 
@@ -233,12 +214,13 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     """Save the run as it is at the end of its newest step, unless it is saved already."""
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
-            folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
-            model, adapter = run.parts.model, stored_adapter(run.config, run.parts.model)
-            state = asdict(run.state)
-            checkpoint.save(
-                folder, run.state.step, model, run.optimizer, state, keep, adapter=adapter, random=random_state
-            )
+            with run.state.timed("checkpoint"):
+                folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
+                model, adapter = run.parts.model, stored_adapter(run.config, run.parts.model)
+                state = asdict(run.state)
+                checkpoint.save(
+                    folder, run.state.step, model, run.optimizer, state, keep, adapter=adapter, random=random_state
+                )
 
 
 def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
@@ -262,7 +244,10 @@ def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
 def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: MicroBatch) -> None:
     """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
     run.parts.model.train()
-    if not run.config.precision.compile or finished(run.config.budget, run.state.spent(), run.state.step_cost()):
+    if run.state.finished:
+        return
+    compile_update(run.optimizer)
+    if not run.config.precision.compile:
         return
     run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
     started, random_state = time.perf_counter(), checkpoint.random_state(run.parts.model)

@@ -55,7 +55,7 @@ def choose_micro_batch(config: RunConfig, device: torch.device, path: Path, tria
     the passes of a step, from no gradients. Raises InputError where not even one sequence fits.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    fixed, num_rows = config.batch.micro_batch, config.batch.tokens // config.data.sequence_length
+    fixed, num_rows = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
     if fixed != "auto":
         return MicroBatch(fixed, name, None)
     if (rows := _remembered(path, name, num_rows)) is not None:
@@ -90,7 +90,6 @@ def accumulate(
 
     When memory ends, the step begins again with smaller micro-batches.
     """
-    num_rows = len(batch.inputs)
     while True:
         try:
             return _accumulate(loss_of, batch, scored, micro_batch.rows)
@@ -99,7 +98,7 @@ def accumulate(
         # Outside of the handler: the error's traceback keeps the tensors of the failed attempt alive.
         optimizer.zero_grad(set_to_none=True)
         _release()
-        micro_batch.halve(num_rows)
+        micro_batch.halve(micro_batch.rows)  # what divides it divides every step, however long
 
 
 def _accumulate(loss_of: Callable[[Batch], Tensor], batch: Batch, scored: int, rows: int) -> Tensor:

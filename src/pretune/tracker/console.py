@@ -24,7 +24,18 @@ T = TypeVar("T")
 
 _REFRESH_SECONDS = 0.2
 _SAMPLE_WIDTH = 240  # characters; samples.jsonl has the whole text
-_HIDDEN = ("step", "tokens", "seconds", "val/tokens", "mathqa/problems", "train/scored_tokens_per_second")
+_HIDDEN = (
+    "step",
+    "tokens",
+    "seconds",
+    "time/evaluation",
+    "time/samples",
+    "time/compilation",
+    "time/checkpoint",
+    "val/tokens",
+    "mathqa/problems",
+    "train/scored_tokens_per_second",
+)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 

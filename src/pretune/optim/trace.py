@@ -1,0 +1,66 @@
+"""progress.txt: at which progress each step of a run ran, and how many tokens it read; line n is step n.
+
+Where a run goes by the clock, this is all that the clock has decided: with it, it can be run again, step for step.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from pretune.config import InputError
+from pretune.files import write_atomic
+from pretune.optim.budget import Step
+
+
+class Trace:
+    """The steps of a run as they are taken."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def rewind(self, num_steps: int) -> None:
+        """Keep the first `num_steps`, atomically; those that a crash has lost are marked so."""
+        lines = self._path.read_text().split("\n")[:-1] if self._path.is_file() else []
+        lost = [_line(Step(math.nan, 0))] * (num_steps - len(lines))
+        write_atomic(self._path, "".join(line + "\n" for line in [*lines[:num_steps], *lost]))
+
+    def append(self, step: Step) -> None:
+        """Add a step that has been taken."""
+        # One write on a file opened for it: no line is ever half in a buffer.
+        handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(handle, (_line(step) + "\n").encode())
+        finally:
+            os.close(handle)
+
+
+def read_trace(path: Path) -> list[Step]:
+    """The steps of a run that has ended; InputError where it has not, or where the file is not whole."""
+    try:
+        lines = path.read_text().split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}); set budget.replay to a run or to its progress.txt") from None
+    steps = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    if not steps or steps[-1].progress < 1:
+        raise InputError(f"{path} ends after {len(steps)} steps, before its run did; only a whole run can be replayed")
+    return steps
+
+
+def _line(step: Step) -> str:
+    return f"{step.progress!r} {step.tokens}"
+
+
+def _parse(path: Path, number: int, line: str) -> Step:
+    try:
+        progress, tokens = line.split(" ")
+        step = Step(float(progress), int(tokens))
+        if not (0 <= step.progress <= 1 and step.tokens > 0):
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"{path}, line {number} is '{line[:40]}', not a progress from 0 to 1 and a number of tokens; "
+            "set budget.replay to a run or to its progress.txt"
+        ) from None
+    return step
