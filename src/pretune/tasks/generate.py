@@ -10,21 +10,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pretune.assembly import assemble_model, assemble_tokenizer, pick_device
+from pretune.assembly import assemble_model, assemble_tokenizer, measured_run, pick_device
 from pretune.config import ConfigError, InputError
 from pretune.data.tokenizer import Tokenizer
 from pretune.model.attention import KVCache
 from pretune.model.transformer import Transformer
 from pretune.precision import autocast
 from pretune.run_config import RunConfig, SamplingConfig
-from pretune.run_folder import find_run
 
 
 def generate(config: RunConfig) -> int:
-    """task=generate: continue `generate.prompt` with the newest checkpoint of the run that `config` names."""
+    """task=generate: continue `generate.prompt` with a checkpoint of the run that `config` names (checkpoint.use)."""
     if config.generate.prompt is None:
         raise ConfigError("there is nothing to continue; set generate.prompt='some text'")
-    folder = find_run(config.name, config.output_dir)
+    folder = measured_run(config)
     device, tokenizer = pick_device(config.device), assemble_tokenizer(config)
     model = assemble_model(config, folder, device)
     with autocast(config.precision, device):

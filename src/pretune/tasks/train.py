@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from pretune.assembly import (
     Parts,
     assemble,
     attach_adapter,
+    averaged,
     check_first_gradients,
     own_folder,
     scorer,
@@ -27,7 +29,9 @@ from pretune.assembly import (
     stored_adapter,
     training_loss,
 )
+from pretune.averaging import Averaged
 from pretune.batch import Batch
+from pretune.config import InputError
 from pretune.data.loader import Loader
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
@@ -37,6 +41,7 @@ from pretune.model.counts import count_parameters
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
 from pretune.optim.schedules import schedule_factor
+from pretune.patience import best, out_of_patience, why_stopped
 from pretune.precision import autocast
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
@@ -60,13 +65,35 @@ class Progress:
     """What a step takes of late: the budget must know which step is the last that fits."""
     position: int = 0
     """Rows of the training set read, over all epochs."""
-    evaluated_at: int = -1
-    """Step of the newest evaluation, so that none is repeated or left out after a resume."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """Step and val/loss of every evaluation: what has been best, and that none is repeated after a resume."""
     sampled_at: int = -1
     validation: dict[str, float] = field(default_factory=dict)
     """Figures of the newest evaluation."""
     training: dict[str, float] = field(default_factory=dict)
     """Figures of the newest report."""
+    window: Window = field(default_factory=Window)
+    """What has been measured since then."""
+
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint stores of it, JSON-like."""
+        return {**asdict(self), "window": self.window.stored()}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], path: Path) -> Progress:
+        """What the checkpoint `path` has stored; InputError where that is another version's."""
+        try:
+            return cls(**{**stored, "window": Window(**stored["window"])})
+        except (KeyError, TypeError):
+            raise InputError(
+                f"another version of Pretune has written {path}: go on with that one, or start another run from these "
+                f"weights (stage.init_from)"
+            ) from None
+
+    @property
+    def evaluated_at(self) -> int:
+        """Step of the newest evaluation."""
+        return self.losses[-1][0] if self.losses else -1
 
     def spent(self) -> Spent:
         return Spent(self.step, self.tokens, self.seconds)
@@ -113,26 +140,34 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     newest = checkpoint.newest(folder.checkpoints)
-    parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
+    resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
+    parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    average = averaged(config, parts.model)
     loader = Loader(parts.data.train, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
     state = Progress()
     if newest is not None:
-        adapter = stored_adapter(config, parts.model)
-        state = Progress(**checkpoint.load(newest, parts.model, optimizer, adapter=adapter))
-    with interrupts.shielded():
-        folder.claim(mapping)
-        parts.tokenizer.save(folder.tokenizer)
-    with Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker:
+        twin = average and average.model
+        adapter = stored_adapter(config, twin or parts.model)
+        state = Progress.of(checkpoint.load(newest, parts.model, optimizer, adapter=adapter, averaged=twin), newest)
+    with (
+        folder.claimed(mapping, newest),
+        Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
+    ):
+        with interrupts.shielded():
+            parts.tokenizer.save(folder.tokenizer)
         tracker.rewind(state.step if newest else -1)
         tracker.message(opening(config, parts, loader, state))
-        run = Run(config, folder, parts, optimizer, loader, state, tracker, interrupts)
+        run = Run(config, folder, parts, average, optimizer, loader, state, tracker, interrupts)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED
-        tracker.finish(summary(run))
+        figures = summary(run)
+        if figures["stopped_early"]:
+            tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
+        tracker.finish(figures)
     report([folder.path], folder.path)
     print(next_commands(folder))
     return 0
@@ -145,6 +180,7 @@ class Run:
     config: RunConfig
     folder: RunFolder
     parts: Parts
+    average: Averaged | None
     optimizer: Optimizer
     loader: Loader
     state: Progress
@@ -168,25 +204,25 @@ def loop(run: Run) -> bool:
         compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.compute)
-        clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
+        clock, window = Stopwatch(run.parts.device), state.window
+        window.mfu = mfu
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
             last = finished(config.budget, state.spent(), state.step_cost())
             state.seconds += clock.stop()
-            do_what_is_due(run, last)
-            if last:
+            if do_what_is_due(run, last):
                 return True
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time.
             batch = run.loader.batch(state.position, num_rows)
             scored = max(batch.num_scored(), 1)
-            window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
+            loss_sum = accumulate(loss_of, optimizer, batch, scored, micro_batch)
 
             if state.step == 0 and batch.num_scored():
                 check_first_gradients(config, model)
 
-            # Clip and update. A signal in the middle of the update waits for its end.
+            # Clip and update. A signal in the middle of the update waits until the step is recorded.
             share = progress(config.budget, state.spent(), state.step_cost())
             lr = set_learning_rate(optimizer, schedule_factor(config.schedule, share))
             norm = clip_gradients(model, config.optimizer.clip_norm)
@@ -194,53 +230,75 @@ def loop(run: Run) -> bool:
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.advance(batch, clock.lap())
+                if run.average is not None:
+                    run.average.update(state.step)
                 random_state = checkpoint.random_state(model)
 
-            # Measure and report.
-            window.add_step(batch.inputs.numel(), scored)
-            spent, cost = state.spent(), state.step_cost()
-            run.tracker.progress(state.step, progress(config.budget, spent, cost), window.shown_loss, window.speed)
-            if state.step % config.report_every == 0 or finished(config.budget, spent, cost):
-                state.training = window.figures(state.seconds, lr, norm)
-                run.tracker.report(state.step, {**state.totals(), **state.training})
+                # Measure and report.
+                window.add_step(loss_sum, batch.inputs.numel(), scored)
+                spent, cost = state.spent(), state.step_cost()
+                run.tracker.progress(state.step, progress(config.budget, spent, cost), window.shown_loss, window.speed)
+                if state.step % config.report_every == 0 or finished(config.budget, spent, cost):
+                    state.training = window.figures(state.seconds, lr, norm)
+                    run.tracker.report(state.step, {**state.totals(), **state.training})
     except Stop:
         # The step that was interrupted has not touched the weights: it is as if it had not begun.
         save(run, random_state)
         return False
 
 
-def do_what_is_due(run: Run, last: bool) -> None:
-    """Evaluate, sample and save, each on its own cadence, and all of them at the end."""
-    config, state = run.config, run.state
+def do_what_is_due(run: Run, last: bool) -> bool:
+    """Evaluate, sample and save, each on its own cadence, and all of them at the end; returns whether this is the end:
+    it is `last`, or the validation loss has stalled for too long."""
+    config, state, save_best = run.config, run.state, False
+    used = replace(run.parts, model=run.average.model) if run.average is not None else run.parts
 
     def due(every: int | None, done_at: int | None, at_start: bool) -> bool:
         on_cadence = at_start if state.step == 0 else bool(every) and state.step % every == 0
         return (last or on_cadence) and done_at != state.step
 
     if due(config.evaluation.every, state.evaluated_at, config.evaluation.at_start):
-        state.validation = evaluate(config, run.parts, scorer(config, run.parts))
-        state.evaluated_at = state.step
-        run.tracker.report(state.step, {**state.totals(), **state.validation})
+        figures = evaluate(config, used, scorer(config, used))
+        if config.averaging.measure_raw and used is not run.parts:
+            raw = evaluate(config, run.parts, scorer(config, run.parts))
+            figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
+        with run.interrupts.shielded():  # what is counted as done is recorded
+            state.validation = figures
+            state.losses.append((state.step, figures["val/loss"]))
+            run.tracker.report(state.step, {**state.totals(), **figures})
+        save_best = config.checkpoint.keep_best and best(state.losses) == state.losses[-1]
+    last = last or out_of_patience(state.losses, config.evaluation.patience, config.evaluation.min_delta)
     if due(config.samples.every, state.sampled_at, False):
         prompts, tokenizer = config.samples.prompts, run.parts.tokenizer
         with autocast(config.precision, run.parts.device):
-            texts = continue_texts(run.parts.model, tokenizer, prompts, config.samples, run.parts.device)
-        for prompt, text in zip(prompts, texts, strict=True):
-            run.tracker.sample(state.step, prompt, text)
-        state.sampled_at = state.step
-    if due(config.checkpoint.every, run.saved_at(), False):
+            texts = continue_texts(used.model, tokenizer, prompts, config.samples, run.parts.device)
+        with run.interrupts.shielded():
+            for prompt, text in zip(prompts, texts, strict=True):
+                run.tracker.sample(state.step, prompt, text)
+            state.sampled_at = state.step
+    if save_best or due(config.checkpoint.every, run.saved_at(), False):
         save(run, checkpoint.random_state(run.parts.model))
+    return last
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     """Save the run as it is at the end of its newest step, unless it is saved already."""
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
-            folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
-            model, adapter = run.parts.model, stored_adapter(run.config, run.parts.model)
-            state = asdict(run.state)
+            state, section, model = run.state, run.config.checkpoint, run.parts.model
+            twin = run.average and run.average.model
+            evaluated = section.keep_best and state.evaluated_at == state.step
             checkpoint.save(
-                folder, run.state.step, model, run.optimizer, state, keep, adapter=adapter, random=random_state
+                run.folder.checkpoints,
+                state.step,
+                model,
+                run.optimizer,
+                state.stored(),
+                section.keep,
+                adapter=stored_adapter(run.config, twin or model),
+                averaged=twin,
+                random=random_state,
+                loss=state.validation["val/loss"] if evaluated else None,
             )
 
 
@@ -293,10 +351,13 @@ def opening(config: RunConfig, parts: Parts, loader: Loader, state: Progress) ->
 
 def summary(run: Run) -> dict[str, Any]:
     """The run's final figures."""
-    state = run.state
+    state, lowest = run.state, best(run.state.losses)
     return {
         **state.totals(),
         "step": state.step,
+        "stopped_early": not finished(run.config.budget, state.spent(), state.step_cost()),
+        "best_step": lowest and lowest[0],
+        "best_val_loss": lowest and lowest[1],
         "epochs": state.position / run.loader.num_rows,
         "parameters": count_parameters(run.parts.model).total,
         "trainable_parameters": count_parameters(run.parts.model).trainable,
