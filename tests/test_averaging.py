@@ -71,7 +71,7 @@ def test_averages_of_half_precision_are_float32() -> None:
     average = Averaged(model, 0.999, warmup=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
-    average.model.weight.zero_()  # pyright: ignore
+    average.model.weight.zero_()
     for step in range(1, 11):
         average.update(step)
     # In bfloat16, steps of a thousandth would soon be too small to count.

@@ -101,9 +101,8 @@ def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
     checkpoint.use. InputError for a run that has none yet."""
     if run.checkpoint is not None:
         return run.checkpoint
-    if use is None:
-        use = read_config(run.config).get("checkpoint", {}).get("use", "best")
-    path = checkpoint.pick(run.checkpoints, use)
+    said = read_config(run.config).get("checkpoint", {}).get("use", "best") if use is None else use
+    path = checkpoint.pick(run.checkpoints, said)
     if path is None:
         raise InputError(f"{run.path} has no checkpoint yet; let that run reach one first")
     return path
@@ -147,7 +146,7 @@ def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter 
     return checkpoint.Adapter(adapter_tensors(model), adapter_config(model))
 
 
-def averaged(config: RunConfig, model: Transformer) -> Averaged | None:
+def averaged(config: RunConfig, model: Transformer) -> Averaged[Transformer] | None:
     """Averages of what is trained of `model`, which is in its final form, if the run keeps any."""
     section = config.averaging
     return None if section.decay is None else Averaged(model, section.decay, section.warmup)

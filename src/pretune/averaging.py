@@ -7,14 +7,17 @@ or the data is small (arXiv 1803.05407, 2411.18704).
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
 
 from pydantic import Field
 
 from pretune.config import Section
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+
+M = TypeVar("M", bound="nn.Module")
 
 
 class AveragingConfig(Section):
@@ -27,19 +30,19 @@ class AveragingConfig(Section):
     """Evaluate the weights as they are too, as val_raw/loss and so on; val/loss is always that of the averages."""
 
 
-class Averaged:
+class Averaged(Generic[M]):
     """`model` is a second model, the same but for the trained weights, which are averages of the first one's.
 
     What is frozen, and buffers, the two have in common. Build it when the first model is in its final form. Averages
     are float32 at least, whatever the weights are.
     """
 
-    def __init__(self, model: nn.Module, decay: float, warmup: bool) -> None:
+    def __init__(self, model: M, decay: float, warmup: bool) -> None:
         import torch
 
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         frozen = [parameter for parameter in model.parameters() if not parameter.requires_grad]
-        averages = {
+        averages: dict[int, Tensor] = {
             id(parameter): torch.nn.Parameter(
                 parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32), copy=True), False
             )
@@ -52,10 +55,9 @@ class Averaged:
 
     def update(self, step: int) -> None:
         """Move the averages towards the weights as they are after `step` steps."""
-        import torch
+        from torch.optim.swa_utils import get_ema_multi_avg_fn
 
         averages, trained = self._pairs
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
-        with torch.no_grad():
-            wide = [one.to(mean.dtype) for mean, one in zip(averages, trained, strict=True)]
-            torch._foreach_lerp_(averages, wide, 1 - decay)
+        wide = [one.detach().to(mean.dtype) for mean, one in zip(averages, trained, strict=True)]
+        get_ema_multi_avg_fn(decay)(averages, wide, None)

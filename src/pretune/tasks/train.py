@@ -38,6 +38,7 @@ from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
 from pretune.model.costs import training_flops
 from pretune.model.counts import count_parameters
+from pretune.model.transformer import Transformer
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
 from pretune.optim.schedules import schedule_factor
@@ -180,7 +181,7 @@ class Run:
     config: RunConfig
     folder: RunFolder
     parts: Parts
-    average: Averaged | None
+    average: Averaged[Transformer] | None
     optimizer: Optimizer
     loader: Loader
     state: Progress
