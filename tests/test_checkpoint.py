@@ -175,14 +175,55 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step_")) for path in folder.iterdir())
 
 
-def test_keep_deletes_the_oldest_and_neither_the_newest_nor_the_protected(tmp_path: Path):
-    for step in (1, 2, 3, 4):
-        saved(tmp_path, step, keep=2, protected={"step_00000001"})
-    assert steps(tmp_path) == [1, 3, 4]
-    saved(tmp_path, 5, keep=1)
-    assert steps(tmp_path) == [5]
+def test_keep_deletes_the_oldest_and_neither_the_newest_nor_the_best(tmp_path: Path):
+    for step, loss in ((1, 2.0), (2, 1.0), (3, 1.0), (4, float("nan")), (5, None)):
+        saved(tmp_path, step, keep=2, loss=loss)
+    assert steps(tmp_path) == [2, 4, 5]
+    saved(tmp_path, 6, keep=1, loss=0.5)
+    assert steps(tmp_path) == [6]
+    saved(tmp_path, 7, keep=1, loss=0.6)
+    assert steps(tmp_path) == [6, 7]
     saved(tmp_path, 2, keep=1)  # a run that was started anew beside an old one's checkpoints
-    assert steps(tmp_path) == [2]
+    assert steps(tmp_path) == [2, 6]
+
+
+def test_which_one_is_used(tmp_path: Path):
+    assert checkpoint.pick(tmp_path, "best") is None
+    for step, loss in ((1, None), (2, None)):
+        saved(tmp_path, step, loss=loss)
+    assert checkpoint.pick(tmp_path, "best") == tmp_path / "step_00000002"
+    for step, loss in ((3, 1.5), (4, 1.0), (5, 1.0), (6, 1.2)):
+        saved(tmp_path, step, loss=loss)
+    for use, step in (("best", 4), ("newest", 6), (3, 3)):
+        assert checkpoint.pick(tmp_path, use) == tmp_path / f"step_{step:08d}"
+    with pytest.raises(InputError, match=r"no checkpoint of step 7; set checkpoint.use to best, newest or 6, 5, 4"):
+        checkpoint.pick(tmp_path, 7)
+
+
+def test_a_damaged_checkpoint_is_not_passed_over_in_silence_but_does_not_hinder_saving(tmp_path: Path):
+    saved(tmp_path, 1, loss=0.1)
+    truncate(tmp_path / "step_00000001" / "state.json")
+    saved(tmp_path, 2, loss=0.2, keep=2)
+    with pytest.raises(InputError, match=r"step_00000001/state.json is damaged"):
+        checkpoint.pick(tmp_path, "best")
+    assert checkpoint.pick(tmp_path, "newest") == tmp_path / "step_00000002"
+
+
+def test_averages_are_what_is_used_and_the_raw_weights_are_what_goes_on(tmp_path: Path):
+    model, optimizer = fresh()
+    twin = Model(seed=7)
+    train(model, optimizer, 0, 3)
+    path = checkpoint.save(tmp_path, 3, model, optimizer, {}, keep=None, averaged=twin)
+    used = Model(seed=8)
+    checkpoint.load_weights(path, used)
+    assert equal(dict(used.state_dict()), dict(twin.state_dict()))
+    resumed, its_twin = Model(seed=9), Model(seed=10)
+    its_optimizer = build_optimizer(ADAMW, resumed)
+    checkpoint.load(path, resumed, its_optimizer, averaged=its_twin)
+    assert equal(dict(its_twin.state_dict()), dict(twin.state_dict()))
+    for name, buffer in model.named_buffers():  # the two models of one run have them in common
+        resumed.get_buffer(name).copy_(buffer)
+    assert equal(everything(resumed, its_optimizer), everything(model, optimizer))
 
 
 def test_what_a_killed_save_left_is_cleared_away(tmp_path: Path):

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pretune import checkpoint
+from pretune.averaging import Averaged
 from pretune.batch import Batch
 from pretune.compilation import compile_step, keep_freed_memory
 from pretune.config import ConfigError, InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
+from pretune.embedding_noise import add_embedding_noise
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.precision import autocast
@@ -39,7 +41,7 @@ class Parts:
 
 
 def assemble(config: RunConfig, weights: RunFolder | None) -> Parts:
-    """All parts of a run, the model with the newest weights of the run `weights`, or random ones for None."""
+    """All parts of a run, the model with the weights of the run `weights`, or random ones for None."""
     device = pick_device(config.device)
     tokenizer = assemble_tokenizer(config)
     data = prepare(config.data, tokenizer, cache_folder())
@@ -70,34 +72,46 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
 
 
 def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
-    """Build -> load weights -> device. Random weights depend on `seed` alone, whatever the device."""
+    """Build -> load weights -> noise in training -> device. Random weights depend on `seed` alone, on any device."""
     model = Transformer(config.model)
     if weights is None:
         model.reset_parameters(torch.Generator().manual_seed(config.seed))
     else:
         load_run(model, weights, config.output_dir)
+    if config.embedding_noise is not None:
+        add_embedding_noise(model.embedding, config.embedding_noise)
     return model.to(device)
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
-    """Put a run's newest weights into `model`: of one with an adapter, those that it started from, and it merged in."""
-    newest = newest_checkpoint(run)
-    if not (newest / checkpoint.ADAPTER).is_file():
-        checkpoint.load_weights(newest, model)
+    """Put a run's weights into `model`: of one with an adapter, those that it started from, and it merged in."""
+    path = chosen_checkpoint(run)
+    if not (path / checkpoint.ADAPTER).is_file():
+        checkpoint.load_weights(path, model)
         return
     from pretune.adapters.files import merge_adapter
 
-    checkpoint.check(newest)
+    checkpoint.check(path)
     load_run(model, find_run(read_config(run.config)["stage"]["init_from"], output_dir), output_dir)
-    merge_adapter(newest, model)
+    merge_adapter(path, model)
 
 
-def newest_checkpoint(run: RunFolder) -> Path:
-    """The newest checkpoint of a run that has one; else InputError."""
-    newest = checkpoint.newest(run.checkpoints)
-    if newest is None:
+def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
+    """The checkpoint whose weights are meant: the one that `run` names, else by `use`, else by the run's own
+    checkpoint.use. InputError for a run that has none yet."""
+    if run.checkpoint is not None:
+        return run.checkpoint
+    said = read_config(run.config).get("checkpoint", {}).get("use", "best") if use is None else use
+    path = checkpoint.pick(run.checkpoints, said)
+    if path is None:
         raise InputError(f"{run.path} has no checkpoint yet; let that run reach one first")
-    return newest
+    return path
+
+
+def measured_run(config: RunConfig) -> RunFolder:
+    """The run that `config` names, with the checkpoint that its checkpoint.use means, for verbs that only read."""
+    run = find_run(config.name, config.output_dir)
+    return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
 
 
 def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -> dict[str, float]:
@@ -118,7 +132,7 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
     elif section.init_from is not None:
         folder = Path(section.init_from)
         if not (folder / checkpoint.ADAPTER_CONFIG).is_file():
-            folder = newest_checkpoint(find_run(section.init_from, config.output_dir))
+            folder = chosen_checkpoint(find_run(section.init_from, config.output_dir))
         load_adapter(folder, model)
     return learning_rate_factors(model, section)
 
@@ -130,6 +144,12 @@ def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter 
     from pretune.adapters.files import adapter_config, adapter_tensors
 
     return checkpoint.Adapter(adapter_tensors(model), adapter_config(model))
+
+
+def averaged(config: RunConfig, model: Transformer) -> Averaged[Transformer] | None:
+    """Averages of what is trained of `model`, which is in its final form, if the run keeps any."""
+    section = config.averaging
+    return None if section.decay is None else Averaged(model, section.decay, section.warmup)
 
 
 def check_first_gradients(config: RunConfig, model: Transformer) -> None:

@@ -3,6 +3,7 @@
     checkpoints/step_00001234/
         model.safetensors      weights and buffers by name, shared ones once; loads anywhere. Of a run with an adapter,
                                its weights alone: adapter_model.safetensors and adapter_config.json, as peft has them
+        raw.safetensors        only where weights are averaged: the trained ones as they are. Those above are averages
         optimizer.safetensors  optimizer state as <parameter>.<slot> (8-bit state as <parameter>.<slot>:<part>), random
                                generators as random:<device>
         state.json             the caller's state, and the size and SHA-256 of the others; written last
@@ -13,25 +14,25 @@ Names are those of the model as written, without what torch.compile puts into th
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import math
 import os
 import re
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field
 
 from pretune.config import Every, InputError, Section
-from pretune.files import atomic_folder, fingerprint, write_json
+from pretune.files import atomic_folder, measure, read_sealed, write_json, write_sealed
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-WEIGHTS, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
+WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
 _RANDOM = "random:"
@@ -43,6 +44,11 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
     keep: Annotated[int, Field(ge=1)] | None
     """How many to keep, newest first; null keeps all."""
+    keep_best: bool
+    """Save at every evaluation that is the best so far (the lowest val/loss), and keep the best beside the newest."""
+    use: Literal["best", "newest"] | Annotated[int, Field(ge=0)]
+    """Which one is evaluated, generated with and started from (stage.init_from): `best` is the best where the run
+    keeps it (keep_best), else the newest; a number is a step. Training always goes on from the newest."""
 
 
 class Adapter(NamedTuple):
@@ -63,14 +69,17 @@ def save(
     keep: int | None,
     *,
     adapter: Adapter | None = None,
+    averaged: nn.Module | None = None,
     random: Mapping[str, Tensor] | None = None,
-    protected: Collection[str] = (),
+    loss: float | None = None,
 ) -> Path:
     """Write a checkpoint and return its folder; only then delete those that exceed `keep`.
 
-    `state` is JSON-like (a tuple comes back as a list). `random` is what `random_state` returned at the state's own
-    moment; None takes the generators as they are now. Never deleted: the one just written and the names in `protected`.
-    Raises InputError where it cannot be written (disk full, read-only); older checkpoints are then untouched.
+    `state` is JSON-like (a tuple comes back as a list). `averaged`: `model` with averages in place of the weights that
+    are trained; what is loaded later to be used. `random` is what `random_state` returned at the state's own moment;
+    None takes the generators as they are now. Never deleted: the one just written, and the one with the lowest `loss`
+    of those that were given one. Raises InputError where it cannot be written (disk full, read-only); older checkpoints
+    are then untouched.
     """
     path = folder / f"step_{step:08d}"
     aside = folder / f".{path.name}.replaced.tmp"
@@ -78,13 +87,17 @@ def save(
     try:
         with atomic_folder(path) as temporary:
             if adapter is None:
-                _write(temporary / WEIGHTS, _weights(model), {})
+                _write(temporary / WEIGHTS, _weights(averaged or model), {})
             else:
                 _write(temporary / ADAPTER, adapter.tensors, {})
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
+            if averaged is not None:
+                _write(temporary / RAW, _trained(model), {})
             _write(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
-            files = {file.name: _measure(file) for file in sorted(temporary.iterdir())}
-            _write_state(temporary / STATE, {"format": 1, "step": step, "files": files, "state": dict(state)})
+            files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
+            known = loss if loss is not None and math.isfinite(loss) else None
+            content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
+            write_sealed(temporary / STATE, content)
             if path.exists():  # of the same step, say from a run that was started anew: the one written now replaces it
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(path, aside)
@@ -95,7 +108,7 @@ def save(
             f"cannot save a checkpoint in {folder}: {error.strerror or error}; make room or mend its permissions, then "
             "run the same command to go on from the newest one that is there"
         ) from None
-    _tidy(folder, path, keep, protected)
+    _tidy(folder, path, keep)
     return path
 
 
@@ -104,25 +117,50 @@ def newest(folder: Path) -> Path | None:
     return next(iter(_checkpoints(folder)), None)
 
 
+def pick(folder: Path, use: str | int) -> Path | None:
+    """The checkpoint in `folder` that `use` means (CheckpointConfig.use), or None where there is none at all.
+
+    Raises InputError where there is none of the step that `use` says, or where one is damaged that might be the best.
+    """
+    there = _checkpoints(folder)
+    if isinstance(use, int):
+        found = next((path for path in there if step_of(path) == use), None)
+        if found is None and there:
+            steps = ", ".join(str(step_of(path)) for path in there)
+            raise InputError(f"{folder} has no checkpoint of step {use}; set checkpoint.use to best, newest or {steps}")
+        return found
+    losses = {path: _read_state(path).get("loss") for path in there} if use == "best" else {}
+    return _lowest(losses) or next(iter(there), None)
+
+
 def step_of(path: Path) -> int:
     """The step that a checkpoint's folder is named after."""
     return int(path.name.removeprefix("step_"))
 
 
 def load(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, *, adapter: Adapter | None = None
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    adapter: Adapter | None = None,
+    averaged: nn.Module | None = None,
 ) -> dict[str, Any]:
     """Put a checkpoint's weights into `model`, or into its adapter, and return the state that was saved with them.
 
-    With an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file
-    is missing or damaged or does not fit; nothing is loaded then.
+    Where weights are averaged, `averaged` and `adapter` (its own) take the averages, and `model` what is trained. With
+    an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file is
+    missing or damaged or does not fit; nothing is loaded then.
     """
     content = check(path)
-    own = _weights(model) if adapter is None else adapter.tensors
+    own = _weights(averaged or model) if adapter is None else adapter.tensors
     weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER), own)
+    trained = {} if averaged is None else _trained(model)
+    raw = {} if averaged is None else _fit(path / RAW, trained)
     if optimizer is not None:
         _load_optimizer(path / OPTIMIZER, model, optimizer)
     _copy(weights, own)
+    _copy(raw, trained)
     return content["state"]
 
 
@@ -183,6 +221,10 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
             seen.add(id(tensor))
             named[_plain(name)] = tensor
     return named
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -325,27 +367,14 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise InputError(f"cannot read {path} ({error}); {_HINT}") from None
 
 
-def _write_state(path: Path, content: Mapping[str, Any]) -> None:
-    written = json.loads(json.dumps(content))  # as a reader will see it
-    write_json(path, {**written, "fingerprint": fingerprint(written)})
-
-
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.pop("fingerprint", None) != fingerprint(content):
-            raise ValueError("its content is not what was written")
+        return read_sealed(file)
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint: it has no {STATE}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error}); {_HINT}") from None
-    return content
-
-
-def _measure(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
@@ -354,7 +383,7 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
         size, written = path.stat().st_size, expected["bytes"]
         if size != written:
             raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {_HINT}")
-        if _measure(path) != expected:
+        if measure(path) != expected:
             raise InputError(f"{path} is damaged: its content is not what was written; {_HINT}")
     except OSError as error:
         raise InputError(f"cannot read {path} ({error.strerror}); {_HINT}") from None
@@ -368,10 +397,20 @@ def _checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=step_of, reverse=True)
 
 
-def _tidy(folder: Path, written: Path, keep: int | None, protected: Collection[str]) -> None:
+def _lowest(losses: Mapping[Path, float | None]) -> Path | None:
+    """The one with the lowest loss, the earliest of equals; None where none has a loss."""
+    known = {path: (loss, step_of(path)) for path, loss in losses.items() if loss is not None}
+    return min(known, key=known.__getitem__, default=None)
+
+
+def _tidy(folder: Path, written: Path, keep: int | None) -> None:
     """Delete what exceeds `keep`, and what saves that were killed have left. What cannot be deleted stays."""
-    others = [path for path in _checkpoints(folder) if path != written]
-    surplus = [] if keep is None else [path for path in others[keep - 1 :] if path.name not in protected]
+    there, losses = _checkpoints(folder), {}
+    for path in there:
+        with contextlib.suppress(InputError):  # a damaged one is nobody's best
+            losses[path] = _read_state(path).get("loss")
+    others = [path for path in there if path != written]
+    surplus = [] if keep is None else [path for path in others[keep - 1 :] if path != _lowest(losses)]
     for path in surplus:
         # Renamed first: no reader meets half a checkpoint.
         with contextlib.suppress(OSError):

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,26 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, json.dumps(value, indent=2) + "\n")
 
 
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object, atomically, with a fingerprint of its own content."""
+    written = json.loads(json.dumps(content))  # as a reader will see it
+    write_json(path, {**written, "fingerprint": fingerprint(written)})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The object that `write_sealed` wrote; ValueError where it is not that."""
+    content = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.pop("fingerprint", None) != fingerprint(content):
+        raise ValueError("its content is not what was written")
+    return content
+
+
+def measure(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, JSON-like."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes `path` when the block ends well and vanishes when it does not.
@@ -55,6 +76,30 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 _sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file `path` for as long as the block lasts; BlockingIOError where another process holds it.
+
+    The system lets go of it when the process ends, however that happens. Where there are no such locks (Windows, some
+    network file systems) nothing is held.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if sys.platform != "win32":
+            import fcntl
+
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def fingerprint(value: Any) -> str:

@@ -45,6 +45,8 @@ class Footprint:
                 optimizer.step()
             self.optimizer = live.now - before
             self._step_peak = live.peak
+        # Averages are float32, as the weights are, and of all that is trained.
+        self.averages = 0 if config.averaging.decay is None else self.gradients
 
     def saved(self, rows: int) -> int:
         """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
@@ -57,21 +59,23 @@ class Footprint:
 
     @property
     def constant(self) -> int:
-        """What is there all the time from the second micro-batch on: weights, gradients and optimizer state."""
-        return self.weights + self.gradients + self.optimizer
+        """What is there all the time from the second micro-batch on: weights and averages of them, gradients and
+        optimizer state."""
+        return self.weights + self.averages + self.gradients + self.optimizer
 
     def peak(self, rows: int) -> int:
         """The most that is alive at any moment of a step with micro-batches of `rows`."""
         if self.config.precision.compile:
             passes = self.constant + _compiled_peak(self.config, self.saved(rows), self.gradients, rows)
         else:
-            passes = self.optimizer + self._rehearse(rows)
-        return max(passes, self._step_peak)
+            passes = self.averages + self.optimizer + self._rehearse(rows)
+        return max(passes, self.averages + self._step_peak)
 
     def parts(self, rows: int) -> dict[str, int]:
         """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
         parts = {
             "weights": self.weights,
+            **({"averaged weights": self.averages} if self.averages else {}),
             "gradients": self.gradients,
             "optimizer": self.optimizer,
             "activations": self.saved(rows),

@@ -61,11 +61,11 @@ class Stopwatch:
 class Window:
     """Loss and speed since the last report. The loss stays on its device until it is asked for."""
 
-    since: float
+    since: float = 0.0
     """Training seconds at the last report."""
     mfu: float = math.nan
     """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s."""
-    loss_sum: Tensor | None = None
+    loss_sum: Tensor | float | None = None
     scored: int = 0
     tokens: int = 0
     shown_loss: float = math.nan
@@ -73,20 +73,22 @@ class Window:
     speed: float = 0.0
     """Tokens per second up to the last report."""
 
-    def add_loss(self, loss_sum: Tensor) -> None:
-        """Count the loss of a micro-batch, summed over its scored tokens."""
+    def add_step(self, loss_sum: Tensor, tokens: int, scored: int) -> None:
+        """Count a step that read `tokens`, `scored` of them with a loss, which sums to `loss_sum`."""
         loss_sum = loss_sum.detach()
         self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
-
-    def add_step(self, tokens: int, scored: int) -> None:
-        """Count a step that read `tokens`, `scored` of them with a loss."""
         self.tokens += tokens
         self.scored += scored
+
+    def stored(self) -> dict[str, float | None]:
+        """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same figures."""
+        loss_sum = self.loss_sum.item() if isinstance(self.loss_sum, Tensor) else self.loss_sum
+        return {**vars(self), "loss_sum": loss_sum}
 
     def figures(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
         """The row to report after `seconds` of training; a new window begins."""
         assert self.loss_sum is not None, "nothing was trained since the last report"
-        self.shown_loss = self.loss_sum.item() / self.scored
+        self.shown_loss = float(self.loss_sum) / self.scored
         elapsed = seconds - self.since
         self.speed, scored_speed = self.tokens / elapsed, self.scored / elapsed
         self.since, self.loss_sum, self.scored, self.tokens = seconds, None, 0, 0

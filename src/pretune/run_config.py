@@ -12,6 +12,7 @@ from pydantic import Field
 
 from pretune import hardware
 from pretune.adapters.config import AdapterConfig
+from pretune.averaging import AveragingConfig
 from pretune.checkpoint import CheckpointConfig
 from pretune.config import Every, Section
 from pretune.data.config import DataConfig
@@ -82,12 +83,22 @@ class EvaluationConfig(Section):
     """Steps between evaluations; null evaluates only at the end."""
     at_start: bool
     """Evaluate before the first step too."""
+    patience: Count | None
+    """End the run early after this many evaluations in a row in which val/loss did not get better; null never does."""
+    min_delta: Annotated[float, Field(ge=0)]
+    """What val/loss has to fall by, in nats, to count as better for `patience`."""
     micro_batch: Count
     """Sequences that are evaluated at once."""
     option_accuracy: bool
     """Multiple-choice accuracy by likelihood, for formats that have options."""
     max_problems: Count | None
     """Problems for option accuracy; null takes the whole validation set."""
+
+    @pydantic.model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> Self:
+        if self.patience is not None and self.every is None:
+            raise ValueError("patience counts evaluations, and every = null makes none; set every to a number of steps")
+        return self
 
 
 class SamplesConfig(DecodingConfig):
@@ -177,6 +188,11 @@ class RunConfig(Section):
     """How the learning rate moves over the budget."""
     adapter: AdapterConfig
     """What is trained: everything, or small weights beside a frozen model."""
+    averaging: AveragingConfig
+    """A moving average of the weights, measured and used in place of them."""
+    embedding_noise: Annotated[float, Field(gt=0)] | None
+    """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
+    tokens (5 to 15 for instruction tuning); null adds none."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -9,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretune import checkpoint
 from pretune.config import ConfigError, InputError, nearest
-from pretune.files import write_atomic
+from pretune.files import exclusive, write_atomic
 
 # Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
 FREE = ("task", "resume", "output_dir", "name", "device", "tracker", "generate", "report", "plan", "report_every",
-        "samples", "show")  # fmt: skip
-FREE_PATHS = ("checkpoint.every", "checkpoint.keep", "evaluation.every", "evaluation.micro_batch", "data.num_workers")
+        "samples", "show", "checkpoint")  # fmt: skip
+FREE_PATHS = ("evaluation.every", "evaluation.micro_batch", "data.num_workers")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class RunFolder:
     """`runs/<name>/`, whether it exists yet or not."""
 
     path: Path
+    checkpoint: Path | None = None
+    """The one of its checkpoints whose weights are meant; None leaves that to the run's own configuration."""
 
     @property
     def name(self) -> str:
@@ -62,8 +66,16 @@ class RunFolder:
         return self.checkpoints.is_dir() or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def complete(self) -> dict[str, Any] | None:
-        """The final figures of a run that is complete, else None."""
-        return json.loads(self.summary.read_text()) if self.summary.is_file() else None
+        """The final figures of a run that is complete, else None; InputError where they are damaged."""
+        if not self.summary.is_file():
+            return None
+        try:
+            figures = json.loads(self.summary.read_text(encoding="utf-8"))
+            return {"step": figures["step"], **figures}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.summary} is damaged ({error}); delete it, and training completes the run anew"
+            ) from None
 
     def check(self, mapping: Mapping[str, Any], resume: str) -> None:
         """See, before anything is computed or written, that the run may go on or start here.
@@ -90,12 +102,45 @@ class RunFolder:
                 "another output_dir=... or mend its permissions"
             )
 
-    def claim(self, mapping: Mapping[str, Any]) -> None:
-        """Write the configuration into the folder; InputError where that fails."""
-        try:
-            write_config(self.config, mapping)
-        except OSError as error:
-            raise InputError(f"cannot write to {self.path}: {error.strerror}; choose another output_dir=...") from None
+        if self._lock.exists():
+            with self._locked():
+                pass  # nobody else has it
+
+    @contextlib.contextmanager
+    def claimed(self, mapping: Mapping[str, Any], newest: Path | None) -> Iterator[None]:
+        """A block in which no other process trains in the folder; the configuration is written into it first.
+
+        `newest`: the checkpoint that this process goes on from. Raises InputError where writing fails, where another
+        process has the folder, or has trained in it since `newest` was read.
+        """
+        with self._locked():
+            if self.complete() is not None or checkpoint.newest(self.checkpoints) != newest:
+                raise InputError(f"another process has trained {self.path} in the meantime; run the same command again")
+            try:
+                write_config(self.config, mapping)
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self._lock))
+            except BlockingIOError:
+                raise InputError(
+                    f"another process is training {self.path} right now; let it end, or choose another name=..."
+                ) from None
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"cannot write to {self.path}: {error.strerror}; choose another output_dir=...")
 
 
 def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
@@ -123,18 +168,25 @@ def read_config(path: Path) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """A line for each key whose value makes it another run: `key: old -> new`."""
     before, after = dict(_flatten(old)), dict(_flatten(new))
+    # Where evaluations decide when the run ends, how often they come is not free.
+    free = {*FREE_PATHS} - ({"evaluation.every"} if after.get("evaluation.patience") is not None else set())
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] in FREE or key in FREE_PATHS:
+        if key.split(".")[0] in FREE or key in free:
             continue
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)} -> {after.get(key)}"
 
 
 def find_run(name_or_path: str, output_dir: str) -> RunFolder:
-    """The run of that name in output_dir, or at that path; InputError that names the nearest where there is none."""
+    """The run of that name in output_dir, or at that path; the path of one of its checkpoints says which one is meant.
+
+    Raises InputError, which names the nearest run, where there is none.
+    """
     for path in (Path(output_dir) / name_or_path, Path(name_or_path)):
         if (path / "config.yaml").is_file():
             return RunFolder(path)
+        if (path / checkpoint.STATE).is_file() and (path.parents[1] / "config.yaml").is_file():
+            return RunFolder(path.parents[1], path)
     there = sorted(p.parent.name for p in Path(output_dir).glob("*/config.yaml"))
     listing = f" Runs in {output_dir}: {', '.join(there)}" if there else f" There are no runs in {output_dir} yet."
     raise InputError(f"no run '{name_or_path}'{nearest(name_or_path, there) or '.'}{listing}")

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pretune import checkpoint
-from pretune.assembly import Parts, assemble, scorer
+from pretune.assembly import Parts, assemble, measured_run, scorer
 from pretune.batch import IGNORE, Batch
 from pretune.data.formats import Problem, problems
 from pretune.data.loader import Loader
@@ -20,19 +20,17 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.files import write_json
 from pretune.objectives.language_modeling import TokenScores
 from pretune.run_config import RunConfig
-from pretune.run_folder import find_run
 
 Scorer = Callable[[Batch], TokenScores]
 """Scores every position of a batch, on whatever device and in whatever precision it was made for."""
 
 
 def evaluate_run(config: RunConfig) -> int:
-    """task=evaluate: measure the newest checkpoint of the run that `config` names, and print the figures."""
-    folder = find_run(config.name, config.output_dir)
+    """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
+    folder = measured_run(config)
     parts = assemble(config, folder)
-    newest = checkpoint.newest(folder.checkpoints)
-    assert newest is not None  # assemble loaded it
-    step = checkpoint.step_of(newest)
+    assert folder.checkpoint is not None
+    step = checkpoint.step_of(folder.checkpoint)
     figures = evaluate(config, parts, scorer(config, parts))
     write_json(folder.path / "evaluation.json", {"step": step, **figures})
     table = Table("figure", "value", title=f"{folder.name} at step {step:,}")

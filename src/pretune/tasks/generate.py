@@ -5,28 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from pretune.assembly import Parts, assemble_model, assemble_tokenizer, pick_device
+from pretune.assembly import Parts, assemble_model, assemble_tokenizer, measured_run, pick_device
 from pretune.author import Author, assemble_author
 from pretune.config import ConfigError, InputError
 from pretune.generation.texts import Piece
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.run_config import RunConfig
-from pretune.run_folder import find_run
 from pretune.tasks.generate_chat import chat
 from pretune.tasks.generate_file import answer_file
 from pretune.tracker.console import printable
 
 
 def generate(config: RunConfig) -> int:
-    """task=generate: continue generate.prompt, or each prompt of generate.file, or talk, with the newest checkpoint of
-    the run that `config` names. Ctrl-C ends it, and what has been written stays."""
+    """task=generate: continue generate.prompt, or each prompt of generate.file, or talk, with a checkpoint of the
+    run that `config` names (checkpoint.use). Ctrl-C ends it, and what has been written stays."""
     section = config.generate
     if not (section.prompt or section.file or section.chat):
         raise ConfigError(
             "there is nothing to continue; set generate.prompt='some text', generate.file=prompts.txt (or .jsonl), or "
             "generate.chat=true"
         )
-    folder = find_run(config.name, config.output_dir)
+    folder = measured_run(config)
     with Interrupts() as interrupts:
         try:
             device, tokenizer = pick_device(config.device), assemble_tokenizer(config)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune import checkpoint
-from pretune.assembly import newest_checkpoint
+from pretune.assembly import chosen_checkpoint
 from pretune.author import Author
 from pretune.config import InputError
 from pretune.data.config import FilesSource
@@ -31,7 +31,7 @@ def answer_file(author: Author, config: RunConfig, folder: RunFolder, interrupts
     path = Path(section.file).expanduser()
     rows = read_prompts(path)
     prompts = [author.ids(segments(author, path, at, row, section.template)) for at, row in enumerate(rows)]
-    step = checkpoint.step_of(newest_checkpoint(folder))
+    step = checkpoint.step_of(chosen_checkpoint(folder))
     name = f"{path.stem}-step-{step}.jsonl"
     output = Path(section.output).expanduser() if section.output else folder.path / "generated" / name
     check_writable(output)

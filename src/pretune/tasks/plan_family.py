@@ -62,7 +62,7 @@ class Family:
         eager = config.precision.model_copy(update={"compile": False})
         footprint = Footprint(config.model_copy(update={"precision": eager}))
         whole = sum(parameters_by_part(skeleton(config.model)).values())
-        self.state_bytes = (footprint.weights + footprint.gradients + footprint.optimizer) / whole
+        self.state_bytes = footprint.constant / whole
         # Per row and layer, and per unit of width: saved tensors are proportional to the width.
         per_row = footprint.saved(2) - footprint.saved(1)
         self.activations_per_unit = per_row / config.model.num_layers / config.model.dim

@@ -79,6 +79,11 @@ class RunRecord:
     def least(self, name: str) -> Any:
         return min((row[name] for row in self.rows if row.get(name) is not None), default=None)
 
+    def best_step(self) -> int | None:
+        """The first step at which val/loss was lowest."""
+        rows = [row for row in self.rows if row.get("val/loss") is not None]
+        return min(rows, key=lambda row: row["val/loss"])["step"] if rows else None
+
     def speed(self) -> float | None:
         """Training tokens per second over the whole run."""
         tokens, seconds = self.last("tokens"), self.last("seconds")
@@ -129,6 +134,7 @@ COLUMNS = [
     Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),
     Column("val loss", lambda run: run.last("val/loss"), "{:.4f}".format),
     Column("best val loss", lambda run: run.least("val/loss"), "{:.4f}".format),
+    Column("best at step", RunRecord.best_step, "{:,}".format),
     Column("perplexity", lambda run: run.last("val/perplexity"), "{:,.2f}".format),
     Column("bits/byte", lambda run: run.last("val/bits_per_byte"), "{:.4f}".format),
     Column("token accuracy", lambda run: run.last("val/token_accuracy"), "{:.1%}".format),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from pretune.assembly import (
     Parts,
     assemble,
     attach_adapter,
+    averaged,
     check_first_gradients,
     own_folder,
     scorer,
@@ -27,18 +28,21 @@ from pretune.assembly import (
     stored_adapter,
     training_loss,
 )
+from pretune.averaging import Averaged
 from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
-from pretune.meter import Stopwatch, Window
+from pretune.meter import Stopwatch
 from pretune.model.costs import training_flops
 from pretune.model.counts import count_parameters
+from pretune.model.transformer import Transformer
 from pretune.optim.budget import Step
 from pretune.optim.config import Aside
 from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
 from pretune.optim.trace import Trace
+from pretune.patience import best, out_of_patience, why_stopped
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
@@ -74,28 +78,36 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     torch.manual_seed(config.seed)
     replayed = replayed_steps(config)
     newest = checkpoint.newest(folder.checkpoints)
-    parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
+    resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
+    parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    average = averaged(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
     state = Progress()
     if newest is not None:
-        adapter = stored_adapter(config, parts.model)
-        state = Progress(**checkpoint.load(newest, parts.model, optimizer, adapter=adapter))
-    with interrupts.shielded():
-        folder.claim(mapping)
-        parts.tokenizer.save(folder.tokenizer)
-    with Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker:
+        twin = average and average.model
+        adapter = stored_adapter(config, twin or parts.model)
+        state = Progress.of(checkpoint.load(newest, parts.model, optimizer, adapter=adapter, averaged=twin), newest)
+    with (
+        folder.claimed(mapping, newest),
+        Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
+    ):
+        with interrupts.shielded():
+            parts.tokenizer.save(folder.tokenizer)
         tracker.rewind(state.step if newest else -1)
         trace = Trace(folder.progress)
         trace.rewind(state.step)
         tracker.message(opening(config, parts, loader, state))
-        run = Run(config, folder, parts, optimizer, loader, state, tracker, interrupts, trace, replayed)
+        run = Run(config, folder, parts, average, optimizer, loader, state, tracker, interrupts, trace, replayed)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED
-        tracker.finish(summary(run))
+        figures = summary(run)
+        if figures["stopped_early"]:
+            tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
+        tracker.finish(figures)
     report([folder.path], folder.path)
     print(next_commands(folder))
     return 0
@@ -108,6 +120,7 @@ class Run:
     config: RunConfig
     folder: RunFolder
     parts: Parts
+    average: Averaged[Transformer] | None
     optimizer: Optimizer
     loader: Loader | Mixture
     state: Progress
@@ -134,10 +147,11 @@ def loop(run: Run) -> bool:
             compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.compute)
-        clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
+        clock, window = Stopwatch(run.parts.device), state.window
+        window.mfu = mfu
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
-            if due := what_is_due(run):
+            while due := what_is_due(run):
                 state.seconds += clock.stop()
                 do_what_is_due(run, due)
             if state.finished:
@@ -148,65 +162,77 @@ def loop(run: Run) -> bool:
             step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
             batch = run.loader.batch(state.position, step.tokens // config.data.sequence_length)
             scored = max(batch.num_scored(), 1)
-            window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
+            loss_sum = accumulate(loss_of, optimizer, batch, scored, micro_batch)
 
             if state.step == 0 and batch.num_scored():
                 check_first_gradients(config, model)
 
-            # Clip and update. A signal in the middle of the update waits for its end.
+            # Clip and update. A signal in the middle of the update waits until the step is recorded.
             lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
             norm = clip_gradients(model, config.optimizer.clip_norm)
             with run.interrupts.shielded():
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
                 state.advance(batch, clock.lap(), step.progress)
+                if run.average is not None:
+                    run.average.update(state.step)
                 run.trace.append(step)
                 random_state = checkpoint.random_state(model)
 
-            # Measure and report.
-            window.add_step(batch.inputs.numel(), scored)
-            run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
-            if state.step % config.report_every == 0 or state.finished:
-                state.training = window.figures(state.seconds, lr, norm)
-                run.tracker.report(state.step, {**state.totals(), **state.training})
+                # Measure and report.
+                window.add_step(loss_sum, batch.inputs.numel(), scored)
+                run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
+                if state.step % config.report_every == 0 or state.finished:
+                    state.training = window.figures(state.seconds, lr, norm)
+                    run.tracker.report(state.step, {**state.totals(), **state.training})
     except Stop:
         # The step that was interrupted has not touched the weights: it is as if it had not begun.
         save(run, random_state)
         return False
 
 
-def what_is_due(run: Run) -> set[Aside]:
-    """What is to be done before the next step, each on its own cadence; at the end all of it, unless it is done."""
+def what_is_due(run: Run) -> Aside | None:
+    """What is to be done next before another step, each on its own cadence; at the end all of it, unless it is done."""
     config, state = run.config, run.state
 
     def on_cadence(every: int | None, at_start: bool = False) -> bool:
         return state.finished or (at_start if state.step == 0 else bool(every) and state.step % every == 0)
 
-    due: set[Aside] = set()
+    is_best = config.checkpoint.keep_best and state.evaluated_at == state.step == (best(state.losses) or (None,))[0]
     if on_cadence(config.evaluation.every, config.evaluation.at_start) and state.evaluated_at != state.step:
-        due.add("evaluation")
+        return "evaluation"
     if on_cadence(config.samples.every) and state.sampled_at != state.step:
-        due.add("samples")
-    if on_cadence(config.checkpoint.every) and run.saved_at() != state.step:
-        due.add("checkpoint")
-    return due
+        return "samples"
+    if (is_best or on_cadence(config.checkpoint.every)) and run.saved_at() != state.step:
+        return "checkpoint"
+    return None
 
 
-def do_what_is_due(run: Run, due: set[Aside]) -> None:
-    """Evaluate, sample and save, as far as `due` says so."""
+def do_what_is_due(run: Run, due: Aside) -> None:
+    """Evaluate, sample or save."""
     config, state = run.config, run.state
-    if "evaluation" in due:
+    used = replace(run.parts, model=run.average.model) if run.average is not None else run.parts
+    if due == "evaluation":
         with state.timed("evaluation"):
-            state.validation = evaluate(config, run.parts, scorer(config, run.parts))
-        state.evaluated_at = state.step
-        run.tracker.report(state.step, {**state.totals(), **state.validation})
-    if "samples" in due:
+            figures = evaluate(config, used, scorer(config, used))
+            if config.averaging.measure_raw and used is not run.parts:
+                raw = evaluate(config, run.parts, scorer(config, run.parts))
+                figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
+        with run.interrupts.shielded():  # what is counted as done is recorded
+            state.validation = figures
+            state.losses.append((state.step, figures["val/loss"]))
+            run.tracker.report(state.step, {**state.totals(), **figures})
+        state.stopped_early = not state.finished and out_of_patience(
+            state.losses, config.evaluation.patience, config.evaluation.min_delta
+        )
+    elif due == "samples":
         with state.timed("samples"):
-            texts = sample(config, run.parts)
-        for prompt, text in zip(config.samples.prompts, texts, strict=True):
-            run.tracker.sample(state.step, prompt, text)
-        state.sampled_at = state.step
-    if "checkpoint" in due:
+            texts = sample(config, used)
+        with run.interrupts.shielded():
+            for prompt, text in zip(config.samples.prompts, texts, strict=True):
+                run.tracker.sample(state.step, prompt, text)
+            state.sampled_at = state.step
+    else:
         save(run, checkpoint.random_state(run.parts.model))
 
 
@@ -214,12 +240,21 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     """Save the run as it is at the end of its newest step, unless it is saved already."""
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
-            with run.state.timed("checkpoint"):
-                folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
-                model, adapter = run.parts.model, stored_adapter(run.config, run.parts.model)
-                state = asdict(run.state)
+            state, section, model = run.state, run.config.checkpoint, run.parts.model
+            twin = run.average and run.average.model
+            evaluated = section.keep_best and state.evaluated_at == state.step
+            with state.timed("checkpoint"):
                 checkpoint.save(
-                    folder, run.state.step, model, run.optimizer, state, keep, adapter=adapter, random=random_state
+                    run.folder.checkpoints,
+                    state.step,
+                    model,
+                    run.optimizer,
+                    state.stored(),
+                    section.keep,
+                    adapter=stored_adapter(run.config, twin or model),
+                    averaged=twin,
+                    random=random_state,
+                    loss=state.validation["val/loss"] if evaluated else None,
                 )
 
 
@@ -275,10 +310,13 @@ def opening(config: RunConfig, parts: Parts, loader: Loader | Mixture, state: Pr
 
 def summary(run: Run) -> dict[str, Any]:
     """The run's final figures."""
-    state = run.state
+    state, lowest = run.state, best(run.state.losses)
     return {
         **state.totals(),
         "step": state.step,
+        "stopped_early": state.stopped_early,
+        "best_step": lowest and lowest[0],
+        "best_val_loss": lowest and lowest[1],
         "epochs": state.position / run.loader.num_rows,
         **run.loader.figures(),
         "parameters": count_parameters(run.parts.model).total,

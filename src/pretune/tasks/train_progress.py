@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import get_args
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
 
 from pretune.batch import Batch
 from pretune.config import InputError
+from pretune.meter import Window
 from pretune.optim.budget import REMEMBERED, Spent, Step, next_step, usual
 from pretune.optim.config import Aside, BudgetConfig
 from pretune.optim.trace import read_trace
@@ -36,17 +38,42 @@ class Progress:
     """At which progress the newest step ran; 1 is the end."""
     position: int = 0
     """Rows of the training set read, over all epochs."""
-    evaluated_at: int = -1
-    """Step of the newest evaluation, so that none is repeated or left out after a resume."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """Step and val/loss of every evaluation: what has been best, and that none is repeated after a resume."""
+    stopped_early: bool = False
+    """Whether the validation loss has stalled for too long, which ends the run before its budget does."""
     sampled_at: int = -1
     validation: dict[str, float] = field(default_factory=dict)
     """Figures of the newest evaluation."""
     training: dict[str, float] = field(default_factory=dict)
     """Figures of the newest report."""
+    window: Window = field(default_factory=Window)
+    """What has been measured since then."""
+
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint stores of it, JSON-like."""
+        return {**asdict(self), "window": self.window.stored()}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], path: Path) -> Progress:
+        """What the checkpoint `path` has stored; InputError where that is another version's."""
+        try:
+            return cls(**{**stored, "window": Window(**stored["window"])})
+        except (KeyError, TypeError):
+            raise InputError(
+                f"another version of Pretune has written {path}: go on with that one, or start another run from these "
+                f"weights (stage.init_from)"
+            ) from None
+
+    @property
+    def evaluated_at(self) -> int:
+        """Step of the newest evaluation."""
+        return self.losses[-1][0] if self.losses else -1
 
     @property
     def finished(self) -> bool:
-        return self.progress == 1
+        """Whether the newest step was the last."""
+        return self.progress == 1 or self.stopped_early
 
     def spent(self, budget: BudgetConfig) -> Spent:
         """What counts against the budget, the final evaluation and checkpoint included where they do."""
