@@ -259,6 +259,11 @@ def test_a_template_may_refuse_a_conversation() -> None:
     ]
     with pytest.raises(Unusable, match="its chat template refuses it: roles must alternate"):
         formatter(alternate).documents({"messages": messages}, PLACE)
+    with pytest.raises(InputError, match="the chat template refuses this chat: roles must alternate"):
+        formatter(alternate).render_prompt(messages[:2])
+    for nothing in ([], messages):
+        with pytest.raises(InputError, match="nothing is left for the assistant to answer"):
+            formatter(CHATML).render_prompt(nothing)
 
 
 @pytest.mark.parametrize(("template", "message"), [

@@ -99,8 +99,11 @@ class Formatter:
     def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
         """The prompt for the answer to a chat's messages {role, content}, the last of which is the user's.
 
-        Formats without turns of their own see only that last message, put as their data puts a question.
+        Formats without turns of their own see only that last message, put as their data puts a question. Raises
+        InputError where nothing is left to answer, or the chat template refuses the chat.
         """
+        if not messages or messages[-1]["role"] == "assistant":
+            raise InputError("nothing is left for the assistant to answer: the last message must be someone else's")
         if self._template is not None:
             return self._template.prompt(messages)
         text = str(messages[-1]["content"])
