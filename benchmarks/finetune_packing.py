@@ -1,13 +1,15 @@
-"""Claims: packed, fine-tuning learns from at least 5 times as many scored tokens a second as with every record padded:
+"""Claims: packed, fine-tuning learns from at least 5 times as many scored tokens a second as when records are padded:
 MathQA to 1,024 tokens, which is what the reference system does, or Alpaca to 512; and after the same time it has a
 lower validation loss.
 
     python benchmarks/finetune_packing.py [--set mathqa|alpaca] [--train FILE [--validation FILE]] [--tokenizer FILE]
-                                          [--seconds 30]
+                                          [--no-preamble] [--seconds 30]
 
 Both sides are the command line's own training of a nano model, bf16, compiled, with the same tokens in a step, the
-padded side first; without --train they read generated word problems. Scored tokens per second of the last report; the
-validation loss is over the same held-out records on both sides, of a share of --train without --validation.
+padded side first; without --train they read generated word problems. An epoch has the same scored tokens on both sides,
+so the ratio is that of epochs a second over the whole run: which records a short run happens to read is no part of it.
+The validation loss is over the same held-out records, a share of --train without --validation. --no-preamble leaves
+Alpaca's opening sentence out, on both sides.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--train", type=Path)
     parser.add_argument("--validation", type=Path)
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json; without it one is trained on the records")
+    parser.add_argument("--no-preamble", action="store_true")
     parser.add_argument("--seconds", type=float, default=30)
     options = parser.parse_args()
     length = PADDED_TO[options.set]
@@ -42,11 +45,11 @@ def main() -> None:
             found[side] = trained(side, [*data(options), *packing, *run(options)], Path(folder))
             print(json.dumps({"side": side, **found[side]}))
     padded, packed = found.values()
-    rates = [side["scored_tokens_per_second"] for side in (padded, packed)]
+    rates = [side["epochs"] / side["seconds"] for side in (padded, packed)]
     losses = [side["validation_loss"] for side in (padded, packed)]
     claim = f"packed {options.set} gives at least 5 times the scored tokens per second of padding to {length}"
     ratio = round(rates[1] / rates[0], 2)
-    print(json.dumps({"claim": claim, "ratio": ratio, "holds": ratio >= 5, **dict(zip(found, rates, strict=True))}))
+    print(json.dumps({"claim": claim, "ratio": ratio, "holds": ratio >= 5}))
     claim = f"packed {options.set} has a lower validation loss after the same time"
     ratio = round(losses[1] / losses[0], 4)
     print(json.dumps({"claim": claim, "ratio": ratio, "holds": ratio < 1, **dict(zip(found, losses, strict=True))}))
@@ -60,6 +63,8 @@ def data(options: argparse.Namespace) -> list[str]:
         tokenizer += ["data.tokenizer.eos='<|endoftext|>'", "model.vocab_size=50304"]
     if options.train is None:
         return ["data=word_problems", "data.validation.fraction=0.01", *tokenizer]
+    if options.no_preamble:
+        tokenizer.append("data.format.preamble=false")
     source = [f"data={options.set}", "data/source=files", f"data.source.files=[{options.train.resolve()}]"]
     held_out = ["data.validation.fraction=0.005"]
     if options.set == "mathqa" and options.validation is None:
@@ -91,7 +96,7 @@ def trained(side: str, overrides: list[str], folder: Path) -> dict[str, Any]:
         "scored_tokens_per_second": "train/scored_tokens_per_second", "validation_loss": "val/loss",
         "validation_tokens": "val/tokens", "steps": "step", "seconds": "seconds", "epochs": "epochs",
     }  # fmt: skip
-    return {name: round(summary[key], 4) for name, key in names.items()}
+    return {name: round(summary[key], 5) for name, key in names.items()}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
-GROUND = {"config", "batch", "files"}
+GROUND = {"config", "batch", "files", "tensor_files"}
 FRAME = {"run_config", "run_folder", "assembly", "author", "footprint"}
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")

@@ -27,6 +27,7 @@ from pydantic import Field
 
 from pretune.config import Every, InputError, Section
 from pretune.files import atomic_folder, measure, read_sealed, write_json, write_sealed
+from pretune.tensor_files import DAMAGED, packed, read_tensors, unpacked, write_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,6 @@ WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimi
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
 _RANDOM = "random:"
-_HINT = "delete it to go on from an older checkpoint, or restore it from a copy"
 
 
 class CheckpointConfig(Section):
@@ -87,13 +87,13 @@ def save(
     try:
         with atomic_folder(path) as temporary:
             if adapter is None:
-                _write(temporary / WEIGHTS, _weights(averaged or model), {})
+                write_tensors(temporary / WEIGHTS, _weights(averaged or model), {})
             else:
-                _write(temporary / ADAPTER, adapter.tensors, {})
+                write_tensors(temporary / ADAPTER, adapter.tensors, {})
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
             if averaged is not None:
-                _write(temporary / RAW, _trained(model), {})
-            _write(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
+                write_tensors(temporary / RAW, _trained(model), {})
+            write_tensors(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
             files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
             known = loss if loss is not None and math.isfinite(loss) else None
             content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
@@ -229,7 +229,7 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a weights file, once names and shapes are known to be those of `own`."""
-    stored, _ = _read(path)
+    stored, _ = read_tensors(path)
     faults = [f"{name} is missing" for name in own if name not in stored]
     faults += [f"{name} is in it and not in the model" for name in stored if name not in own]
     faults += [
@@ -265,13 +265,13 @@ def _optimizer_state(
     tensors = {_RANDOM + device: state for device, state in random.items()}
     for parameter, slots in optimizer.state.items():
         for slot, value in slots.items():
-            tensors |= _packed(f"{names[parameter]}.{slot}", value)
+            tensors |= packed(f"{names[parameter]}.{slot}", value)
     return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
 
 
 def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     names = _parameter_names(model, optimizer)
-    stored, header = _read(path)
+    stored, header = read_tensors(path)
     random = {name.removeprefix(_RANDOM): stored.pop(name) for name in list(stored) if name.startswith(_RANDOM)}
     slots = _by_parameter(path, stored, names, header, type(optimizer).__name__)
     optimizer.state.clear()
@@ -284,7 +284,7 @@ def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
                 # A copy: what was read is a view of the file, which may be deleted while the run goes on.
                 state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
             if state:
-                optimizer.state[parameter].update(_unpacked(state, parameter))
+                optimizer.state[parameter].update(unpacked(state, parameter))
     set_random_state(model, random)
 
 
@@ -316,27 +316,6 @@ def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
     return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
 
 
-def _packed(name: str, value: Tensor) -> dict[str, Tensor]:
-    """A tensor of an optimizer's state, or what it is made of where it is torchao's 8-bit state."""
-    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-
-    if not is_traceable_wrapper_subclass(value):
-        return {name: value}
-    return {f"{name}:{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
-
-
-def _unpacked(slots: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """The state of a parameter, its 8-bit tensors put together again."""
-    whole = {slot: value for slot, value in slots.items() if ":" not in slot}
-    for slot in sorted({slot.partition(":")[0] for slot in slots if ":" in slot}):
-        from torchao.optim.subclass_8bit import OptimState8bit
-
-        codes, scale, qmap = (slots[f"{slot}:{part}"] for part in OptimState8bit.tensor_attrs)
-        signed = bool(qmap[0] < 0)  # the map of what has no sign begins at 0
-        whole[slot] = OptimState8bit(codes, scale, qmap, signed, dtype=parameter.dtype)
-    return whole
-
-
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """The model's name of every parameter that the optimizer has, in the optimizer's order."""
     names = {parameter: _plain(name) for name, parameter in model.named_parameters()}
@@ -346,27 +325,6 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 # --- files
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    try:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, {"format": "pt", **header})
-    except SafetensorError as error:
-        raise OSError(re.sub(r".*I/O error: | \(os error \d+\)", "", str(error))) from None
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and header."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensors(), file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {path} ({error}); {_HINT}") from None
-
-
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
@@ -374,7 +332,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint: it has no {STATE}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged ({error}); {_HINT}") from None
+        raise InputError(f"{file} is damaged ({error}); {DAMAGED}") from None
 
 
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
@@ -382,11 +340,11 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
     try:
         size, written = path.stat().st_size, expected["bytes"]
         if size != written:
-            raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {_HINT}")
+            raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {DAMAGED}")
         if measure(path) != expected:
-            raise InputError(f"{path} is damaged: its content is not what was written; {_HINT}")
+            raise InputError(f"{path} is damaged: its content is not what was written; {DAMAGED}")
     except OSError as error:
-        raise InputError(f"cannot read {path} ({error.strerror}); {_HINT}") from None
+        raise InputError(f"cannot read {path} ({error.strerror}); {DAMAGED}") from None
 
 
 def _checkpoints(folder: Path) -> list[Path]:

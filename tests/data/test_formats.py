@@ -137,15 +137,18 @@ def test_unusable_rows_are_left_out(tmp_path: Path) -> None:
 
 def test_instructions_with_and_without_input() -> None:
     row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
-    prompt, answer = segments(row, kind="instruction", score_prompt=False)
+    prompt, answer = segments(row, kind="instruction", preamble=True, score_prompt=False)
     assert prompt.text.startswith("Below is an instruction that describes a task, paired with an input")
     assert prompt.text.endswith("### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n")
     assert (prompt.scored, answer) == (False, Segment("3", True))
     for row in ({"instruction": "Say {x}.", "input": "", "output": "3"}, {"instruction": "Say {x}.", "output": "3"}):
-        prompt, _ = segments(row, kind="instruction", score_prompt=True)
+        prompt, _ = segments(row, kind="instruction", preamble=True, score_prompt=True)
         assert "### Input" not in prompt.text
         assert "Say {x}." in prompt.text
         assert prompt.scored
+    row = {"instruction": "Add.", "input": "1, 2", "output": "3"}
+    short, _ = segments(row, kind="instruction", preamble=False, score_prompt=False)
+    assert short.text == "### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n"
 
 
 def test_prompt_and_completion_have_columns_of_their_own() -> None:
@@ -184,7 +187,7 @@ def test_every_real_row_of_gsm8k_has_a_final_answer(shared_data: Path) -> None:
 
 def test_a_typed_question_is_put_as_the_data_puts_its_questions() -> None:
     row = {"instruction": "Add.", "output": "3", "question": "Add.", "answer": "#### 3"}
-    for format in ({"kind": "instruction", "score_prompt": False},
+    for format in ({"kind": "instruction", "preamble": True, "score_prompt": False},
                    {"kind": "gsm8k", "calculations": True, "score_prompt": False}):  # fmt: skip
         formatter = Formatter(data_config(format=format).format, TOKENS)
         assert formatter.render_prompt([{"role": "user", "content": "Add."}]) == formatter.prompt(row, PLACE)

@@ -57,12 +57,18 @@ class ChatTemplate:
         self.end_of_turn: str = self._try_out()
 
     def prompt(self, messages: Sequence[Message]) -> list[Segment]:
-        """What the model is given to write the next turn of the assistant."""
+        """What the model is given to write the next turn of the assistant.
+
+        Raises InputError where the template refuses the chat.
+        """
         marked = self._marked(messages)
-        text = self._prompt(marked)
-        # Cut where training cuts, so that the earlier turns have the tokens that they had there.
-        earlier = _ends_of_turns(marked) if self._turns == "together" else []
-        spans = [self._span(marked[:end], None, None) for end in earlier]
+        try:
+            text = self._prompt(marked)
+            # Cut where training cuts, so that the earlier turns have the tokens that they had there.
+            earlier = _ends_of_turns(marked) if self._turns == "together" else []
+            spans = [self._span(marked[:end], None, None) for end in earlier]
+        except _Refusal as refusal:
+            raise InputError(f"the chat template refuses this chat: {refusal}") from None
         return _segments(text, [Span(span.start, span.stop, False) for span, turn in spans if text.startswith(turn)])
 
     def documents(self, messages: Sequence[Message], place: Place) -> list[list[Segment]]:

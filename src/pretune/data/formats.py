@@ -88,7 +88,8 @@ class Formatter:
                 answered = bool(messages) and messages[-1]["role"] == "assistant"
                 return self.render_prompt(messages[:-1] if answered else messages)
             case InstructionFormat():
-                text = _instruction_prompt(row, place)
+                context = "" if row.get("input") is None else _field(row, "input", place)
+                text = _instruction_prompt(self.format, _field(row, "instruction", place), context)
             case PromptCompletionFormat():
                 text = _field(row, self.format.prompt, place).rstrip(" ")
             case GSM8KFormat():
@@ -98,14 +99,17 @@ class Formatter:
     def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
         """The prompt for the answer to a chat's messages {role, content}, the last of which is the user's.
 
-        Formats without turns of their own see only that last message, put as their data puts a question.
+        Formats without turns of their own see only that last message, put as their data puts a question. Raises
+        InputError where nothing is left to answer, or the chat template refuses the chat.
         """
+        if not messages or messages[-1]["role"] == "assistant":
+            raise InputError("nothing is left for the assistant to answer: the last message must be someone else's")
         if self._template is not None:
             return self._template.prompt(messages)
         text = str(messages[-1]["content"])
         match self.format:
             case InstructionFormat():
-                text = _WITHOUT_INPUT.format(instruction=text)
+                text = _instruction_prompt(self.format, text, "")
             case GSM8KFormat():
                 text = f"Question: {text.strip()}\nAnswer:"
             case _:
@@ -177,23 +181,21 @@ def _filled(row: Row, name: str, place: Place) -> str:
 
 
 # Alpaca: the published prompts of the dataset, with which models are compared.
-_WITH_INPUT = (
+_PREAMBLE_WITH_INPUT = (
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
 )
-_WITHOUT_INPUT = (
+_PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Response:\n"
 )
 
 
-def _instruction_prompt(row: Row, place: Place) -> str:
-    instruction = _field(row, "instruction", place)
-    context = "" if row.get("input") is None else _field(row, "input", place)
-    if context.strip():
-        return _WITH_INPUT.format(instruction=instruction, input=context)
-    return _WITHOUT_INPUT.format(instruction=instruction)
+def _instruction_prompt(format: InstructionFormat, instruction: str, context: str) -> str:
+    if not context.strip():
+        preamble = _PREAMBLE if format.preamble else ""
+        return f"{preamble}### Instruction:\n{instruction}\n\n### Response:\n"
+    preamble = _PREAMBLE_WITH_INPUT if format.preamble else ""
+    return f"{preamble}### Instruction:\n{instruction}\n\n### Input:\n{context}\n\n### Response:\n"
 
 
 # GSM8K
