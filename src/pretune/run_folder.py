@@ -15,7 +15,8 @@ from pretune.files import write_atomic
 # Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
 FREE = ("task", "resume", "output_dir", "name", "device", "tracker", "generate", "report", "plan", "report_every",
         "samples")  # fmt: skip
-FREE_PATHS = ("checkpoint.every", "checkpoint.keep", "evaluation.every", "evaluation.micro_batch", "data.num_workers")
+FREE_PATHS = ("checkpoint.every", "checkpoint.keep", "evaluation.every", "evaluation.micro_batch", "data.num_workers",
+              "precision.activation_checkpointing")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,9 @@ from pretune.assembly import (
     attach_adapter,
     check_first_gradients,
     own_folder,
+    pick_device,
     scorer,
+    set_arithmetic,
     start_run,
     stored_adapter,
     training_loss,
@@ -37,7 +39,7 @@ from pretune.model.counts import count_parameters
 from pretune.optim.budget import Spent, finished, progress
 from pretune.optim.optimizers import build_optimizer, clip_gradients, set_learning_rate
 from pretune.optim.schedules import schedule_factor
-from pretune.precision import autocast
+from pretune.precision import autocast, check_arithmetic
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
@@ -97,6 +99,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
     """
     folder = own_folder(config)
     folder.check(mapping, config.resume)
+    check_arithmetic(config.precision, pick_device(config.device))
     if (figures := folder.complete()) is not None:
         print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
@@ -115,6 +118,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     newest = checkpoint.newest(folder.checkpoints)
     parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    set_arithmetic(config, parts.model)
     loader = Loader(parts.data.train, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
@@ -167,7 +171,7 @@ def loop(run: Run) -> bool:
         micro_batch = choose(run, loss_of)
         compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
-        mfu = flops / peak_flops(run.parts.device, config.precision.compute)
+        mfu = flops / peak_flops(run.parts.device, config.precision.activations)
         clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
