@@ -202,7 +202,7 @@ class RunConfig(Section):
         length, rows = self.data.sequence_length, 1 if self.batch.micro_batch == "auto" else self.batch.micro_batch
         if length * rows % FLOAT8_MULTIPLE:
             raise ValueError(
-                f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens, and sequences of {length} "
+                f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} "
                 f"times {rows} are {length * rows}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
             )
         return self
