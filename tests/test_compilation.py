@@ -51,7 +51,8 @@ def test_a_training_step_is_one_graph_compiled_once(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     settings = ["precision=bf16", "precision.compile=true", f"precision.activation_checkpointing={checkpointed}"]
     config = validate(RunConfig, tiny(*settings, "model.dropout=0.1"))
-    model = tiny_model(dropout=0.1).train()
+    switches = {"window": {"size": 8, "pattern": "SL"}, "value_embeddings": True, "residual_scalars": True}
+    model = tiny_model(dropout=0.1, num_layers=3, qk_norm=True, **switches).train()
     set_arithmetic(config, model)
     parts: Any = Parts(torch.device("cpu"), None, None, model)  # type: ignore[arg-type]
     loss_of = training_loss(config, parts)
