@@ -107,6 +107,15 @@ def test_compiled_and_checkpointed_the_gradient_is_that_of_the_loss() -> None:
     assert sum((found[name] * direction[name]).sum().item() for name in found) == pytest.approx(slope, rel=5e-3)
 
 
+def test_a_copy_of_a_checkpointed_model_is_a_model_of_its_own() -> None:
+    model, tokens = tiny_model(), torch.arange(8)[None]
+    checkpoint_activations(model.layers)
+    other, expected = copy.deepcopy(model), model(tokens)
+    for parameter in model.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert torch.equal(other(tokens), expected)
+
+
 def test_without_gradients_nothing_is_kept_or_computed_twice() -> None:
     model = Transformer(tiny_config())
     calls: list[int] = []

@@ -31,6 +31,7 @@ from pretune.assembly import (
 )
 from pretune.batch import Batch
 from pretune.data.loader import Loader
+from pretune.feed import Feed
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, Window
@@ -172,6 +173,7 @@ def loop(run: Run) -> bool:
         compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.activations)
+        feed = Feed(run.loader.batch, run.parts.device)
         clock, window = Stopwatch(run.parts.device), Window(since=state.seconds, mfu=mfu)
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
@@ -183,11 +185,11 @@ def loop(run: Run) -> bool:
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time.
-            batch = run.loader.batch(state.position, num_rows)
-            scored = max(batch.num_scored(), 1)
+            fed = feed.batch(state.position, num_rows)
+            batch, scored = fed.batch, max(fed.num_scored, 1)
             window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
 
-            if state.step == 0 and batch.num_scored():
+            if state.step == 0 and fed.num_scored:
                 check_first_gradients(config, model)
 
             # Clip and update. A signal in the middle of the update waits for its end.
