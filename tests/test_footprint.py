@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretune.assembly import set_arithmetic
 from pretune.batch import Batch
 from pretune.config import validate
 from pretune.footprint import CPU, Footprint
@@ -27,6 +28,7 @@ class Measured:
     def __init__(self, config: RunConfig, rows: int) -> None:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
+        set_arithmetic(config, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
         self.batch = Batch(tokens, tokens, documents)
@@ -74,6 +76,7 @@ class Measured:
         ("model.num_kv_heads=1", "model.activation=relu_squared", "model.tied_embeddings=false"),
         ("model.num_layers=3", "model.qk_norm=true", "data.packing.isolate=true", "model.dropout=0.1"),
         ("model.norm.kind=layernorm", "model.activation=gelu", "model.softcap=15.0"),
+        ("model.num_layers=3", "model.dropout=0.1", "precision.activation_checkpointing=true"),
     ],
 )
 def test_activations_are_the_bytes_that_autograd_saves(tiny: Compose, changes: tuple[str, ...], compute: str) -> None:
@@ -83,7 +86,14 @@ def test_activations_are_the_bytes_that_autograd_saves(tiny: Compose, changes: t
         assert footprint.saved(rows) == pytest.approx(Measured(config, rows).saved(), rel=0.01)
 
 
-@pytest.mark.parametrize("changes", [(), ("precision.compute=float32", "data.packing.isolate=true")])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("precision.compute=float32", "data.packing.isolate=true"),
+        ("model.num_layers=4", "precision.activation_checkpointing=true"),
+    ],
+)
 def test_the_peak_is_the_allocators(tiny: Compose, changes: tuple[str, ...]) -> None:
     config = validate(RunConfig, tiny(*SMALL, "precision.compile=false", *changes))
     footprint, rows = Footprint(config), 8
@@ -99,6 +109,17 @@ def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
     assert compiled.peak(8) < eager.peak(8)
     assert compiled.peak(8) < compiled.peak(16)
     assert compiled.constant == eager.constant
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_a_layer_costs_what_goes_into_it(tiny: Compose, compiled: bool) -> None:
+    settings = (*SMALL, f"precision.compile={compiled}", "precision.activation_checkpointing=true")
+    shallow, deep = (
+        Footprint(validate(RunConfig, tiny(*settings, f"model.num_layers={layers}"))) for layers in (2, 12)
+    )
+    assert deep.saved(8) - shallow.saved(8) == pytest.approx(10 * 8 * 32 * 64 * 4, rel=0.05)
+    kept = Footprint(validate(RunConfig, tiny(*settings[:-1], "model.num_layers=12")))
+    assert deep.peak(8) - deep.constant < 0.5 * (kept.peak(8) - kept.constant)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

@@ -1,7 +1,7 @@
-"""The parts of a run, put together in one visible order: tokenizer -> data -> model -> weights -> adapter.
+"""The parts of a run, in one visible order: tokenizer -> data -> model -> weights -> adapter -> arithmetic.
 
-What is done *to* the model from outside (quantisation, sharding) belongs into this file, between the
-adapter and the optimizer, which the loop builds last so that it sees the parameters that are really trained.
+What is done *to* the model from outside (8-bit products, checkpointed activations, compilation; quantisation, sharding)
+belongs into this file. The loop builds the optimizer after it, so that it sees the parameters that are really trained.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from pretune import checkpoint
 from pretune.averaging import Averaged
 from pretune.batch import Batch
-from pretune.compilation import compile_step, keep_freed_memory
+from pretune.compilation import checkpoint_activations, compile_step, keep_freed_memory
 from pretune.config import ConfigError, InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
@@ -25,7 +25,7 @@ from pretune.data.tokenizer import Tokenizer, load_tokenizer
 from pretune.embedding_noise import add_embedding_noise
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
-from pretune.precision import autocast
+from pretune.precision import autocast, use_float8
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
 
@@ -160,6 +160,17 @@ def check_first_gradients(config: RunConfig, model: Transformer) -> None:
         check_gradients(model)
 
 
+def set_arithmetic(config: RunConfig, model: Transformer) -> None:
+    """How the model in training is to compute: in 8 bits, its activations checkpointed; or as it is.
+
+    Weights and adapter must be in place; compilation and the optimizer come after.
+    """
+    if config.precision.compute == "float8":
+        use_float8(model)
+    if config.precision.activation_checkpointing:
+        checkpoint_activations(model.layers)
+
+
 def own_folder(config: RunConfig) -> RunFolder:
     """The folder of the run that `config` describes, whether it exists yet or not."""
     return RunFolder(Path(config.output_dir) / config.name)
@@ -180,7 +191,9 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], Tensor]:
 
     if parts.device.type == "cpu":
         keep_freed_memory()
-    compiled = compile_step(loss_sum) if config.precision.compile else loss_sum
+    compiled = loss_sum
+    if config.precision.compile:
+        compiled = compile_step(loss_sum, checkpointed=config.precision.activation_checkpointing)
 
     def in_precision(batch: Batch) -> Tensor:
         with autocast(config.precision, parts.device):

@@ -30,6 +30,11 @@ class Batch:
         inputs = self.inputs.to(device, non_blocking=True)
         return Batch(inputs, self.targets.to(device, non_blocking=True), documents)
 
+    def pinned(self) -> Batch:
+        """A copy in host memory that stays where it is: a GPU reads it by itself."""
+        documents = None if self.document_ids is None else self.document_ids.pin_memory()
+        return Batch(self.inputs.pin_memory(), self.targets.pin_memory(), documents)
+
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` (exclusive): a micro-batch."""
         documents = None if self.document_ids is None else self.document_ids[start:stop]

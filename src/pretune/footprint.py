@@ -2,7 +2,8 @@
 
 Run eagerly, a step is rehearsed as it is and its peak is read off. Compiled, what is kept for the backward pass comes
 from torch's own partitioner, on one and on two layers (further layers cost what the second did), and the peak is put
-together from it by `_compiled_peak`.
+together from it by `_compiled_peak`. With checkpointed activations a layer keeps what goes into it, and one layer at a
+time what the partitioner says.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretune.batch import Batch
+from pretune.compilation import checkpoint_activations
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
@@ -31,7 +33,7 @@ class Footprint:
     def __init__(self, config: RunConfig) -> None:
         self.config = config
         self._rehearsed: dict[int, int] = {}
-        self._saved: dict[int, int] = {}
+        self._traced: dict[int, tuple[int, int]] = {}
         with FakeTensorMode(), LiveMemory() as live:
             model = Transformer(config.model)
             self.weights = live.now
@@ -50,12 +52,24 @@ class Footprint:
 
     def saved(self, rows: int) -> int:
         """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
-        if rows not in self._saved:
+        outside, layer = self._layers(rows)
+        if self._checkpointed_and_compiled:
+            layer = 4 * rows * self.config.data.sequence_length * self.config.model.dim  # the residual stream, float32
+        return outside + self.config.model.num_layers * layer
+
+    def _layers(self, rows: int) -> tuple[int, int]:
+        """What is saved outside of the layers and in each of them."""
+        if rows not in self._traced:
             # Value embeddings come with every other layer.
             few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
             first, second = (_saved(self.config, layers, rows) for layers in (few, more))
-            self._saved[rows] = first + (self.config.model.num_layers - few) * (second - first) // (more - few)
-        return self._saved[rows]
+            layer = (second - first) // (more - few)
+            self._traced[rows] = first - few * layer, layer
+        return self._traced[rows]
+
+    @property
+    def _checkpointed_and_compiled(self) -> bool:
+        return self.config.precision.compile and self.config.precision.activation_checkpointing
 
     @property
     def constant(self) -> int:
@@ -66,7 +80,8 @@ class Footprint:
     def peak(self, rows: int) -> int:
         """The most that is alive at any moment of a step with micro-batches of `rows`."""
         if self.config.precision.compile:
-            passes = self.constant + _compiled_peak(self.config, self.saved(rows), self.gradients, rows)
+            again = self._layers(rows)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
+            passes = self.constant + _compiled_peak(self.config, self.saved(rows), again, self.gradients, rows)
         else:
             passes = self.averages + self.optimizer + self._rehearse(rows)
         return max(passes, self.averages + self._step_peak)
@@ -117,6 +132,8 @@ class _Rehearsal(nn.Module):
     def __init__(self, config: RunConfig, model: Transformer) -> None:
         super().__init__()
         self.config, self.model = config, model.train()
+        if config.precision.activation_checkpointing and not config.precision.compile:
+            checkpoint_activations(model.layers)
 
     def batch(self, rows: int) -> dict[str, Tensor | None]:
         shape = (rows, self.config.data.sequence_length)
@@ -150,19 +167,19 @@ def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
         return saved_compiled(loss, {**own, **tensors})
 
 
-def _compiled_peak(config: RunConfig, saved: int, gradients: int, rows: int) -> int:
+def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, rows: int) -> int:
     """The most that the passes of a compiled micro-batch hold beside weights, gradients and optimizer state.
 
     Memory is scarcest at one of three moments: in the last chunk of the loss (logits, which their gradient
     overwrites, and a product about to be added to the head's gradient, on top of everything saved), at the start of the
-    backward pass (gradients of the widest feed-forward activation and of the residual stream), or at its end, when the
-    gradients of this micro-batch wait to be added to those of the ones before.
+    backward pass (gradients of the widest feed-forward activation and of the residual stream, and what is computed
+    `again`), or at its end, when the gradients of this micro-batch wait to be added to those of the ones before.
     """
-    model, itemsize = config.model, 2 if config.precision.compute == "bfloat16" else 4
+    model, itemsize = config.model, 2 if config.precision.activations == "bfloat16" else 4
     tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     loss = itemsize * rows_of_head * (chunk + model.dim)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
-    start = tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim
+    start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim
     copies = gradients // 2 if itemsize == 2 else 0  # weights cast for the matrix products
     return max(saved + max(loss, start), copies + gradients)

@@ -39,6 +39,11 @@ class Device:
     source: str
     has_bfloat16: bool = True
 
+    @property
+    def has_float8(self) -> bool:
+        """Whether it multiplies matrices in 8 bits: Ada, Hopper and Blackwell do."""
+        return self.name in _WITH_FLOAT8
+
 
 def _gpu(
     name: str, tflops: float, gib: float, gb_per_second: float, reported: str, source: str, bf16: bool = True
@@ -80,6 +85,9 @@ DEVICES: tuple[Device, ...] = (
     _gpu("v100-16gb", 125, 15.7, 900, "Tesla V100-SXM2-16GB", "NVIDIA V100 datasheet, SXM2 (float16)", bf16=False),
     _gpu("v100-32gb", 125, 31.7, 900, "Tesla V100-SXM2-32GB", "NVIDIA V100 datasheet, SXM2 (float16)", bf16=False),
     _gpu("v100-pcie-16gb", 112, 15.7, 900, "Tesla V100-PCIE-16GB", "NVIDIA V100 datasheet, PCIe (float16)", bf16=False),
+)
+_WITH_FLOAT8 = frozenset(
+    ("h100", "h100-pcie", "h100-nvl", "h200", "h200-nvl", "b200", "l40s", "l40", "l4", "rtx-4090", "rtx-5090")
 )
 ALIASES = {"a100": "a100-40gb", "v100": "v100-16gb", "h100-sxm": "h100", "3090": "rtx-3090", "4090": "rtx-4090"}
 

@@ -20,7 +20,7 @@ from pretune.generation.config import DecodingConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import LanguageModelingConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
-from pretune.precision import PrecisionConfig
+from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -245,6 +245,23 @@ class RunConfig(Section):
             raise ValueError(
                 "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
                 "data.format.kind = mathqa with rationale none or after; or set it to false"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _float8_fits(self) -> Self:
+        if self.precision.compute != "float8":
+            return self
+        if self.adapter.kind != "none":
+            raise ValueError(
+                f"precision=fp8 multiplies whole weight matrices in 8 bits, and adapter={self.adapter.kind} trains "
+                "beside them: take precision=bf16, or adapter=none"
+            )
+        length, rows = self.data.sequence_length, 1 if self.batch.micro_batch == "auto" else self.batch.micro_batch
+        if length * rows % FLOAT8_MULTIPLE:
+            raise ValueError(
+                f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} "
+                f"times {rows} are {length * rows}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
             )
         return self
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from pretune.model.config import ModelConfig
 from pretune.model.layers import Norm
@@ -68,23 +69,67 @@ class KVCache:
 
 
 def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """Which columns `keys` [S] the columns `queries` [T, 1] see: the newest `window` (None: all) up to their own."""
+    """Which columns `keys` [S] the columns `queries` [T, 1] see: the newest `window` (None: all) up to their own. Or of
+    one query, one key."""
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)
+
+
+Mask = Tensor | BlockMask | None
+"""[B or 1, 1, T, S], true where attention is allowed; the same as blocks, so that a kernel may skip the forbidden ones;
+or None for plainly causal."""
 
 
 @dataclass(frozen=True)
 class Context:
     """What every layer is told of the tokens beside the residual stream.
 
-    tokens [B, T]; cos_sin: of their positions, see Rope; masks: by window, [B or 1, 1, T, S], true where attention is
-    allowed, None for plainly causal.
+    tokens [B, T]; cos_sin: of their positions, see Rope; masks: by window.
     """
 
     tokens: Tensor
     cos_sin: Tensor
-    masks: Mapping[int | None, Tensor | None]
+    masks: Mapping[int | None, Mask]
     cache: KVCache | None
+
+
+def skips_blocks(tokens: Tensor, dropout: float) -> bool:
+    """Whether a masked attention skips what the mask forbids: in code compiled for CUDA, where the weights have no
+    dropout. Elsewhere it computes everything; written out step by step, flex attention would be slower than that."""
+    return tokens.device.type == "cuda" and torch.compiler.is_compiling() and dropout == 0
+
+
+def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, skipping: bool) -> Mask:
+    """The mask of layers with that window over tokens [B, T], closed between documents if document_ids [B, T] are
+    given. `skipping`: as blocks."""
+    length = tokens.shape[1]
+    if document_ids is None and window is None:
+        return None
+    if not skipping:
+        columns = torch.arange(length, device=tokens.device)
+        seen = causal(columns[:, None], columns, window)[None]  # [1, T, T]
+        if document_ids is not None:
+            seen = seen & (document_ids[:, :, None] == document_ids[:, None, :])  # [B, T, T]
+        return seen[:, None]
+
+    def allowed(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        seen = causal(query, key, window)
+        return seen if document_ids is None else seen & (document_ids[row, query] == document_ids[row, key])
+
+    rows = None if document_ids is None else len(tokens)
+    return create_block_mask(allowed, rows, None, length, length, device=tokens.device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
+    """Attention of queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]."""
+    grouped = k.shape[1] < q.shape[1]
+    if isinstance(mask, BlockMask):
+        y = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
+        assert isinstance(y, Tensor)
+        return y
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+    )
 
 
 class Attention(nn.Module):
@@ -121,15 +166,5 @@ class Attention(nn.Module):
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H or G, T, K]
         if context.cache is not None:
             k, v = context.cache.extend(self.layer, k, v)
-        mask = context.masks[self.window]
-        y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
-            is_causal=mask is None,
-            scale=self.scale,
-            enable_gqa=self.num_kv_heads < self.num_heads,
-        )
+        y = attend(q, k, v, context.masks[self.window], self.scale, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))

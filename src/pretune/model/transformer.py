@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.config import InputError
-from pretune.model.attention import Attention, Context, KVCache, causal
+from pretune.model.attention import Attention, Context, KVCache, mask_of, skips_blocks
 from pretune.model.config import ModelConfig
 from pretune.model.layers import MLP, Norm
 from pretune.model.rope import Rope
@@ -135,13 +135,11 @@ class Transformer(nn.Module):
             assert document_ids is None, "a cache holds one document per row"
             masks = {window: cache.mask(window) for window in windows}
             return Context(tokens, self.rope(cache.positions()), masks, cache)
-        columns = torch.arange(length, device=tokens.device)
-        seen = {window: causal(columns[:, None], columns, window) for window in windows}  # [T, T]
+        skipping = skips_blocks(tokens, self.config.dropout if self.training else 0.0)
+        masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
         if document_ids is None:
-            masks = {window: None if window is None else mask[None, None] for window, mask in seen.items()}
             return Context(tokens, self.rope.first(length), masks, None)
-        same = document_ids[:, :, None] == document_ids[:, None, :]  # [B, T, T]
         # How many tokens of the same document come before: [B, T]
-        positions = (same & causal(columns[:, None], columns, None)).sum(-1) - 1
-        masks = {window: (same & mask)[:, None] for window, mask in seen.items()}
-        return Context(tokens, self.rope(positions), masks, None)
+        own = mask_of(tokens, document_ids, None, False)
+        assert isinstance(own, Tensor)
+        return Context(tokens, self.rope(own[:, 0].sum(-1) - 1), masks, None)

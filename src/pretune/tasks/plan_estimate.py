@@ -103,7 +103,7 @@ def planned_device(config: RunConfig) -> tuple[Device, str]:
     if config.plan.device is not None:
         return hardware.named(config.plan.device), "cuda"
     here = pick_device(config.device)
-    return hardware.at_hand(here, config.precision.compute), here.type
+    return hardware.at_hand(here, config.precision.activations), here.type
 
 
 def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
@@ -131,8 +131,14 @@ def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: 
         notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
     if config.batch.warmup is not None:
         notes.append("steps are counted as if each read batch.tokens; batch.warmup makes them more, or smaller")
-    if config.precision.compute == "bfloat16" and not device.has_bfloat16:
+    if config.precision.activations == "bfloat16" and not device.has_bfloat16:
         notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16 and bf16 will be slower")
+    if config.precision.compute == "float8" and not device.has_float8:
+        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; take precision=bf16")
+    elif config.precision.compute == "float8":
+        notes.append("the peak is that of 16-bit products; how much faster 8-bit ones make a model has to be measured")
+    if config.precision.activation_checkpointing:
+        notes.append("checkpointed activations are computed twice, which plan.mfu does not know: expect a quarter less")
     if config.precision.compute == "float32" and config.plan.device is not None:
         notes.append(f"{device.name} is planned with its 16-bit peak; precision=fp32 is several times slower")
     return notes

@@ -1,8 +1,8 @@
 """The biggest model of a run's family that a device can train, fine-tune or serve.
 
 The family has the run's proportions (width to depth, heads, feed-forward width), vocabulary, sequence length and
-optimizer; only the size differs. Micro-batches are of one row, run eagerly: the least memory that training takes
-without recomputing activations.
+optimizer; only the size differs. Micro-batches are of one row, run eagerly: the least memory that training takes, with
+the run's choice of checkpointing activations.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ class Family:
     def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
         self.config, self.device, self.seconds = config, device, seconds
         self.memory = hardware.usable(device.memory, kind)
-        eager = config.precision.model_copy(update={"compile": False})
-        footprint = Footprint(config.model_copy(update={"precision": eager}))
+        checkpointed = config.precision.activation_checkpointing
+        footprint = _eager(config, checkpointed)
         whole = sum(parameters_by_part(skeleton(config.model)).values())
         self.state_bytes = footprint.constant / whole
-        # Per row and layer, and per unit of width: saved tensors are proportional to the width.
-        per_row = footprint.saved(2) - footprint.saved(1)
-        self.activations_per_unit = per_row / config.model.num_layers / config.model.dim
+        self.kept_per_unit = _saved_per_unit(footprint)
+        self.again_per_unit = _saved_per_unit(_eager(config, False)) if checkpointed else 0.0
+        """Of the one layer that is computed a second time."""
 
     def biggest(self, way: Way) -> Biggest:
         """The largest that fits in memory and in time; what does not fit has no larger that does."""
@@ -109,12 +109,12 @@ class Family:
         if way == "inference":
             cache = cache_bytes_per_token(shape, 2) * shape.max_sequence_length
             return 2 * parameters + cache + 4 * shape.padded_vocab_size
-        activations = self.activations_per_unit * shape.num_layers * shape.dim
+        activations = (self.kept_per_unit * shape.num_layers + self.again_per_unit) * shape.dim
         widest = shape.mlp_dim * (2 if shape.activation in GATED else 1)
         # The last layer's gradients, and logits in four copies of float32 (an eager softmax and its gradient).
         work = length * (4 * widest + 4 * shape.dim)
         logits = 16 * min(length, self.config.stage.objective.chunk_tokens) * shape.padded_vocab_size
-        casts = 2 * parameters if self.config.precision.compute == "bfloat16" else 0
+        casts = 2 * parameters if self.config.precision.activations == "bfloat16" else 0
         head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, kept apart until the backward pass
         passes = activations + work + logits
         adapters = ADAPTER_BYTES * _adapter_parameters(model, self.config.plan.adapter_rank)
@@ -140,6 +140,17 @@ class Family:
             flops -= 2 * matrix_parameters(model)[0]  # frozen weights need no gradient
         tokens = plan.tokens_per_parameter * parameters if way == "pretraining" else plan.finetune_tokens
         return rate / flops, tokens * flops / rate
+
+
+def _eager(config: RunConfig, checkpointed: bool) -> Footprint:
+    changes = {"compile": False, "activation_checkpointing": checkpointed}
+    return Footprint(config.model_copy(update={"precision": config.precision.model_copy(update=changes)}))
+
+
+def _saved_per_unit(footprint: Footprint) -> float:
+    """Bytes saved per row and layer, and per unit of width: saved tensors are proportional to the width."""
+    model = footprint.config.model
+    return (footprint.saved(2) - footprint.saved(1)) / model.num_layers / model.dim
 
 
 def _adapter_parameters(model: Transformer, rank: int) -> int:

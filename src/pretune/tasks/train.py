@@ -23,7 +23,9 @@ from pretune.assembly import (
     averaged,
     check_first_gradients,
     own_folder,
+    pick_device,
     scorer,
+    set_arithmetic,
     start_run,
     stored_adapter,
     training_loss,
@@ -32,6 +34,7 @@ from pretune.averaging import Averaged
 from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
+from pretune.feed import Feed
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch
@@ -43,6 +46,7 @@ from pretune.optim.config import Aside
 from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
 from pretune.optim.trace import Trace
 from pretune.patience import best, out_of_patience, why_stopped
+from pretune.precision import check_arithmetic
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
@@ -61,6 +65,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
     """
     folder = own_folder(config)
     folder.check(mapping, config.resume)
+    check_arithmetic(config.precision, pick_device(config.device))
     if (figures := folder.complete()) is not None:
         print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
@@ -82,6 +87,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
     average = averaged(config, parts.model)
+    set_arithmetic(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
@@ -146,7 +152,8 @@ def loop(run: Run) -> bool:
             micro_batch = choose(run, loss_of)
             compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
-        mfu = flops / peak_flops(run.parts.device, config.precision.compute)
+        mfu = flops / peak_flops(run.parts.device, config.precision.activations)
+        feed = Feed(run.loader.batch, run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
         window.mfu = mfu
         while True:
@@ -160,11 +167,11 @@ def loop(run: Run) -> bool:
 
             # Accumulate gradients, a micro-batch at a time.
             step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
-            batch = run.loader.batch(state.position, step.tokens // config.data.sequence_length)
-            scored = max(batch.num_scored(), 1)
+            fed = feed.batch(state.position, step.tokens // config.data.sequence_length)
+            batch, scored = fed.batch, max(fed.num_scored, 1)
             loss_sum = accumulate(loss_of, optimizer, batch, scored, micro_batch)
 
-            if state.step == 0 and batch.num_scored():
+            if state.step == 0 and fed.num_scored:
                 check_first_gradients(config, model)
 
             # Clip and update. A signal in the middle of the update waits until the step is recorded.

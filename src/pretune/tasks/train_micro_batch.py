@@ -39,7 +39,8 @@ class MicroBatch:
         """
         if self.path is None or self.rows == 1:
             remedy = (
-                "a smaller model, a shorter data.sequence_length or a smaller stage.objective.chunk_tokens would fit"
+                "precision.activation_checkpointing=true, a smaller model, a shorter data.sequence_length or a smaller "
+                "stage.objective.chunk_tokens may fit"
                 if self.rows == 1
                 else f"set batch.micro_batch={_divisor(num_rows, self.rows // 2)}, or auto"
             )

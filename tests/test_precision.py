@@ -1,0 +1,101 @@
+"""Matrix products in 8 bits, rounded as the hardware does and multiplied on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import nn
+from torchao.float8.float8_linear import Float8Linear
+
+from pretune.batch import Batch
+from pretune.config import ConfigError, validate
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import language_modeling
+from pretune.optim.groups import trained_parameters
+from pretune.precision import check_arithmetic, use_float8
+from pretune.run import run
+from pretune.run_config import RunConfig
+
+Compose = Callable[..., dict[str, Any]]
+CPU = torch.device("cpu")
+
+
+def batch() -> Batch:
+    tokens = torch.randint(0, 61, (2, 33), generator=torch.Generator().manual_seed(1))
+    return Batch(tokens[:, :-1], tokens[:, 1:], None)
+
+
+def trained(model: Transformer) -> tuple[float, torch.Tensor]:
+    loss = language_modeling(model, batch(), 1000)
+    loss.backward()
+    return loss.item(), torch.cat(
+        [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+    )
+
+
+def test_the_linear_layers_inside_the_blocks_are_converted_and_nothing_else_changes() -> None:
+    model = tiny_model(tied_embeddings=False)
+    before, roles = dict(model.named_parameters()), [(one.name, one.role) for one in trained_parameters(model)]
+    use_float8(model, emulate=True)
+    linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert len(linear) == 1 + 2 * 4
+    assert all(isinstance(module, Float8Linear) == name.startswith("layers.") for name, module in linear.items())
+    assert {name: id(parameter) for name, parameter in model.named_parameters()} == {
+        name: id(parameter) for name, parameter in before.items()
+    }
+    assert [(one.name, one.role) for one in trained_parameters(model)] == roles
+
+
+def test_loss_and_gradients_are_off_by_rounding_alone() -> None:
+    exact, rounded = tiny_model(), tiny_model()
+    use_float8(rounded, emulate=True)
+    (loss, gradient), (loss_8, gradient_8) = trained(exact), trained(rounded)
+    assert loss_8 != loss
+    assert loss_8 == pytest.approx(loss, rel=0.02)
+    assert torch.cosine_similarity(gradient, gradient_8, dim=0) > 0.9  # gradients have two bits of mantissa
+
+
+def test_layers_that_do_not_fit_are_left_alone() -> None:
+    model = tiny_model(mlp_dim=40)
+    use_float8(model, emulate=True)
+    assert not isinstance(model.get_submodule("layers.0.mlp.down"), Float8Linear)
+    assert isinstance(model.get_submodule("layers.0.attention.qkv"), Float8Linear)
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        use_float8(tiny_model(dim=24, mlp_dim=40), emulate=True)
+
+
+def test_hardware_without_it_is_named(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = validate(RunConfig, tiny("precision=fp8"))
+    with pytest.raises(ConfigError, match=r"this machine's cpu has no 8-bit .* precision=bf16"):
+        check_arithmetic(config.precision, CPU)
+    check_arithmetic(validate(RunConfig, tiny("precision=bf16")).precision, CPU)
+    # What torch says of an A100 and of an L4.
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    with pytest.raises(ConfigError, match=r"NVIDIA A100-SXM4-40GB \(compute capability 8.0\)"):
+        check_arithmetic(config.precision, torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    check_arithmetic(config.precision, torch.device("cuda"))
+
+
+def test_it_is_refused_before_anything_is_read_or_written(tiny: Compose) -> None:
+    mapping = tiny("precision=fp8", "device=cpu")
+    mapping["data"]["source"]["files"] = ["absent.jsonl"]
+    with pytest.raises(ConfigError, match="precision=fp8: this machine's cpu"):
+        run(mapping)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("adapter=lora", "stage.init_from=base"), "adapter=lora trains beside"),
+        (("data.sequence_length=31", "batch.micro_batch=1", "batch.tokens=248"), "multiple of 16 tokens"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(tiny: Compose, changes: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(RunConfig, tiny("precision=fp8", *changes))
