@@ -101,6 +101,18 @@ class ReportConfig(Section):
     """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
 
 
+class ExportConfig(Section):
+    format: Literal["huggingface"]
+    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files)."""
+    adapter: Literal["merge", "keep"]
+    """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
+    weights that it was trained on."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Type of the exported numbers."""
+    output: str | None
+    """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
+
+
 class PlanConfig(Section):
     device: str | None
     """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes the one at hand, measured if unknown."""
@@ -126,7 +138,7 @@ class PlanConfig(Section):
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
     """The run's name and the name of its folder in output_dir."""
-    task: Literal["train", "prepare", "evaluate", "generate", "report", "plan"]
+    task: Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"]
     """What to do."""
     seed: int
     """Weights, order of the data and dropout."""
@@ -164,6 +176,8 @@ class RunConfig(Section):
     """When the run's state is saved."""
     generate: GenerateConfig
     """task=generate."""
+    export: ExportConfig
+    """task=export."""
     report: ReportConfig
     """task=report."""
     plan: PlanConfig
