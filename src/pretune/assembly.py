@@ -1,7 +1,11 @@
-"""The parts of a run, put together in one visible order: tokenizer -> data -> model -> weights -> adapter.
+"""The parts of a run, put together in one visible order:
 
-What is done *to* the model from outside (quantisation, sharding) belongs into this file, between the
-adapter and the optimizer, which the loop builds last so that it sees the parameters that are really trained.
+    tokenizer -> data -> model -> weights -> adapter -> quantization -> optimizer -> compiled loss
+
+What is done *to* the model from outside belongs into this file. The adapter comes before quantization: peft finds plain
+linear layers, an adapter that starts from the weights (PiSSA, DoRA) sees them whole, and what is stored in few bits is
+what the adapter leaves frozen. The loop builds the optimizer after both, so that it sees the parameters that are really
+trained.
 """
 
 from __future__ import annotations
@@ -17,13 +21,14 @@ from torch import Tensor
 from pretune import checkpoint
 from pretune.batch import Batch
 from pretune.compilation import compile_step, keep_freed_memory
-from pretune.config import ConfigError, InputError
+from pretune.config import ConfigError, InputError, validate
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.precision import autocast
+from pretune.quantization.config import QloraConfig
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
 
@@ -80,16 +85,28 @@ def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.d
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
-    """Put a run's newest weights into `model`: of one with an adapter, those that it started from, and it merged in."""
+    """Put a run's newest weights into `model`: of one with an adapter, those that it started from, and it merged in.
+
+    Of a quantized run, the numbers that its 4 bits stand for, and its adapter merged into these.
+    """
     newest = newest_checkpoint(run)
     if not (newest / checkpoint.ADAPTER).is_file():
         checkpoint.load_weights(newest, model)
         return
-    from pretune.adapters.files import merge_adapter
+    from pretune.adapters.attach import merge
+    from pretune.adapters.files import put_adapter
 
     checkpoint.check(newest)
-    load_run(model, find_run(read_config(run.config)["stage"]["init_from"], output_dir), output_dir)
-    merge_adapter(newest, model)
+    settings = read_config(run.config)
+    load_run(model, find_run(settings["stage"]["init_from"], output_dir), output_dir)
+    put_adapter(newest, model)
+    if settings["quantization"]["kind"] == "qlora_nf4":
+        from pretune.quantization.nf4 import dequantize, quantize
+
+        # It was trained beside weights of 4 bits: merged into what these stand for, the model is the one of training.
+        quantize(model, validate(QloraConfig, settings["quantization"]))
+        dequantize(model)
+    merge(model)
 
 
 def newest_checkpoint(run: RunFolder) -> Path:
@@ -121,6 +138,17 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
             folder = newest_checkpoint(find_run(section.init_from, config.output_dir))
         load_adapter(folder, model)
     return learning_rate_factors(model, section)
+
+
+def quantize_frozen(config: RunConfig, model: Transformer) -> None:
+    """Store the weights that the adapter leaves frozen in fewer bits, as `quantization` says; or do nothing for none.
+
+    Raises ConfigError for a layer that cannot be stored so.
+    """
+    if config.quantization.kind != "none":
+        from pretune.quantization.nf4 import quantize
+
+        quantize(model, config.quantization)
 
 
 def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:

@@ -20,6 +20,7 @@ from pretune.model.config import ModelConfig
 from pretune.objectives.config import LanguageModelingConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import PrecisionConfig
+from pretune.quantization.config import QuantizationConfig
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -160,6 +161,8 @@ class RunConfig(Section):
     """How the learning rate moves over the budget."""
     adapter: AdapterConfig
     """What is trained: everything, or small weights beside a frozen model."""
+    quantization: QuantizationConfig
+    """How weights are stored that are not trained."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig
@@ -214,6 +217,22 @@ class RunConfig(Section):
             raise ValueError(
                 "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
                 "data.format.kind = mathqa with rationale none or after; or set it to false"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _quantization_has_an_adapter(self) -> Self:
+        if self.quantization.kind == "none":
+            return self
+        if self.adapter.kind == "none":
+            raise ValueError(
+                f"quantization={self.quantization.kind} freezes weights in few bits, which full fine-tuning would have "
+                "to train: choose adapter=lora (dora, loha, lokr), or quantization=none"
+            )
+        if self.adapter.kind == "dora" and self.adapter.dropout:
+            raise ValueError(
+                "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
+                "quantization=none"
             )
         return self
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretune.adapters.attach import inject, merge
+from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
 from pretune.config import InputError
 
@@ -81,8 +81,8 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
     _check_tensors(folder, _tensors(folder), model)
 
 
-def merge_adapter(folder: Path, model: nn.Module) -> None:
-    """Add the adapter in `folder` to the weights of a plain model, whatever its form.
+def put_adapter(folder: Path, model: nn.Module) -> None:
+    """Put the adapter in `folder` on a plain model, whatever its form; `attach.merge` then adds it to the weights.
 
     Raises InputError where there is none, or where it was made for another model.
     """
@@ -97,7 +97,6 @@ def merge_adapter(folder: Path, model: nn.Module) -> None:
     tensors = _tensors(folder)
     _check_tensors(folder, tensors, model)
     _copy(tensors, model)
-    merge(model)
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -22,6 +22,7 @@ from pretune.assembly import (
     attach_adapter,
     check_first_gradients,
     own_folder,
+    quantize_frozen,
     scorer,
     start_run,
     stored_adapter,
@@ -115,6 +116,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     newest = checkpoint.newest(folder.checkpoints)
     parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    quantize_frozen(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
