@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretune.adapters.attach import attach
 from pretune.batch import Batch
 from pretune.config import validate
 from pretune.footprint import CPU, Footprint
@@ -15,6 +16,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
+from pretune.quantization.nf4 import NF4Linear, quantize
 from pretune.run_config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -27,6 +29,8 @@ class Measured:
     def __init__(self, config: RunConfig, rows: int) -> None:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
+        attach(self.model, config.adapter, 0)
+        quantize(self.model, config.quantization)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
         self.batch = Batch(tokens, tokens, documents)
@@ -37,7 +41,9 @@ class Measured:
 
     def saved(self) -> int:
         """Bytes of the tensors that autograd keeps, parameters left out."""
-        own = {parameter.data_ptr() for parameter in self.model.parameters()}
+        own = {parameter.data_ptr() for parameter in self.model.parameters() if type(parameter) is torch.nn.Parameter}
+        layers = [layer for layer in self.model.modules() if isinstance(layer, NF4Linear)]
+        own |= {tensor.data_ptr() for layer in layers for tensor in layer.stored()}
         kept: dict[int, torch.UntypedStorage] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -99,6 +105,35 @@ def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
     assert compiled.peak(8) < eager.peak(8)
     assert compiled.peak(8) < compiled.peak(16)
     assert compiled.constant == eager.constant
+
+
+ADAPTED = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "adapter.rank=4")
+
+
+@pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_with_an_adapter(tiny: Compose, kind: str, quantization: str) -> None:
+    settings = (*SMALL, "precision.compile=false", *ADAPTED, f"adapter={kind}", f"quantization={quantization}")
+    config = validate(RunConfig, tiny(*settings))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    trained = sum(one.numel() for one in measured.model.parameters() if one.requires_grad)
+    assert footprint.gradients == 4 * trained
+    assert footprint.optimizer == pytest.approx(8 * trained, rel=0.05)
+    held = sum(one.nbytes for one in measured.model.parameters() if type(one) is torch.nn.Parameter)
+    held += sum(buffer.nbytes for buffer in measured.model.buffers())
+    layers = [layer for layer in measured.model.modules() if isinstance(layer, NF4Linear)]
+    held += sum(tensor.nbytes for layer in layers for tensor in layer.stored())
+    assert footprint.weights == held
+    assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+
+
+def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:
+    whole = Footprint(validate(RunConfig, tiny(*SMALL)))
+    adapted = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora")))
+    quantized = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora", "quantization=qlora_nf4")))
+    assert quantized.peak(8) < adapted.peak(8) < whole.peak(8)
+    assert quantized.constant < 0.8 * adapted.constant < whole.constant
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

@@ -25,6 +25,7 @@ from pretune.config import ConfigError, InputError, validate
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
+from pretune.model.costs import skeleton
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.precision import autocast
@@ -138,6 +139,21 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
             folder = newest_checkpoint(find_run(section.init_from, config.output_dir))
         load_adapter(folder, model)
     return learning_rate_factors(model, section)
+
+
+def trained_form(config: RunConfig) -> Transformer:
+    """The model with the adapter that is trained, without values (on torch's meta device), for counting.
+
+    What an adapter starts from is left out, as it takes values; so is quantization.
+    """
+    model = skeleton(config.model)
+    if config.adapter.kind != "none":
+        from pretune.adapters.attach import attach
+
+        start = {"init": "zero"} if "init" in type(config.adapter).model_fields else {}
+        with torch.device("meta"):
+            attach(model, config.adapter.model_copy(update=start), config.seed)
+    return model
 
 
 def quantize_frozen(config: RunConfig, model: Transformer) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from pretune import hardware
+from pretune.adapters.config import NoAdapterConfig
 from pretune.footprint import Footprint
 from pretune.hardware import Device
 from pretune.model.config import GATED, ModelConfig
@@ -25,6 +26,7 @@ from pretune.model.costs import (
     training_flops,
 )
 from pretune.model.transformer import Transformer
+from pretune.quantization.config import NoQuantizationConfig
 from pretune.run_config import RunConfig
 
 Way = Literal["pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference"]
@@ -60,9 +62,10 @@ class Family:
         self.config, self.device, self.seconds = config, device, seconds
         self.memory = hardware.usable(device.memory, kind)
         eager = config.precision.model_copy(update={"compile": False})
-        footprint = Footprint(config.model_copy(update={"precision": eager}))
-        whole = sum(parameters_by_part(skeleton(config.model)).values())
-        self.state_bytes = (footprint.weights + footprint.gradients + footprint.optimizer) / whole
+        whole = {"adapter": NoAdapterConfig(kind="none"), "quantization": NoQuantizationConfig(kind="none")}
+        footprint = Footprint(config.model_copy(update={"precision": eager, **whole}))
+        parameters = sum(parameters_by_part(skeleton(config.model)).values())
+        self.state_bytes = (footprint.weights + footprint.gradients + footprint.optimizer) / parameters
         # Per row and layer, and per unit of width: saved tensors are proportional to the width.
         per_row = footprint.saved(2) - footprint.saved(1)
         self.activations_per_unit = per_row / config.model.num_layers / config.model.dim
