@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from pretune.adapters.attach import attach
 from pretune.assembly import set_arithmetic
 from pretune.batch import Batch
 from pretune.config import validate
@@ -16,6 +17,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
+from pretune.quantization.nf4 import NF4Linear, quantize
 from pretune.run_config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -28,6 +30,8 @@ class Measured:
     def __init__(self, config: RunConfig, rows: int) -> None:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
+        attach(self.model, config.adapter, 0)
+        quantize(self.model, config.quantization)
         set_arithmetic(config, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
@@ -39,7 +43,9 @@ class Measured:
 
     def saved(self) -> int:
         """Bytes of the tensors that autograd keeps, parameters left out."""
-        own = {parameter.data_ptr() for parameter in self.model.parameters()}
+        own = {parameter.data_ptr() for parameter in self.model.parameters() if type(parameter) is torch.nn.Parameter}
+        layers = [layer for layer in self.model.modules() if isinstance(layer, NF4Linear)]
+        own |= {tensor.data_ptr() for layer in layers for tensor in layer.stored()}
         kept: dict[int, torch.UntypedStorage] = {}
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
@@ -120,6 +126,35 @@ def test_checkpointed_a_layer_costs_what_goes_into_it(tiny: Compose, compiled: b
     assert deep.saved(8) - shallow.saved(8) == pytest.approx(10 * 8 * 32 * 64 * 4, rel=0.05)
     kept = Footprint(validate(RunConfig, tiny(*settings[:-1], "model.num_layers=12")))
     assert deep.peak(8) - deep.constant < 0.5 * (kept.peak(8) - kept.constant)
+
+
+ADAPTED = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "adapter.rank=4")
+
+
+@pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_with_an_adapter(tiny: Compose, kind: str, quantization: str) -> None:
+    settings = (*SMALL, "precision.compile=false", *ADAPTED, f"adapter={kind}", f"quantization={quantization}")
+    config = validate(RunConfig, tiny(*settings))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    trained = sum(one.numel() for one in measured.model.parameters() if one.requires_grad)
+    assert footprint.gradients == 4 * trained
+    assert footprint.optimizer == pytest.approx(8 * trained, rel=0.05)
+    held = sum(one.nbytes for one in measured.model.parameters() if type(one) is torch.nn.Parameter)
+    held += sum(buffer.nbytes for buffer in measured.model.buffers())
+    layers = [layer for layer in measured.model.modules() if isinstance(layer, NF4Linear)]
+    held += sum(tensor.nbytes for layer in layers for tensor in layer.stored())
+    assert footprint.weights == held
+    assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+
+
+def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:
+    whole = Footprint(validate(RunConfig, tiny(*SMALL)))
+    adapted = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora")))
+    quantized = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora", "quantization=qlora_nf4")))
+    assert quantized.peak(8) < adapted.peak(8) < whole.peak(8)
+    assert quantized.constant < 0.8 * adapted.constant < whole.constant
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

@@ -40,6 +40,8 @@ def test_every_option_of_every_group_validates(option: str) -> None:
     extra = ["stage=finetune", "stage.init_from=somewhere", "model.max_sequence_length=1024", "batch.tokens=16384"]
     if option.startswith("stage="):
         extra = ["stage.init_from=somewhere"]
+    if option == "quantization=qlora_nf4":
+        extra = [*extra, "adapter=lora"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("base", overrides=["name=x", "budget.steps=1", option, *extra])
     for key in OmegaConf.missing_keys(config):

@@ -1,7 +1,11 @@
-"""The parts of a run, in one visible order: tokenizer -> data -> model -> weights -> adapter -> arithmetic.
+"""The parts of a run, put together in one visible order:
 
-What is done *to* the model from outside (8-bit products, checkpointed activations, compilation; quantisation, sharding)
-belongs into this file. The loop builds the optimizer after it, so that it sees the parameters that are really trained.
+    tokenizer -> data -> model -> weights -> adapter -> quantization -> arithmetic -> optimizer -> compiled loss
+
+What is done *to* the model from outside belongs into this file. The adapter comes before quantization: peft finds plain
+linear layers, an adapter that starts from the weights (PiSSA, DoRA) sees them whole, and what is stored in few bits is
+what the adapter leaves frozen. The loop builds the optimizer after both, so that it sees the parameters that are really
+trained.
 """
 
 from __future__ import annotations
@@ -18,14 +22,16 @@ from pretune import checkpoint
 from pretune.averaging import Averaged
 from pretune.batch import Batch
 from pretune.compilation import checkpoint_activations, compile_step, keep_freed_memory
-from pretune.config import ConfigError, InputError
+from pretune.config import ConfigError, InputError, validate
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
 from pretune.embedding_noise import add_embedding_noise
+from pretune.model.costs import skeleton
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.precision import autocast, use_float8
+from pretune.quantization.config import QloraConfig
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
 
@@ -84,16 +90,28 @@ def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.d
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
-    """Put a run's weights into `model`: of one with an adapter, those that it started from, and it merged in."""
+    """Put a run's weights into `model`: of one with an adapter, those that it started from, and it merged in.
+
+    Of a quantized run, the numbers that its 4 bits stand for, and its adapter merged into these.
+    """
     path = chosen_checkpoint(run)
     if not (path / checkpoint.ADAPTER).is_file():
         checkpoint.load_weights(path, model)
         return
-    from pretune.adapters.files import merge_adapter
+    from pretune.adapters.attach import merge
+    from pretune.adapters.files import put_adapter
 
     checkpoint.check(path)
-    load_run(model, find_run(read_config(run.config)["stage"]["init_from"], output_dir), output_dir)
-    merge_adapter(path, model)
+    settings = read_config(run.config)
+    load_run(model, find_run(settings["stage"]["init_from"], output_dir), output_dir)
+    put_adapter(path, model)
+    if settings["quantization"]["kind"] == "qlora_nf4":
+        from pretune.quantization.nf4 import dequantize, quantize
+
+        # It was trained beside weights of 4 bits: merged into what these stand for, the model is the one of training.
+        quantize(model, validate(QloraConfig, settings["quantization"]))
+        dequantize(model)
+    merge(model)
 
 
 def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
@@ -135,6 +153,32 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
             folder = chosen_checkpoint(find_run(section.init_from, config.output_dir))
         load_adapter(folder, model)
     return learning_rate_factors(model, section)
+
+
+def trained_form(config: RunConfig) -> Transformer:
+    """The model with the adapter that is trained, without values (on torch's meta device), for counting.
+
+    What an adapter starts from is left out, as it takes values; so is quantization.
+    """
+    model = skeleton(config.model)
+    if config.adapter.kind != "none":
+        from pretune.adapters.attach import attach
+
+        start = {"init": "zero"} if "init" in type(config.adapter).model_fields else {}
+        with torch.device("meta"):
+            attach(model, config.adapter.model_copy(update=start), config.seed)
+    return model
+
+
+def quantize_frozen(config: RunConfig, model: Transformer) -> None:
+    """Store the weights that the adapter leaves frozen in fewer bits, as `quantization` says; or do nothing for none.
+
+    Raises ConfigError for a layer that cannot be stored so.
+    """
+    if config.quantization.kind != "none":
+        from pretune.quantization.nf4 import quantize
+
+        quantize(model, config.quantization)
 
 
 def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:

@@ -8,12 +8,14 @@ time what the partitioner says.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pretune.assembly import trained_form
 from pretune.batch import Batch
 from pretune.compilation import checkpoint_activations
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
@@ -35,11 +37,12 @@ class Footprint:
         self._rehearsed: dict[int, int] = {}
         self._traced: dict[int, tuple[int, int]] = {}
         with FakeTensorMode(), LiveMemory() as live:
-            model = Transformer(config.model)
+            model = _fake(config)
             self.weights = live.now
             optimizer = build_optimizer(config.optimizer, model)
             for parameter in model.parameters():
-                parameter.grad = torch.empty_like(parameter)
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
             before = live.now
             self.gradients = before - self.weights
             live.restart()
@@ -117,13 +120,29 @@ class Footprint:
         """Peak of weights, gradients, activations and temporaries over the second micro-batch of an eager step."""
         if rows not in self._rehearsed:
             with FakeTensorMode(), LiveMemory() as live:
-                rehearsal = _Rehearsal(self.config, Transformer(self.config.model))
+                rehearsal = _Rehearsal(self.config, _fake(self.config))
                 batch = rehearsal.batch(rows)
                 for _ in range(2):
                     live.restart()
                     rehearsal(batch).backward()
                 self._rehearsed[rows] = live.peak
         return self._rehearsed[rows]
+
+
+def _fake(config: RunConfig) -> Transformer:
+    """The model as it is trained, with the fake tensors of the mode that is active."""
+    model = trained_form(config)
+    if config.quantization.kind == "qlora_nf4":
+        from pretune.footprint_nf4 import store
+
+        store(model, config.quantization.block_size)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
+    return model
 
 
 class _Rehearsal(nn.Module):
@@ -149,9 +168,13 @@ class _Rehearsal(nn.Module):
 
 
 def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
-    model = config.model.model_copy(update={"num_layers": num_layers})
+    changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
+    if config.adapter.kind != "none":  # as if what is said of one block were said of all
+        targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
+        changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
+    config = config.model_copy(update=changes)
     with FakeTensorMode():
-        rehearsal = _Rehearsal(config, Transformer(model))
+        rehearsal = _Rehearsal(config, _fake(config))
         batch = rehearsal.batch(rows)
         if not config.precision.compile:
             return saved_eagerly(lambda: rehearsal(batch), rehearsal)
@@ -178,8 +201,9 @@ def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, ro
     model, itemsize = config.model, 2 if config.precision.activations == "bfloat16" else 4
     tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
-    loss = itemsize * rows_of_head * (chunk + model.dim)
+    whole = config.adapter.kind == "none"  # an adapter leaves the head without a gradient
+    loss = itemsize * rows_of_head * (chunk + model.dim * whole)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
-    start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim
+    start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
     copies = gradients // 2 if itemsize == 2 else 0  # weights cast for the matrix products
     return max(saved + max(loss, start), copies + gradients)

@@ -33,6 +33,10 @@ def run(mapping: Mapping[str, Any]) -> int:
             from pretune.tasks.generate import generate
 
             return generate(config)
+        case "export":
+            from pretune.tasks.export import export
+
+            return export(config)
         case "report":
             from pretune.tasks.report import report_runs
 

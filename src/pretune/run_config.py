@@ -21,6 +21,7 @@ from pretune.model.config import ModelConfig
 from pretune.objectives.config import LanguageModelingConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
+from pretune.quantization.config import QuantizationConfig
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -141,6 +142,18 @@ class ReportConfig(Section):
     """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
 
 
+class ExportConfig(Section):
+    format: Literal["huggingface"]
+    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files)."""
+    adapter: Literal["merge", "keep"]
+    """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
+    weights that it was trained on."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    """Type of the exported numbers."""
+    output: str | None
+    """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
+
+
 class PlanConfig(Section):
     device: str | None
     """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes the one at hand, measured if unknown."""
@@ -166,7 +179,7 @@ class PlanConfig(Section):
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
     """The run's name and the name of its folder in output_dir."""
-    task: Literal["train", "prepare", "evaluate", "generate", "report", "plan"]
+    task: Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"]
     """What to do."""
     seed: int
     """Weights, order of the data and dropout."""
@@ -193,6 +206,8 @@ class RunConfig(Section):
     embedding_noise: Annotated[float, Field(gt=0)] | None
     """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
     tokens (5 to 15 for instruction tuning); null adds none."""
+    quantization: QuantizationConfig
+    """How weights are stored that are not trained."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig
@@ -209,6 +224,8 @@ class RunConfig(Section):
     """When the run's state is saved."""
     generate: GenerateConfig
     """task=generate."""
+    export: ExportConfig
+    """task=export."""
     report: ReportConfig
     """task=report."""
     plan: PlanConfig
@@ -262,6 +279,22 @@ class RunConfig(Section):
             raise ValueError(
                 f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} "
                 f"times {rows} are {length * rows}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _quantization_has_an_adapter(self) -> Self:
+        if self.quantization.kind == "none":
+            return self
+        if self.adapter.kind == "none":
+            raise ValueError(
+                f"quantization={self.quantization.kind} freezes weights in few bits, which full fine-tuning would have "
+                "to train: choose adapter=lora (dora, loha, lokr), or quantization=none"
+            )
+        if self.adapter.kind == "dora" and self.adapter.dropout:
+            raise ValueError(
+                "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
+                "quantization=none"
             )
         return self
 

@@ -165,3 +165,19 @@ def test_no_loss_is_predicted_where_the_fit_does_not_hold(tiny: Compose) -> None
 @pytest.mark.parametrize(("seconds", "text"), [(12.4, "12s"), (200, "3m 20s"), (7500, "2h 05m"), (3599.9, "1h 00m")])
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
+def test_an_adapter_is_planned_for(quantization: str, tiny: Compose) -> None:
+    whole = make_plan(validate(RunConfig, tiny("precision.compile=false")))
+    tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "precision.compile=false")
+    adapter = ("adapter=lora", "adapter.rank=2", "adapter.targets=[layers.1.mlp.down]")
+    plan = make_plan(validate(RunConfig, tiny(*tune, *adapter, f"quantization={quantization}")))
+    assert plan.parameters == {**whole.parameters, "adapter, trained alone": 2 * (48 + 32)}
+    # Frozen matrices need no gradient of their own: 4 operations instead of 6.
+    matrices = sum(whole.parameters[part] for part in ("attention", "mlp", "embedding"))
+    extra = 6 * plan.parameters["adapter, trained alone"]
+    assert plan.flops_per_token == pytest.approx(whole.flops_per_token - 2 * matrices + extra)
+    assert plan.memory["gradients"] == 4 * 2 * (48 + 32)
+    assert plan.memory["weights"] < whole.memory["weights"] or quantization == "none"
+    assert [one.parameters for one in plan.biggest] == [one.parameters for one in whole.biggest]

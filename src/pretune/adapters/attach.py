@@ -18,6 +18,8 @@ from pretune.adapters.layers import ADAPTER, quicken
 from pretune.config import ConfigError, InputError, nearest
 
 _ROLES = {"attention": ".attention.", "mlp": ".mlp."}
+_NO_ROLE = ".value_gate"
+"""A layer with a row for each head: an adapter would be larger than it. Its name targets it."""
 
 
 def attach(model: nn.Module, config: AdapterConfig, seed: int) -> None:
@@ -49,7 +51,7 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     for target in targets:
         if target == "all" or target in _ROLES:
             role = _ROLES.get(target, ".")
-            matched = {name.split(".", 2)[2] for name in layers if role in name}
+            matched = {name.split(".", 2)[2] for name in layers if role in name and not name.endswith(_NO_ROLE)}
         else:
             matched = {target} if any(f".{name}".endswith(f".{target}") for name in layers) else set()
         if not matched:
@@ -158,14 +160,16 @@ def _has_gradient(parameter: Tensor) -> bool:
     return parameter.requires_grad and parameter.grad is not None and bool(parameter.grad.any())
 
 
-def _fingerprint(model: nn.Module) -> str:
-    """Sixteen hex digits that depend on the weights that a model started from.
+def _fingerprint(model: nn.Module) -> str | None:
+    """Sixteen hex digits that depend on the weights that a model started from; None for tensors without values.
 
     On the first values of each of those that no adapter touches: every training of a whole model changes them, and
     merging an adapter, whose last bits depend on the machine, does not.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):
+        if tensor.is_meta:
+            return None
         if tensor.ndim == 1 or "layers." not in name:
             digest.update(f"{name}{list(tensor.shape)}".encode())
             digest.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())

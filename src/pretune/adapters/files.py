@@ -14,13 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretune.adapters.attach import inject, merge
+from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
 from pretune.config import InputError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-_PREFIX = "base_model.model."
+PREFIX = "base_model.model."
+"""What peft puts before the names of a model's layers."""
 _HARMLESS = frozenset(
     {
         "auto_mapping",
@@ -46,7 +47,7 @@ saved adapter computes (the start is told apart further)."""
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's parameters themselves, by the names that peft's files have."""
     tensors = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), ADAPTER, save_embedding_layers=False)
-    return {_PREFIX + name: tensor for name, tensor in tensors.items()}
+    return {PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
@@ -80,8 +81,8 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
     _check_tensors(folder, _tensors(folder), model)
 
 
-def merge_adapter(folder: Path, model: nn.Module) -> None:
-    """Add the adapter in `folder` to the weights of a plain model, whatever its form.
+def put_adapter(folder: Path, model: nn.Module) -> None:
+    """Put the adapter in `folder` on a plain model, whatever its form; `attach.merge` then adds it to the weights.
 
     Raises InputError where there is none, or where it was made for another model.
     """
@@ -96,7 +97,11 @@ def merge_adapter(folder: Path, model: nn.Module) -> None:
     tensors = _tensors(folder)
     _check_tensors(folder, tensors, model)
     _copy(tensors, model)
-    merge(model)
+
+
+def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and the configuration of the adapter in `folder`; InputError where there is none."""
+    return _tensors(folder), _content(folder)
 
 
 def _content(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""Hugging Face's names for weights, and ours: Llama, Mistral, Qwen2 and Qwen3 checkpoints.
+"""Hugging Face's names for weights, and ours: checkpoints of Llama, Mistral, Qwen2, Qwen3, Arcee and Apertus.
 
 Both sides are plain mappings from names to tensors. There, queries, keys and values (and gate and up) are matrices of
 their own; here they are one, in that order. The rotary layout is the same on both sides, so that nothing is permuted.
+What only we have, `portable` takes out before.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.config import ConfigError, InputError
-from pretune.model.config import ModelConfig
+from pretune.model.architectures import APERTUS, NANOCHAT, architecture
+from pretune.model.config import GATED, ModelConfig
+from pretune.model.nanochat import to_nanochat
 
 _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -43,6 +46,8 @@ def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> d
 
 def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `from_huggingface`: padding rows are left out; tied weights are there once, as the embedding."""
+    if architecture(config) is NANOCHAT:
+        return to_nanochat(state_dict, config)
     theirs: dict[str, Tensor] = {}
     for name, parts in _names(config):
         rows = [shape[0] for _, shape in parts]
@@ -51,8 +56,18 @@ def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
     return theirs
 
 
+def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
+    """For each linear layer of ours, by name, the layers that make it up there, with their rows, in order."""
+    return {
+        ours.removesuffix(".weight"): [(part.removesuffix(".weight"), shape[0]) for part, shape in parts]
+        for ours, parts in _names(config)
+        if len(parts[0][1]) == 2
+    }
+
+
 def _names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
-    _check_supported(config)
+    if architecture(config) is NANOCHAT:
+        raise ConfigError("models with a softcap are written for NanoChat, and not read; nor are their adapters")
     yield "embedding.weight", [(_EMBEDDING, (config.vocab_size, config.dim))]
     yield "norm.weight", [("model.norm.weight", (config.dim,))]
     if not config.tied_embeddings:
@@ -63,8 +78,11 @@ def _names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
 
 
 def _block_names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
-    yield "attention_norm.weight", [("input_layernorm.weight", (config.dim,))]
-    yield "mlp_norm.weight", [("post_attention_layernorm.weight", (config.dim,))]
+    norms = ("input_layernorm", "post_attention_layernorm")
+    if architecture(config) is APERTUS:
+        norms = ("attention_layernorm", "feedforward_layernorm")
+    yield "attention_norm.weight", [(f"{norms[0]}.weight", (config.dim,))]
+    yield "mlp_norm.weight", [(f"{norms[1]}.weight", (config.dim,))]
     if config.qk_norm:
         yield "attention.query_norm.weight", [("self_attn.q_norm.weight", (config.head_dim,))]
         yield "attention.key_norm.weight", [("self_attn.k_norm.weight", (config.head_dim,))]
@@ -72,8 +90,11 @@ def _block_names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
     qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
     yield from _linear("attention.qkv", qkv, config.dim, config.bias.qkv)
     yield from _linear("attention.output", [("self_attn.o_proj", config.dim)], queries, config.bias.attention_output)
-    gate_up = [("mlp.gate_proj", config.mlp_dim), ("mlp.up_proj", config.mlp_dim)]
-    yield from _linear("mlp.gate_up", gate_up, config.dim, config.bias.mlp)
+    gate, up = ("mlp.gate_proj", config.mlp_dim), ("mlp.up_proj", config.mlp_dim)
+    if config.activation in GATED:
+        yield from _linear("mlp.gate_up", [gate, up], config.dim, config.bias.mlp)
+    else:
+        yield from _linear("mlp.up", [up], config.dim, config.bias.mlp)
     yield from _linear("mlp.down", [("mlp.down_proj", config.dim)], config.mlp_dim, config.bias.mlp)
 
 
@@ -102,24 +123,4 @@ def _check_all_used(state_dict: Mapping[str, Tensor], config: ModelConfig) -> No
         raise InputError(
             f"the checkpoint has {len(unknown)} weights that the model's configuration has no place for, such as "
             f"'{unknown[0]}'; see num_layers, bias and qk_norm"
-        )
-
-
-def _check_supported(config: ModelConfig) -> None:
-    plain = {
-        "activation": config.activation == "swiglu",
-        "norm.kind": config.norm.kind == "rmsnorm",
-        "norm.learned": config.norm.learned,
-        "attention_scale": config.attention_scale == 1,
-        "window": config.window is None,
-        "value_embeddings": not config.value_embeddings,
-        "residual_scalars": not config.residual_scalars,
-        "normalize_embedding": not config.normalize_embedding,
-        "softcap": config.softcap is None,
-    }
-    other = [f"model.{key}" for key, is_plain in plain.items() if not is_plain]
-    if other:
-        raise ConfigError(
-            "Hugging Face weights are read and written for models like Llama, Mistral, Qwen2 and Qwen3 (swiglu, "
-            f"learned rmsnorm and none of Pretune's own switches); here {', '.join(other)} is another"
         )

@@ -6,10 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pretune import hardware
-from pretune.assembly import pick_device
+from pretune.assembly import pick_device, trained_form
 from pretune.footprint import Footprint
 from pretune.hardware import Device
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
+from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
 from pretune.run_config import RunConfig
 from pretune.run_folder import find_progress
@@ -59,8 +60,10 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a run on the device that plan.device names, or on the one that is at hand."""
     device, kind = planned_device(config)
-    model, footprint = skeleton(config.model), Footprint(config)
-    parameters = parameters_by_part(model)
+    parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config)
+    model = trained_form(config)
+    if config.adapter.kind != "none":
+        parameters["adapter, trained alone"] = count_parameters(model).trainable
     count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
     speed = config.plan.mfu * device.peak_flops / flops
     tokens, limit = _tokens(config, speed)

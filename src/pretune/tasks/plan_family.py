@@ -13,6 +13,7 @@ from typing import Literal
 from torch import nn
 
 from pretune import hardware
+from pretune.adapters.config import NoAdapterConfig
 from pretune.footprint import Footprint
 from pretune.hardware import Device
 from pretune.model.config import GATED, ModelConfig
@@ -25,6 +26,7 @@ from pretune.model.costs import (
     training_flops,
 )
 from pretune.model.transformer import Transformer
+from pretune.quantization.config import NoQuantizationConfig
 from pretune.run_config import RunConfig
 
 Way = Literal["pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference"]
@@ -59,6 +61,8 @@ class Family:
     def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
         self.config, self.device, self.seconds = config, device, seconds
         self.memory = hardware.usable(device.memory, kind)
+        full = {"adapter": NoAdapterConfig(kind="none"), "quantization": NoQuantizationConfig(kind="none")}
+        config = config.model_copy(update=full)
         checkpointed = config.precision.activation_checkpointing
         footprint = _eager(config, checkpointed)
         whole = sum(parameters_by_part(skeleton(config.model)).values())

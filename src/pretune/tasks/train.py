@@ -24,6 +24,7 @@ from pretune.assembly import (
     check_first_gradients,
     own_folder,
     pick_device,
+    quantize_frozen,
     scorer,
     set_arithmetic,
     start_run,
@@ -86,6 +87,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
     parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    quantize_frozen(config, parts.model)
     average = averaged(config, parts.model)
     set_arithmetic(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)

@@ -1,0 +1,316 @@
+"""Which fine-tuning? Full, LoRA, DoRA, LoHa, LoKr and QLoRA from one pretrained run, each at its best learning rate.
+
+Every run is the command line's own training of src/config/run/mathqa_<method>.yaml, in a process of its own: the same
+data, batches and steps. First a sweep of the learning rate with one seed, then more seeds at the best rate (the lowest
+validation loss at the end). Runs that are complete are not repeated: the same command goes on where it stopped.
+
+    python benchmarks/finetuning.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
+        [--methods full lora ...] [--factors 0.25 0.5 1 2 4] [--seeds 3] [--page docs/which-fine-tuning.md]
+        [-- key=value]
+
+Without --base (or with --quick) a tiny model is pretrained and tuned on generated problems: that shows that it works,
+and nothing else. The last line is one JSON object; beside the runs lie finetuning.md, .csv and .png.
+`--page` puts table and picture into a page of the documentation, between its two comments. Keys after `--` go to every
+run.
+
+Validation loss is that of the last evaluation. The error of accuracy is that of one run's finite number of problems;
+where there are several seeds, the spread over them is given too. Scored tokens per second are those of the last report;
+memory is the highest that the process held at any time, with its libraries, compilation and evaluation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RUN_FILES = ROOT / "src" / "config" / "run"
+METHODS = ("full", "lora", "dora", "loha", "lokr", "qlora")
+MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
+QUICK = ("data=word_problems", "data.source.num_problems=400", "data.sequence_length=128", "batch.tokens=512")
+QUICK_MORE = ("batch.micro_batch=4", "evaluation.every=10", "evaluation.max_problems=20", "precision.compile=false")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method, a learning rate and a seed."""
+
+    method: str
+    lr: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}-lr{self.lr:.3g}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs share."""
+
+    folder: Path
+    shared: tuple[str, ...]
+    jobs: int
+
+    def figures(self, job: Job) -> dict[str, Any] | None:
+        """What a complete run measured."""
+        summary, memory = (self.folder / job.name / file for file in ("summary.json", "memory.json"))
+        if not summary.is_file():
+            return None
+        peak = json.loads(memory.read_text()) if memory.is_file() else {"peak_memory_bytes": None}
+        return {**json.loads(summary.read_text()), **peak}
+
+    def losses(self, job: Job) -> list[tuple[int, float]]:
+        """Validation loss by step."""
+        rows = map(json.loads, (self.folder / job.name / "metrics.jsonl").read_text().splitlines())
+        return [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run those that are not complete yet."""
+        missing = [job for job in dict.fromkeys(jobs) if self.figures(job) is None]
+        with ThreadPoolExecutor(self.jobs) as pool:
+            for number, (job, seconds) in enumerate(pool.map(self._train, missing), 1):
+                figures = self.figures(job)
+                assert figures is not None
+                print(f"{number}/{len(missing)} {job.name}: {figures['val/loss']:.4f} in {seconds:.0f} s", flush=True)
+
+    def _train(self, job: Job) -> tuple[Job, float]:
+        began = time.perf_counter()
+        mine = [f"name={job.name}", f"optimizer.lr={job.lr!r}", f"seed={job.seed}", f"output_dir={self.folder}"]
+        peak = command(RUN_FILES / f"mathqa_{job.method}.yaml", [*mine, *self.shared], self.folder / f"{job.name}.log")
+        (self.folder / job.name / "memory.json").write_text(json.dumps({"peak_memory_bytes": peak}))
+        return job, time.perf_counter() - began
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--train", type=Path, help="records in MathQA's fields; without it they come from the hub")
+    parser.add_argument("--validation", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--factors", nargs="+", type=float, default=[0.25, 0.5, 1, 2, 4], help="of the run file's rate")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; more than one falsifies speed")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, two rates, one seed: does it work?")
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
+    options = parser.parse_args()
+    if (options.train is None) != (options.validation is None):
+        parser.error("--train and --validation belong together")
+    if options.base is None or options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), [0.5, 1], 1, 20)
+        return
+    base = next((path for path in (options.output_dir / options.base, Path(options.base)) if path.is_dir()), None)
+    if base is None:
+        parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
+    folder = options.output_dir / f"finetuning-{base.name}"
+    study(options, folder, base, records(options), options.factors, options.seeds, options.steps)
+
+
+def study(
+    options: argparse.Namespace,
+    folder: Path,
+    base: Path,
+    data: Sequence[str],
+    factors: Sequence[float],
+    num_seeds: int,
+    steps: int,
+) -> None:
+    """Sweep, repeat, and write down what came of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base), *data, *options.overrides]
+    all_runs = Study(folder.resolve(), tuple(start), options.jobs)
+    sweep = {method: [Job(method, rate(method) * factor, 1) for factor in factors] for method in options.methods}
+    all_runs.run([job for jobs in sweep.values() for job in jobs])
+    best = {method: min(jobs, key=lambda job: loss_of(all_runs, job)) for method, jobs in sweep.items()}
+    seeds = {method: [Job(method, job.lr, seed) for seed in range(1, num_seeds + 1)] for method, job in best.items()}
+    all_runs.run([job for jobs in seeds.values() for job in jobs])
+    rows = [row(all_runs, method, seeds[method], sweep[method]) for method in options.methods]
+    table = markdown(rows)
+    (folder / "finetuning.md").write_text(table)
+    with (folder / "finetuning.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    draw(all_runs, sweep, best, folder / "finetuning.png")
+    if options.page is not None:
+        publish(options.page, table, folder / "finetuning.png")
+    print(table)
+    print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
+                      "steps": steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
+
+
+def loss_of(runs: Study, job: Job) -> float:
+    figures = runs.figures(job)
+    assert figures is not None
+    return figures["val/loss"]
+
+
+def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) -> dict[str, Any]:
+    """A method's line of the table: means over seeds."""
+    found = [figures for job in seeds if (figures := runs.figures(job)) is not None]
+
+    def over(key: str) -> list[float]:
+        return [figures[key] for figures in found if figures.get(key) is not None]
+
+    def mean(key: str) -> float | None:
+        return statistics.mean(over(key)) if over(key) else None
+
+    def spread(key: str) -> float | None:
+        return statistics.stdev(over(key)) if len(over(key)) > 1 else None
+
+    rates = sorted(job.lr for job in sweep)
+    return {
+        "method": method,
+        "lr": seeds[0].lr,
+        "lr_at_edge": len(rates) > 1 and seeds[0].lr in (rates[0], rates[-1]),
+        "seeds": len(found),
+        "val_loss": mean("val/loss"),
+        "val_loss_spread": spread("val/loss"),
+        "accuracy": mean("mathqa/accuracy"),
+        "accuracy_error": mean("mathqa/accuracy_error"),
+        "accuracy_spread": spread("mathqa/accuracy"),
+        "chance": mean("mathqa/chance"),
+        "scored_tokens_per_second": mean("train/scored_tokens_per_second"),
+        "peak_memory_bytes": mean("peak_memory_bytes"),
+        "trainable_parameters": found[0]["trainable_parameters"],
+        "parameters": found[0]["parameters"],
+    }
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """The table for a page."""
+    lines = [
+        "| method | learning rate | validation loss | accuracy | scored tokens/s | peak memory | trained parameters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for one in rows:
+        edge = " (edge of the sweep)" if one["lr_at_edge"] else ""
+        accuracy = "not measured"
+        if one["accuracy"] is not None:
+            accuracy = f"{one['accuracy']:.1%} ± {one['accuracy_error']:.1%}"
+            accuracy += f" (seeds ± {one['accuracy_spread']:.1%})" if one["accuracy_spread"] is not None else ""
+        memory = one["peak_memory_bytes"]
+        spread = f" ± {one['val_loss_spread']:.4f}" if one["val_loss_spread"] is not None else ""
+        cells = (
+            one["method"],
+            f"{one['lr']:.3g}{edge}",
+            f"{one['val_loss']:.4f}{spread}",
+            accuracy,
+            f"{one['scored_tokens_per_second']:,.0f}",
+            "not measured" if memory is None else f"{memory / 2**30:.2f} GiB",
+            f"{one['trainable_parameters']:,} ({one['trainable_parameters'] / one['parameters']:.2%})",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: Path) -> None:
+    """Loss over the learning rate, where each method's valley is, and over steps at the best rate."""
+    import matplotlib.pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for method, jobs in sweep.items():
+        ordered = sorted(jobs, key=lambda job: job.lr)
+        left.plot([job.lr for job in ordered], [loss_of(runs, job) for job in ordered], marker="o", label=method)
+        steps, losses = zip(*runs.losses(best[method]), strict=True)
+        right.plot(steps, losses, label=f"{method}, {best[method].lr:.2g}")
+    left.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end", title="The sweep")
+    right.set(xlabel="step", ylabel="validation loss", title="At each method's best rate")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def publish(page: Path, table: str, picture: Path) -> None:
+    """Put table and picture into a page, between its two comments."""
+    before, begin, rest = page.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
+    image = page.with_suffix(".png")
+    image.write_bytes(picture.read_bytes())
+    shown = f"![Validation loss over the learning rate, and over steps]({image.name})"
+    page.write_text(f"{before}{begin}\n\n{table}\n{shown}\n\n{end}{after}")
+
+
+def rate(method: str) -> float:
+    """The learning rate of the method's run file, or of the one that it builds on."""
+    import yaml
+
+    name: str | None = f"mathqa_{method}"
+    while name is not None:
+        content = yaml.safe_load((RUN_FILES / f"{name}.yaml").read_text())
+        if "lr" in content.get("optimizer", {}):
+            return float(content["optimizer"]["lr"])
+        name = next((one for one in content["defaults"] if isinstance(one, str) and one.startswith("mathqa_")), None)
+    sys.exit(f"{RUN_FILES / f'mathqa_{method}.yaml'} sets no optimizer.lr")
+
+
+def shape_of(base: Path) -> list[str]:
+    """Overrides that make the model that of the run `base`."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from pretune.run_folder import read_config
+
+    def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
+        lines = []
+        for key, value in mapping.items():
+            # A section that is null in the one may be a mapping in the other: `++` replaces either.
+            inner = isinstance(value, dict)
+            lines += flat(value, f"{prefix}{key}.") if inner else [f"++{prefix}{key}={json.dumps(value)}"]
+        return lines
+
+    return flat(read_config(base / "config.yaml")["model"], "model.")
+
+
+def records(options: argparse.Namespace) -> list[str]:
+    """Overrides that name the records."""
+    if options.train is None:
+        return []
+    held_out = "data/source@data.validation.source=files"
+    files = [f"data.source.files=[{options.train.resolve()}]"]
+    return ["data/source=files", held_out, *files, f"data.validation.source.files=[{options.validation.resolve()}]"]
+
+
+def quick_base(folder: Path) -> Path:
+    """A tiny model that has seen twenty steps."""
+    command(RUN_FILES / "smoke.yaml", ["name=base", f"output_dir={folder}", "samples.prompts=[]"], folder / "base.log")
+    return folder / "base"
+
+
+def command(config: Path, overrides: Sequence[str], log: Path) -> int | None:
+    """Train a run; the highest memory, in bytes, that the process held, or None where the system does not say."""
+    started = [sys.executable, str(ROOT / "src" / "main.py"), "--config", str(config), *overrides]
+    peak = None
+    with log.open("w") as file:
+        process = subprocess.Popen(started, stdout=file, stderr=subprocess.STDOUT)
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            time.sleep(0.2)
+            if status.is_file() and "VmHWM:" in (text := status.read_text()):
+                peak = 1024 * int(text.split("VmHWM:")[1].split()[0])
+    if process.returncode:
+        sys.exit(
+            f"{' '.join(started)}\nended with code {process.returncode}; the end of {log}:\n{log.read_text()[-2000:]}"
+        )
+    return peak
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""An adapter of ours as peft's folder for the same model in transformers.
+
+There, queries, keys and values (and gate and up) are layers of their own. A low-rank update of several layers stacked
+is an update of each of them: with its rows of the second factor, and the first factor of all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pretune.adapters.files import PREFIX, read_adapter
+from pretune.config import ConfigError
+
+Layers = Mapping[str, Sequence[tuple[str, int]]]
+"""For each linear layer of ours, by name, the layers that make it up there, with their rows, in order."""
+
+_BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
+"""Parts of an adapter that have a row for each row of the layer's weight; layers share the others."""
+
+
+def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration of the adapter in `folder`, as they belong into peft's two files.
+
+    Raises ConfigError for an adapter that has no counterpart there.
+    """
+    stored, config = read_adapter(folder)
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start.startswith(("pissa", "orthogonal")):
+        raise ConfigError(
+            f"adapter.init = {start} has moved part of the weights into the adapter, which fits no other copy of them; "
+            "use export.adapter=merge"
+        )
+    tensors: dict[str, Tensor] = {}
+    targets: set[str] = set()
+    for name, tensor in stored.items():
+        ours = next(one for one in layers if name.startswith(f"{PREFIX}{one}."))
+        part = name.removeprefix(f"{PREFIX}{ours}.")
+        targets.update(theirs for theirs, _ in layers[ours])
+        tensors.update(_split(tensor, ours, part, layers[ours]))
+    # `revision` is a fingerprint of the weights under our names.
+    changes = {"target_modules": sorted(targets), "task_type": "CAUSAL_LM", "revision": None}
+    return tensors, {**config, **changes, "inference_mode": True}
+
+
+def _split(tensor: Tensor, ours: str, part: str, layers: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
+    if len(layers) > 1 and part.startswith("lokr"):
+        names = ", ".join(theirs.rpartition(".")[2] for theirs, _ in layers)
+        raise ConfigError(
+            f"a Kronecker product on {ours} is none on each of {names}, which that layer is in transformers; use "
+            "export.adapter=merge, or train LoKr with adapter.targets=[attention.output,mlp.down]"
+        )
+    rows = tensor.split([size for _, size in layers]) if part.startswith(_BY_ROWS) else [tensor] * len(layers)
+    # Copies: safetensors refuses names that share memory.
+    return {f"{PREFIX}{theirs}.{part}": row.clone() for (theirs, _), row in zip(layers, rows, strict=True)}

@@ -1,0 +1,69 @@
+"""The same model without switches that only Pretune has, where they can be written into the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretune.model.config import ModelConfig
+
+
+def portable_config(config: ModelConfig) -> ModelConfig:
+    """The shape of a model that computes the same, given what `portable_weights` makes of its weights.
+
+    Norms without weights get ones. A scale of the attention logits goes into the queries. A normalised embedding is a
+    table of normalised vectors; a head that was tied to it gets a table of its own. What cannot be written into weights
+    stays as it is; so does all of a model with a softcap, which NanoChat alone has, and with its own bare norms.
+    """
+    if config.norm.kind != "rmsnorm" or config.softcap is not None:
+        return config
+    changes = {
+        "attention_scale": 1.0,
+        "norm": config.norm.model_copy(update={"learned": True}),
+        "tied_embeddings": config.tied_embeddings and not config.normalize_embedding,
+        "normalize_embedding": False,
+    }
+    return config.model_copy(update=changes)
+
+
+def portable_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """The weights for `portable_config(config)`."""
+    weights, new = dict(state_dict), portable_config(config)
+    if new.norm.learned and not config.norm.learned:
+        weights |= _ones(config)
+    if new.attention_scale != config.attention_scale:
+        _scale_queries(weights, config)
+    if config.normalize_embedding and not new.normalize_embedding:
+        table, learned = weights["embedding.weight"], weights.pop("embedding_norm.weight", None)
+        weights["embedding.weight"] = F.rms_norm(table.float(), (config.dim,), learned, config.norm.eps).to(table.dtype)
+        if config.tied_embeddings:
+            weights["head.weight"] = table
+    return weights
+
+
+def _ones(config: ModelConfig) -> dict[str, Tensor]:
+    """The weights of all norms but the embedding's."""
+    sizes = {"norm.weight": config.dim}
+    for index in range(config.num_layers):
+        sizes |= {f"layers.{index}.{name}.weight": config.dim for name in ("attention_norm", "mlp_norm")}
+        if config.qk_norm:
+            sizes |= {f"layers.{index}.attention.{name}.weight": config.head_dim for name in ("query_norm", "key_norm")}
+    return {name: torch.ones(size) for name, size in sizes.items()}
+
+
+def _scale_queries(weights: dict[str, Tensor], config: ModelConfig) -> None:
+    queries = config.num_heads * config.head_dim
+    for index in range(config.num_layers):
+        attention = f"layers.{index}.attention"
+        if config.qk_norm:
+            weights[f"{attention}.query_norm.weight"] = (
+                weights[f"{attention}.query_norm.weight"] * config.attention_scale
+            )
+            continue
+        for name in (f"{attention}.qkv.weight", f"{attention}.qkv.bias"):
+            if name in weights:
+                rows = weights[name].split([queries, len(weights[name]) - queries])
+                weights[name] = torch.cat((rows[0] * config.attention_scale, rows[1]))

@@ -1,0 +1,1 @@
+"""Weights in fewer bits, done to a model from outside."""
