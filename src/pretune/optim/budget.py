@@ -55,10 +55,10 @@ def next_step(budget: BudgetConfig, spent: Spent, cost: Spent, micro_batch: int,
     if budget.tokens is not None:
         progress = max(progress, _progress(budget.tokens, spent.tokens, cost.tokens))
     if budget.time is not None:
-        pieces, left = cost.tokens // micro_batch, budget.time - spent.seconds
+        pieces, left = cost.tokens // micro_batch, max(budget.time - spent.seconds, 0)
         unused = cost.seconds / pieces / 2
         progress = max(progress, _progress(budget.time, spent.seconds, cost.seconds, unused))
-        if left < cost.seconds:
+        if cost.seconds > left:
             tokens = micro_batch * max(round(left / cost.seconds * pieces), 1)
     return Step(progress, tokens)
 
