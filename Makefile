@@ -42,8 +42,17 @@ types: $(READY) ## Check types (pyright)
 docs: $(READY) ## Build the site into site/ (mkdocs)
 	NO_MKDOCS_2_WARNING=true $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY) ## Measure every claim: one JSON line per system
-	for script in benchmarks/*.py; do PYTHONPATH=src $(BIN)/python "$$script" || exit 1; done
+BENCH := PYTHONPATH=src $(BIN)/python benchmarks
+
+bench: $(READY) ## Measure every claim on this machine, the slow ones briefly: about 20 minutes
+	$(BENCH)/startup.py
+	$(BENCH)/data_preparation.py --rounds 1
+	$(BENCH)/loader_speed.py
+	$(BENCH)/cross_entropy.py --rounds 3
+	$(BENCH)/memory.py
+	$(BENCH)/throughput.py --bursts 3
+	$(BENCH)/adapters_speed.py --bursts 2 --seconds 2 --sides full lora dora loha lokr
+	$(BENCH)/finetune_packing.py --seconds 15
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py

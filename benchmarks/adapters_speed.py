@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,7 +23,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from throughput import SHAPES, ask, peak_memory, pretune_side, reset_peak_memory
+from side_by_side import ask, peak_memory, reset_peak_memory, start
+from throughput import SHAPES, pretune_side
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
@@ -52,7 +52,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace) -> dict[str, object]:
     """Let the sides take turns."""
-    workers = {side: start(side, args.device, args.threads) for side in args.sides}
+    workers = {side: start([__file__], side, args.device, args.threads) for side in args.sides}
     results: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
     for _ in range(args.bursts):
         for side, worker in workers.items():
@@ -82,16 +82,6 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
         "threads": args.threads,
         "torch": torch.__version__,
     }
-
-
-def start(side: str, device: str, threads: int) -> subprocess.Popen[str]:
-    """A process that has compiled and warmed up its side."""
-    command = [sys.executable, __file__, "--device", device, "--threads", str(threads), "--side", side]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert worker.stdout is not None
-    if worker.stdout.readline().strip() != "ready":
-        sys.exit(f"{side} did not start; run `{' '.join(command)}` to see why")
-    return worker
 
 
 def work(side: str, device: str, clock: Callable[[], float]) -> None:

@@ -1,24 +1,28 @@
-"""Training step of Pretune's transformer against transformers' LlamaForCausalLM: tokens per second and peak memory.
+"""Training step of Pretune's transformer against transformers' LlamaForCausalLM and litgpt's GPT: tokens per second and
+peak memory.
 
-Both sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
+All sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
 a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets
-the C library's allocator for training on a CPU, so there is a third side: transformers with the same setting.
+the C library's allocator for training on a CPU, so there is one more side: transformers with the same setting.
 
-Memory is what training takes at its peak: parameters, optimizer state, gradients and activations. On CUDA that is what
-torch has allocated; on a CPU, resident memory at its peak, less that between two steps, plus parameters and optimizer
-state, so that the Python process and the libraries (400 MB) are not in it. `process_bytes` is all of the process.
+`matmul_share` is the model's arithmetic (PaLM's formula) as a share of the rate of a bf16 matrix product, measured on
+the same device in the same run. Memory is what training takes at its peak: parameters, optimizer state, gradients and
+activations. On CUDA that is what torch has allocated; on a CPU, resident memory at its peak, less that between two
+steps, plus parameters and optimizer state, so that the Python process and the libraries (400 MB) are not in it.
+`process_bytes` is all of the process.
 
-    python benchmarks/throughput.py [nano|14m] [--device cpu|cuda] [--bursts 9] [--seconds 4] [--threads 2]
+litgpt is left out unless it is there. It asks for older libraries than Pretune does, so it has a folder of its own:
+
+    pip install --no-deps --target .cache/litgpt \\
+        litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+
+    python benchmarks/throughput.py [nano|14m|180m] [--device cpu|cuda] [--bursts 9] [--seconds 4] [--threads 2]
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -29,7 +33,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+from side_by_side import medians, peak_memory, reset_peak_memory, show, take_turns
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "src"))
+LITGPT = ROOT / ".cache" / "litgpt"
 
 
 @dataclass(frozen=True)
@@ -47,8 +55,9 @@ class Shape:
 SHAPES = {
     "nano": Shape(4, 256, 4, 704, 4096, 256, 16),
     "14m": Shape(6, 384, 6, 1024, 8192, 512, 8),
+    "180m": Shape(10, 1024, 16, 2816, 50304, 1024, 32),
 }
-SIDES = ("pretune", "transformers", "transformers_tuned_allocator")
+SIDES = ("pretune", "transformers", "transformers_tuned_allocator", "litgpt")
 CHUNK_TOKENS = 1024
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss from inputs and targets [B, T]."""
@@ -56,7 +65,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("shape", nargs="?", choices=SHAPES, default="nano")
+    parser.add_argument("shape", nargs="?", choices=SHAPES, help="nano; on CUDA 180m")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bursts", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
@@ -67,55 +76,54 @@ def main() -> None:
     if args.side:
         work(args.side, SHAPES[args.shape], args.device)
     else:
-        print(json.dumps(compare(args)))
+        print(json.dumps(compare(args, args.shape or ("180m" if args.device == "cuda" else "nano"))))
 
 
-def compare(args: argparse.Namespace) -> dict[str, object]:
+def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:
     """Let the sides take turns; the figures of a side are the median over its bursts."""
-    workers = {side: start(side, args) for side in SIDES}
-    results: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
-    for _ in range(args.bursts):
-        for side, worker in workers.items():
-            results[side].append(ask(worker, args.seconds))
-            print(json.dumps({"side": side, "shape": args.shape, **results[side][-1]}), flush=True)
-    for worker in workers.values():
-        worker.communicate()
-    median = {
-        side: {figure: statistics.median(burst[figure] for burst in bursts) for figure in bursts[0]}
-        for side, bursts in results.items()
-    }
+    from pretune.hardware import measure_matmul
 
-    def ratio(figure: str, other: str) -> float:
-        return round(median["pretune"][figure] / median[other][figure], 3)
+    matmul = measure_matmul(torch.device(args.device), "bfloat16")
+    if args.device == "cuda":
+        torch.cuda.empty_cache()
+    median = medians(take_turns(__file__, sides_here(args.device), shape, args))
+    flops = flops_per_token(SHAPES[shape])
+    for figures in median.values():
+        figures["matmul_share"] = round(figures["tokens_per_second"] * flops / matmul, 4)
+    show(f"{shape} on {args.device}: a bf16 matrix product reaches {matmul / 1e12:.3g} TFLOP/s", median)
+
+    def ratio(figure: str, other: str) -> float | None:
+        return round(median["pretune"][figure] / median[other][figure], 3) if other in median else None
 
     return {
-        "claim": f"training step ({args.shape}, {args.device}): tokens per second, and peak memory of training, "
+        "claim": f"training step ({shape}, {args.device}): tokens per second, and peak memory of training, "
         "against transformers' LlamaForCausalLM compiled",
         "ratio": ratio("tokens_per_second", "transformers"),
         "ratio_tuned_allocator": ratio("tokens_per_second", "transformers_tuned_allocator"),
+        "ratio_litgpt": ratio("tokens_per_second", "litgpt"),
         "memory_ratio": ratio("training_bytes", "transformers"),
+        "memory_ratio_litgpt": ratio("training_bytes", "litgpt"),
+        "matmul_flops": matmul,
         **median,
         "threads": args.threads,
         "torch": torch.__version__,
     }
 
 
-def start(side: str, args: argparse.Namespace) -> subprocess.Popen[str]:
-    """A process that has compiled and warmed up its side."""
-    options = ["--device", args.device, "--threads", str(args.threads), "--side", side]
-    command = [sys.executable, __file__, args.shape, *options]
-    worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert worker.stdout is not None
-    if worker.stdout.readline().strip() != "ready":
-        sys.exit(f"{side} did not start; run `{' '.join(command)}` to see why")
-    return worker
+def sides_here(device: str) -> list[str]:
+    """The sides that can be measured; says which is left out, and why."""
+    left_out = {"transformers_tuned_allocator"} if device == "cuda" else set()
+    if not LITGPT.is_dir():
+        left_out.add("litgpt")
+        print(f"litgpt is left out: there is no {LITGPT.relative_to(ROOT)}. {__file__} says how to install it.")
+    return [side for side in SIDES if side not in left_out]
 
 
-def ask(worker: subprocess.Popen[str], seconds: float) -> dict[str, float]:
-    assert worker.stdin is not None
-    assert worker.stdout is not None
-    print(seconds, file=worker.stdin, flush=True)
-    return json.loads(worker.stdout.readline())
+def flops_per_token(shape: Shape) -> float:
+    """Floating-point operations of a training step per token, as `train/mfu` counts them."""
+    from pretune.model.costs import skeleton, training_flops
+
+    return training_flops(skeleton(model_config(shape)), shape.sequence_length)
 
 
 def work(side: str, shape: Shape, device: str) -> None:
@@ -123,9 +131,10 @@ def work(side: str, shape: Shape, device: str) -> None:
     from pretune.compilation import keep_freed_memory
 
     torch.manual_seed(0)
-    if side != "transformers":
+    if side in ("pretune", "transformers_tuned_allocator"):
         keep_freed_memory()
-    model, loss_of = pretune_side(shape, device) if side == "pretune" else transformers_side(shape, device)
+    build = {"pretune": pretune_side, "litgpt": litgpt_side}.get(side, transformers_side)
+    model, loss_of = build(shape, device)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -169,13 +178,9 @@ def burst(
     }
 
 
-def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
-    from pretune.batch import Batch
-    from pretune.compilation import compile_step
+def model_config(shape: Shape) -> Any:
     from pretune.config import validate
     from pretune.model.config import ModelConfig
-    from pretune.model.transformer import Transformer
-    from pretune.objectives.language_modeling import language_modeling
 
     config = {
         "num_layers": shape.num_layers,
@@ -202,7 +207,16 @@ def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
         "init": {"std": 0.02, "embedding_std": 0.02, "head_std": 0.02, "output": "scaled"},
         "rope": {"theta": 1e4, "fraction": 1.0},
     }
-    model = Transformer(validate(ModelConfig, config))
+    return validate(ModelConfig, config)
+
+
+def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
+    from pretune.batch import Batch
+    from pretune.compilation import compile_step
+    from pretune.model.transformer import Transformer
+    from pretune.objectives.language_modeling import language_modeling
+
+    model = Transformer(model_config(shape))
     model.reset_parameters(torch.Generator().manual_seed(0))
     model = model.to(device)
     compiled = compile_step(lambda batch: language_modeling(model, batch, CHUNK_TOKENS))
@@ -240,24 +254,40 @@ def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     return model, loss_of
 
 
-def reset_peak_memory(device: str) -> int:
-    """Bytes in use now, between two steps, from which the peak is counted anew."""
-    gc.collect()
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the kernel's high-water mark of resident memory
-    return status("VmRSS")
+def litgpt_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
+    """As `litgpt pretrain` puts it together: the model compiled, the loss beside it, in chunks."""
+    sys.path.append(str(LITGPT))  # last, so that what both want is taken from here
+    from litgpt.config import Config  # pyright: ignore[reportMissingImports]
+    from litgpt.model import GPT  # pyright: ignore[reportMissingImports]
+    from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]
 
+    config = Config(
+        block_size=shape.sequence_length,
+        n_layer=shape.num_layers,
+        n_embd=shape.dim,
+        n_head=shape.num_heads,
+        head_size=shape.head_dim,
+        intermediate_size=shape.mlp_dim,
+        vocab_size=shape.vocab_size,
+        padding_multiple=64,
+        norm_class_name="RMSNorm",
+        mlp_class_name="LLaMAMLP",
+        parallel_residual=False,
+        rotary_percentage=1.0,
+        bias=False,
+    )
+    model = GPT(config)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    model.transformer.wte.weight = model.lm_head.weight
+    compiled = torch.compile(model.to(device), dynamic=False)
 
-def peak_memory(device: str) -> int:
-    return torch.cuda.max_memory_allocated() if device == "cuda" else status("VmHWM")
+    def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
+        with torch.autocast(device, torch.bfloat16):
+            return chunked_cross_entropy(compiled(inputs), targets)
 
-
-def status(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
-    return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+    return model, loss_of
 
 
 if __name__ == "__main__":

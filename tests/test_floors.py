@@ -198,7 +198,7 @@ def test_nothing_shadows_a_library(folder: str) -> None:
 def test_every_import_is_pinned() -> None:
     pinned = {
         match[1].lower().replace("_", "-")
-        for match in re.finditer(r"^([\w.-]+)(?:\[\w+\])?==\S+$", (ROOT / "req.txt").read_text(), re.MULTILINE)
+        for match in re.finditer(r"^(?:#   )?([\w.-]+)(?:\[\w+\])?==\S+", (ROOT / "req.txt").read_text(), re.MULTILINE)
     }
     packages = importlib.metadata.packages_distributions()
     local = {path.stem for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")}

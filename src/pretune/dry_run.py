@@ -67,9 +67,12 @@ def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
     return total
 
 
-def saved_compiled(loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor]) -> int:
+def saved_compiled(
+    loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], memory_budget: float
+) -> int:
     """The same for a loss of parameters and buffers once it is compiled: what the partitioner of torch.compile decides
-    to keep rather than to compute again. Nothing is generated or run."""
+    to keep rather than to compute again, with that `activation_memory_budget`. Nothing is generated or run."""
+    import torch._functorch.config as partitioner
     from functorch.compile import (
         aot_function,
         make_boxed_func,  # pyright: ignore[reportPrivateImportUsage]
@@ -80,7 +83,8 @@ def saved_compiled(loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapp
     kept: list[int] = []
 
     def partition(joint: GraphModule, inputs: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
-        forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+        with partitioner.patch(activation_memory_budget=memory_budget):
+            forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
         outputs = forward.graph.output_node().args[0]
         assert isinstance(outputs, tuple | list)
         kept.append(_bytes_of(outputs[options["num_fwd_outputs"] :]))

@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretune.assembly import trained_form
 from pretune.batch import Batch
-from pretune.compilation import checkpoint_activations
+from pretune.compilation import MEMORY_BUDGET, checkpoint_activations
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
@@ -187,7 +187,8 @@ def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
             assert isinstance(result, Tensor)
             return result
 
-        return saved_compiled(loss, {**own, **tensors})
+        memory_budget = 1.0 if config.precision.activation_checkpointing else MEMORY_BUDGET
+        return saved_compiled(loss, {**own, **tensors}, memory_budget)
 
 
 def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, rows: int) -> int:

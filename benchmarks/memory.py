@@ -1,0 +1,155 @@
+"""Claim: the peak memory of a training step is within 10% of what `task=plan` and `batch.micro_batch: auto` predict.
+
+    python benchmarks/memory.py [--device cpu|cuda] [--cases CASE ...]
+
+Each case is the training step of a configuration (two micro-batches or more, clipping, update), in a process of its
+own, on rows of random tokens. Measured over the second step: on CUDA what torch has allocated at most; on a CPU what
+torch's allocator has handed out at most, on top of parameters and optimizer state. Predicted: from the configuration
+alone, before anything is allocated. Workspace that libraries take for themselves is in neither figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from torch import nn
+
+from side_by_side import show
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
+
+from pretune.assembly import Parts, assemble_model, set_arithmetic, training_loss
+from pretune.batch import Batch
+from pretune.config import validate
+from pretune.footprint import Footprint
+from pretune.optim.optimizers import build_optimizer, clip_gradients
+from pretune.run_config import RunConfig
+
+CONFIGS = Path(__file__).parent.parent / "src" / "config"
+SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
+CASES = {
+    "nano": SMALL,
+    "nano, eager": [*SMALL, "precision.compile=false"],
+    "nano, checkpointed": [*SMALL, "precision.activation_checkpointing=true"],
+    "nano, eager, checkpointed": [*SMALL, "precision.compile=false", "precision.activation_checkpointing=true"],
+    "nano, fp32": [*SMALL, "precision=fp32"],
+    "nano, muon, documents apart": [
+        *SMALL,
+        "optimizer=muon",
+        "data.packing.isolate=true",
+        "model.activation=relu_squared",
+        "model.tied_embeddings=false",
+    ],
+    "14M, 512 tokens": [
+        *("data.sequence_length=512", "batch.micro_batch=8", "batch.tokens=8192", "model.vocab_size=8192"),
+        *("model.num_layers=6", "model.dim=384", "model.num_heads=6", "model.num_kv_heads=6", "model.mlp_dim=1024"),
+    ],
+}
+
+
+def main() -> None:
+    """Measure every case, print a line each, a table, and the claim last."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.case:
+        print(json.dumps(figures(configured(options.case), torch.device(options.device))))
+        return
+    results = {}
+    for case in options.cases:
+        command = [sys.executable, __file__, "--device", options.device, "--case", case]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"{case} failed:\n{done.stderr[-2000:]}")
+        results[case] = json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps({"side": case, **results[case]}), flush=True)
+    show(f"peak memory of a training step on {options.device}", results)
+    worst = max((abs(one["predicted_over_measured"] - 1) for one in results.values()), default=0.0)
+    claim = f"peak memory of a training step ({options.device}) is within 10% of the prediction"
+    print(json.dumps({"claim": claim, "ratio": round(worst / 0.1, 3), "holds": worst <= 0.1, "sides": results}))
+
+
+def configured(case: str) -> RunConfig:
+    """The case's run, from base.yaml."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        mapping = OmegaConf.to_container(
+            compose("base", overrides=["name=memory", "budget.steps=1", *CASES[case]]), resolve=True
+        )
+    assert isinstance(mapping, dict)
+    return validate(RunConfig, {str(key): value for key, value in mapping.items()})
+
+
+def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
+    """Predicted and measured bytes."""
+    assert config.batch.micro_batch != "auto"
+    predicted = Footprint(config).peak(config.batch.micro_batch)
+    measured = measured_peak(config, device)
+    return {
+        "predicted_bytes": predicted,
+        "measured_bytes": measured,
+        "predicted_over_measured": round(predicted / measured, 4),
+    }
+
+
+def measured_peak(config: RunConfig, device: torch.device) -> int:
+    """Bytes of a whole run at their highest, over its second step."""
+    model = assemble_model(config, None, device)
+    set_arithmetic(config, model)
+    optimizer = build_optimizer(config.optimizer, model)
+    loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]
+    rows, length = config.batch.tokens // config.data.sequence_length, config.data.sequence_length
+    tokens = torch.randint(0, config.model.vocab_size, (rows, length + 1)).to(device)
+    documents = torch.zeros(rows, length, dtype=torch.int32, device=device) if config.data.packing.isolate else None
+    batch = Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), documents)
+    at_once = config.batch.micro_batch
+    assert at_once != "auto"
+
+    def step() -> None:
+        for start in range(0, rows, at_once):
+            (loss_of(batch.rows(start, start + at_once)) / tokens.numel()).backward()
+        clip_gradients(model, config.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return torch.cuda.max_memory_allocated()
+    return kept_bytes(model, optimizer) + highest(step)
+
+
+def kept_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Parameters and optimizer state."""
+    state = [value for slots in optimizer.state.values() for value in slots.values() if torch.is_tensor(value)]
+    return sum(tensor.nbytes for tensor in [*model.parameters(), *state])
+
+
+def highest(work: Callable[[], None]) -> int:
+    """Bytes that torch's CPU allocator has handed out at once while `work` runs, on top of what was there before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would announce itself
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        work()
+    assert profile.profiler is not None
+    assert profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+        most = max(most, now)
+    return most
+
+
+if __name__ == "__main__":
+    main()
