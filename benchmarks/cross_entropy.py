@@ -129,7 +129,7 @@ def milliseconds(call: Callable[[], Tensor], device: str) -> float:
 def work(call: Callable[[], Tensor], device: str) -> int:
     """Bytes that a call allocates at most, on top of what was there before."""
     if device == "cpu":
-        return highest(lambda: call() and None)
+        return highest(call)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     call()

@@ -136,7 +136,7 @@ def kept_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
     return sum(tensor.nbytes for tensor in [*model.parameters(), *state])
 
 
-def highest(work: Callable[[], None]) -> int:
+def highest(work: Callable[[], object]) -> int:
     """Bytes that torch's CPU allocator has handed out at once while `work` runs, on top of what was there before."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would announce itself
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:

@@ -125,7 +125,7 @@ def test_checkpointed_a_layer_costs_what_goes_into_it(tiny: Compose, compiled: b
     )
     assert deep.saved(8) - shallow.saved(8) == pytest.approx(10 * 8 * 32 * 64 * 4, rel=0.05)
     kept = Footprint(validate(RunConfig, tiny(*settings[:-1], "model.num_layers=12")))
-    assert deep.peak(8) - deep.constant < 0.5 * (kept.peak(8) - kept.constant)
+    assert deep.peak(8) - deep.constant < 0.6 * (kept.peak(8) - kept.constant)
 
 
 ADAPTED = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "adapter.rank=4")
