@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import lion_pytorch
@@ -17,7 +16,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
 from pretune.optim.config import LinearConfig, OptimizerConfig
-from pretune.optim.muon import NorMuon
+from pretune.optim.groups import Trained
+from pretune.optim.muon import BatchedMuon
 from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
 
 ADAMW, LION, MUON = adamw(), lion(), muon()
@@ -115,7 +115,8 @@ def test_muon_is_torchs_with_adamw_for_the_rest():
         adamw = torch.optim.AdamW(rest, betas=(0.8, 0.95), eps=1e-8, fused=True)
         return [(muon, [0.01]), (adamw, [0.3, 0.2, 0.1])]
 
-    torch.testing.assert_close(train_ours(MUON), train_reference(make), rtol=0, atol=0)
+    # The two matrices have one shape and are orthogonalized together, which rounds elsewhere.
+    torch.testing.assert_close(train_ours(MUON), train_reference(make), rtol=0, atol=1e-4)
 
 
 @every_optimizer
@@ -175,11 +176,18 @@ def test_state_dicts_go_round(config: OptimizerConfig):
     )
 
 
+def batched(
+    weights: list[nn.Parameter], rows: tuple[int, ...] | None = None, neuron_beta=None, cautious_decay=False, **settings
+) -> BatchedMuon:
+    trained = [Trained("", weight, "hidden", rows or (len(weight),)) for weight in weights]
+    return BatchedMuon(weights, trained, neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
+
+
 def hidden_update(steps: int, neuron_beta: float | None, cautious_decay: bool, **settings: Any) -> Tensor:
-    """What a matrix becomes under `NorMuon`, which gets gradients that do not depend on it."""
+    """What a matrix becomes under `BatchedMuon`, which gets gradients that do not depend on it."""
     generator = torch.Generator().manual_seed(3)
     weight = nn.Parameter(torch.randn(24, 8, generator=generator))
-    optimizer = NorMuon([weight], neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
+    optimizer = batched([weight], neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
     for _ in range(steps):
         weight.grad = torch.randn(24, 8, generator=generator) * torch.arange(1.0, 25.0)[:, None]
         optimizer.step()
@@ -189,10 +197,10 @@ def hidden_update(steps: int, neuron_beta: float | None, cautious_decay: bool, *
 @pytest.mark.parametrize("nesterov", [True, False])
 @pytest.mark.parametrize("adjustment", ["original", "match_rms_adamw"])
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24)])
-def test_normuon_without_its_switches_is_torchs_muon(nesterov: bool, adjustment: str, shape: tuple[int, int]):
+def test_a_matrix_alone_without_switches_is_torchs_muon(nesterov: bool, adjustment: str, shape: tuple[int, int]):
     settings = {"lr": 0.1, "weight_decay": 0.3, "nesterov": nesterov, "adjust_lr_fn": adjustment}
     weights = []
-    for make in (torch.optim.Muon, partial(NorMuon, neuron_beta=None, cautious_decay=False)):
+    for make in (torch.optim.Muon, batched):
         generator = torch.Generator().manual_seed(3)
         weight = nn.Parameter(torch.randn(shape, generator=generator))
         optimizer = make([weight], **settings)
@@ -201,6 +209,29 @@ def test_normuon_without_its_switches_is_torchs_muon(nesterov: bool, adjustment:
             optimizer.step()
         weights.append(weight.detach())
     torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("neuron_beta", [None, 0.9])
+def test_matrices_of_a_shape_and_pieces_of_one_parameter_move_as_each_alone(neuron_beta: float | None):
+    generator = torch.Generator().manual_seed(3)
+    shapes, steps = ((24, 8), (8, 8), (8, 8), (5, 8)), 3
+    start = [torch.randn(shape, generator=generator) for shape in shapes]
+    gradients = [[torch.randn(shape, generator=generator) for shape in shapes] for _ in range(steps)]
+
+    def moved(matrices: list[Tensor], rows: tuple[int, ...] | None, gradient: Callable[[int], list[Tensor]]):
+        weights = [nn.Parameter(matrix.clone()) for matrix in matrices]
+        optimizer = batched(weights, rows, neuron_beta, lr=0.1)
+        for step in range(steps):
+            for weight, one in zip(weights, gradient(step), strict=True):
+                weight.grad = one
+            optimizer.step()
+        return [weight.detach() for weight in weights]
+
+    alone = [moved([start[i]], None, lambda step, i=i: [gradients[step][i]])[0] for i in range(len(shapes))]
+    together = moved(start, None, lambda step: gradients[step])
+    fused = moved([torch.cat(start)], (24, 8, 8, 5), lambda step: [torch.cat(gradients[step])])
+    torch.testing.assert_close(together, alone, rtol=0, atol=5e-3)  # bfloat16 rounds elsewhere in a batch
+    torch.testing.assert_close(fused[0], torch.cat(together), rtol=0, atol=0)
 
 
 def test_normuon_is_the_papers_formula():

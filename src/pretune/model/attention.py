@@ -144,6 +144,8 @@ class Attention(nn.Module):
         width = config.num_heads * config.head_dim
         qkv_width = width + 2 * config.num_kv_heads * config.head_dim
         self.qkv = nn.Linear(config.dim, qkv_width, bias=config.bias.qkv)
+        # Optimizers that treat a matrix as a whole are to see three.
+        self.qkv.rows = (width, config.num_kv_heads * config.head_dim, config.num_kv_heads * config.head_dim)  # type: ignore[assignment]
         self.output = nn.Linear(width, config.dim, bias=config.bias.attention_output)
         self.query_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
         self.key_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None

@@ -24,6 +24,8 @@ class Trained:
     name: str
     parameter: nn.Parameter
     role: Role
+    rows: tuple[int, ...]
+    """Rows of the matrices that it holds, where a module has fused several and says so in `rows`; else all of them."""
 
     @property
     def decays(self) -> bool:
@@ -38,7 +40,7 @@ def trained_parameters(model: nn.Module) -> list[Trained]:
     trained: dict[nn.Parameter, Trained] = {}
     for name, module, parameter in _parameters(model):
         if parameter.requires_grad and parameter not in trained:
-            trained[parameter] = Trained(name, parameter, _role(name, module, parameter))
+            trained[parameter] = Trained(name, parameter, _role(name, module, parameter), _rows(module, parameter))
     if not trained:
         raise ConfigError("nothing to train: every parameter of the model is frozen")
     return list(trained.values())
@@ -48,6 +50,11 @@ def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Module, nn.Parameter
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix, recurse=False):
             yield name.replace("_orig_mod.", ""), module, parameter
+
+
+def _rows(module: nn.Module, parameter: nn.Parameter) -> tuple[int, ...]:
+    rows = tuple(getattr(module, "rows", ()))
+    return rows if rows and parameter.ndim == 2 and sum(rows) == len(parameter) else tuple(parameter.shape[:1])
 
 
 def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:

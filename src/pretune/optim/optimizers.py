@@ -15,12 +15,12 @@ from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 
 from pretune.config import ConfigError
 from pretune.optim.config import AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from pretune.optim.groups import Role, Trained, trained_parameters
-from pretune.optim.muon import NorMuon
+from pretune.optim.muon import BatchedMuon
 from pretune.optim.schedules import schedule_factor
 
 
@@ -151,10 +151,8 @@ def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
     rest, hidden = config.adamw, _groups(_group("hidden", of("hidden"), config.lr, config.weight_decay))
     settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     settings |= {"ns_steps": config.ns_steps, "adjust_lr_fn": config.scale}
-    if config.neuron_beta is None and not config.cautious_decay:
-        muon = Muon(hidden, **settings)
-    else:
-        muon = NorMuon(hidden, neuron_beta=config.neuron_beta, cautious_decay=config.cautious_decay, **settings)
+    settings |= {"neuron_beta": config.neuron_beta, "cautious_decay": config.cautious_decay}
+    muon = BatchedMuon(hidden, of("hidden"), **settings)
     groups = _groups(
         _group("embedding", of("embedding"), rest.embedding_lr, rest.weight_decay),
         _group("head", of("head"), rest.head_lr, rest.weight_decay),
