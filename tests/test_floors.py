@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
 GROUND = {"config", "batch", "files"}
-FRAME = {"run_config", "run_folder", "assembly", "author", "footprint"}
+FRAME = {"run_config", "run_folder", "assembly", "reference", "author", "footprint"}
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")
 

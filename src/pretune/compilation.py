@@ -5,15 +5,13 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, ParamSpec
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from typing import ParamSpec, TypeVar
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def compile_step(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+def compile_step(loss: Callable[P, R]) -> Callable[P, R]:
     """`loss` compiled for the shapes that it is called with; other shapes are compiled when they first come.
 
     The backward pass computes cheap things again (norms, activations, casts) and the forward pass keeps only what
@@ -25,7 +23,7 @@ def compile_step(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
 
     compiled = torch.compile(loss, dynamic=False)
 
-    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         # Anything below 1 makes the partitioner try cheap recomputation first, and that alone saves more than a tenth.
         with partitioner.patch(activation_memory_budget=0.9):
             return compiled(*args, **kwargs)

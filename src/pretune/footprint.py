@@ -17,7 +17,9 @@ from pretune.batch import Batch
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
+from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import language_modeling
+from pretune.objectives.preference import dpo
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
 from pretune.run_config import RunConfig
@@ -45,6 +47,8 @@ class Footprint:
                 optimizer.step()
             self.optimizer = live.now - before
             self._step_peak = live.peak
+        twice = isinstance(config.stage.objective, DPOConfig) and config.reference == "model"
+        self.reference = self.weights if twice else 0
 
     def saved(self, rows: int) -> int:
         """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
@@ -57,16 +61,17 @@ class Footprint:
 
     @property
     def constant(self) -> int:
-        """What is there all the time from the second micro-batch on: weights, gradients and optimizer state."""
-        return self.weights + self.gradients + self.optimizer
+        """What is there all the time from the second micro-batch on: weights, gradients and optimizer state, and the
+        weights that preferences are measured against."""
+        return self.weights + self.gradients + self.optimizer + self.reference
 
     def peak(self, rows: int) -> int:
         """The most that is alive at any moment of a step with micro-batches of `rows`."""
         if self.config.precision.compile:
             passes = self.constant + _compiled_peak(self.config, self.saved(rows), self.gradients, rows)
         else:
-            passes = self.optimizer + self._rehearse(rows)
-        return max(passes, self._step_peak)
+            passes = self.optimizer + self._rehearse(rows) + self.reference
+        return max(passes, self._step_peak + self.reference)
 
     def parts(self, rows: int) -> dict[str, int]:
         """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
@@ -76,6 +81,8 @@ class Footprint:
             "optimizer": self.optimizer,
             "activations": self.saved(rows),
         }
+        if self.reference:
+            parts["reference"] = self.reference
         return {**parts, "logits and work space": max(self.peak(rows) - sum(parts.values()), 0)}
 
     def largest(self, limit: int, num_rows: int, look: int = 8) -> int | None:
@@ -123,8 +130,11 @@ class _Rehearsal(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         tokens = batch["tokens"]
         with autocast(self.config.precision, CPU):
-            chunk = self.config.stage.objective.chunk_tokens
-            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), chunk)
+            objective = self.config.stage.objective
+            if isinstance(objective, DPOConfig):
+                reference = tokens.new_zeros(len(tokens), 1, 2).float()
+                return dpo(self.model, Batch(tokens, tokens, batch["documents"], reference), objective)["loss"]
+            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), objective.chunk_tokens)
 
 
 def _saved(config: RunConfig, num_layers: int, rows: int) -> int:

@@ -12,15 +12,18 @@ from rich.table import Table
 from torch import Tensor
 
 from pretune import checkpoint
-from pretune.assembly import Parts, assemble, scorer
+from pretune.assembly import Parts, assemble, pair_scorer, scorer
 from pretune.batch import IGNORE, Batch
 from pretune.data.formats import Problem, problems
 from pretune.data.loader import Loader
 from pretune.data.tokenizer import Tokenizer
 from pretune.files import write_json
+from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores
+from pretune.reference import with_reference
 from pretune.run_config import RunConfig
 from pretune.run_folder import find_run
+from pretune.tasks.evaluate_preference import preference_metrics
 
 Scorer = Callable[[Batch], TokenScores]
 """Scores every position of a batch, on whatever device and in whatever precision it was made for."""
@@ -29,11 +32,11 @@ Scorer = Callable[[Batch], TokenScores]
 def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure the newest checkpoint of the run that `config` names, and print the figures."""
     folder = find_run(config.name, config.output_dir)
-    parts = assemble(config, folder)
+    parts = with_reference(config, assemble(config, folder))
     newest = checkpoint.newest(folder.checkpoints)
     assert newest is not None  # assemble loaded it
     step = checkpoint.step_of(newest)
-    figures = evaluate(config, parts, scorer(config, parts))
+    figures = evaluate(config, parts)
     write_json(folder.path / "evaluation.json", {"step": step, **figures})
     table = Table("figure", "value", title=f"{folder.name} at step {step:,}")
     for name, value in figures.items():
@@ -43,11 +46,14 @@ def evaluate_run(config: RunConfig) -> int:
     return 0
 
 
-def evaluate(config: RunConfig, parts: Parts, score: Scorer) -> dict[str, float]:
+def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
     sets that are mixed in: `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
     batches = Loader(parts.data.validation, config.data, config.seed).batches(micro_batch)
+    if isinstance(config.stage.objective, DPOConfig):
+        return preference_metrics(pair_scorer(config, parts), batches)
+    score = scorer(config, parts)
     figures = validation_metrics(score, batches, token_bytes)
     for name, part in parts.data.parts.items():
         batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)

@@ -7,7 +7,7 @@ reports. A checkpoint holds all of its state: `Progress`, the weights, the optim
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,13 +21,12 @@ from pretune.assembly import (
     assemble,
     attach_adapter,
     check_first_gradients,
+    num_scored,
     own_folder,
-    scorer,
     start_run,
     stored_adapter,
     training_loss,
 )
-from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
@@ -39,12 +38,13 @@ from pretune.optim.budget import Step
 from pretune.optim.config import Aside
 from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
 from pretune.optim.trace import Trace
+from pretune.reference import check_first_loss, with_reference
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import sample
 from pretune.tasks.report import report
-from pretune.tasks.train_micro_batch import MicroBatch, accumulate, choose_micro_batch
+from pretune.tasks.train_micro_batch import LossOf, MicroBatch, accumulate, choose_micro_batch
 from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
 from pretune.tracker.tracker import Tracker
 
@@ -76,6 +76,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     newest = checkpoint.newest(folder.checkpoints)
     parts = assemble(config, folder if newest and config.adapter.kind == "none" else start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
+    parts = with_reference(config, parts)
     loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
     optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
@@ -147,11 +148,11 @@ def loop(run: Run) -> bool:
             # Accumulate gradients, a micro-batch at a time.
             step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
             batch = run.loader.batch(state.position, step.tokens // config.data.sequence_length)
-            scored = max(batch.num_scored(), 1)
-            window.add_loss(accumulate(loss_of, optimizer, batch, scored, micro_batch))
-
-            if state.step == 0 and batch.num_scored():
+            scored = num_scored(config, batch)
+            sums = accumulate(loss_of, optimizer, batch, max(scored, 1), micro_batch)
+            if state.step == 0 and scored:
                 check_first_gradients(config, model)
+                check_first_loss(config, sums["loss"], scored)
 
             # Clip and update. A signal in the middle of the update waits for its end.
             lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
@@ -164,7 +165,7 @@ def loop(run: Run) -> bool:
                 random_state = checkpoint.random_state(model)
 
             # Measure and report.
-            window.add_step(batch.inputs.numel(), scored)
+            window.add_step(sums, scored, batch)
             run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
             if state.step % config.report_every == 0 or state.finished:
                 state.training = window.figures(state.seconds, lr, norm)
@@ -197,7 +198,7 @@ def do_what_is_due(run: Run, due: set[Aside]) -> None:
     config, state = run.config, run.state
     if "evaluation" in due:
         with state.timed("evaluation"):
-            state.validation = evaluate(config, run.parts, scorer(config, run.parts))
+            state.validation = evaluate(config, run.parts)
         state.evaluated_at = state.step
         run.tracker.report(state.step, {**state.totals(), **state.validation})
     if "samples" in due:
@@ -223,7 +224,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
                 )
 
 
-def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
+def choose(run: Run, loss_of: LossOf) -> MicroBatch:
     """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
     run.parts.model.train()
     random_state = checkpoint.random_state(run.parts.model)
@@ -232,7 +233,7 @@ def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
         run.optimizer.zero_grad(set_to_none=True)
         batch = run.loader.batch(0, rows)
         for _ in range(2):  # memory is scarcer once there are gradients to add to
-            loss_of(batch).backward()
+            loss_of(batch)["loss"].backward()
 
     try:
         return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
@@ -241,7 +242,7 @@ def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
         checkpoint.set_random_state(run.parts.model, random_state)
 
 
-def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: MicroBatch) -> None:
+def compile_ahead(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
     """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
     run.parts.model.train()
     if run.state.finished:
@@ -252,7 +253,7 @@ def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: Mic
     run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
     started, random_state = time.perf_counter(), checkpoint.random_state(run.parts.model)
     batch = run.loader.batch(0, micro_batch.rows)
-    loss_of(batch).backward()
+    loss_of(batch)["loss"].backward()
     run.optimizer.zero_grad(set_to_none=True)
     checkpoint.set_random_state(run.parts.model, random_state)
     run.tracker.message(f"compiled in {time.perf_counter() - started:.0f} s")
