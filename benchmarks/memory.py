@@ -117,7 +117,7 @@ def measured_peak(config: RunConfig, device: torch.device) -> int:
 
     def step() -> None:
         for start in range(0, rows, at_once):
-            (loss_of(batch.rows(start, start + at_once)) / tokens.numel()).backward()
+            (loss_of(batch.rows(start, start + at_once))["loss"] / tokens.numel()).backward()
         clip_gradients(model, config.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

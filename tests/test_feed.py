@@ -28,11 +28,11 @@ def read(position: int, num_rows: int) -> Batch:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_batch_is_the_one_that_was_asked_for(device: str) -> None:
-    feed = Feed(read, torch.device(device))
+    feed = Feed(read, Batch.num_scored, torch.device(device))
     # Onwards, with other numbers of rows, back, and the same again.
     for position, rows in [(0, 4), (4, 4), (8, 2), (10, 6), (3, 6), (9, 1), (9, 1)]:
         fed, expected = feed.batch(position, rows), read(position, rows)
-        assert fed.num_scored == expected.num_scored()
+        assert fed.scored == fed.scored_tokens == expected.num_scored()
         assert fed.batch.inputs.device.type == device
         assert fed.batch.inputs.tolist() == expected.inputs.tolist()
         assert fed.batch.targets.tolist() == expected.targets.tolist()

@@ -22,6 +22,8 @@ OPTIONS = sorted(
     if file.parent.name not in ("run", "common")
 )
 
+PREFERENCES = ("stage=dpo", "data=ultrafeedback", "data/format=preference", "data/format=preference_chat")
+
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_run_file_composes_and_is_named_after_its_file(name: str, composed: Callable[..., dict[str, Any]]) -> None:
@@ -37,11 +39,14 @@ def test_run_file_names_the_schema_for_editors(name: str) -> None:
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_every_option_of_every_group_validates(option: str) -> None:
-    extra = ["stage=finetune", "stage.init_from=somewhere", "model.max_sequence_length=1024", "batch.tokens=16384"]
+    stage = "dpo" if option in PREFERENCES else "finetune"
+    extra = [f"stage={stage}", "stage.init_from=somewhere", "model.max_sequence_length=1024", "batch.tokens=16384"]
     if option.startswith("stage="):
         extra = ["stage.init_from=somewhere"]
     if option == "quantization=qlora_nf4":
         extra = [*extra, "adapter=lora"]
+    if option in PREFERENCES and not option.startswith("data="):
+        extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):
         config = compose("base", overrides=["name=x", "budget.steps=1", option, *extra])
     for key in OmegaConf.missing_keys(config):

@@ -11,7 +11,8 @@ trained.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +30,9 @@ from pretune.data.tokenizer import Tokenizer, load_tokenizer
 from pretune.embedding_noise import add_embedding_noise
 from pretune.model.costs import skeleton
 from pretune.model.transformer import Transformer
+from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
+from pretune.objectives.preference import PairScores, dpo, num_pairs, score_pairs
 from pretune.precision import autocast, use_float8
 from pretune.quantization.config import QloraConfig
 from pretune.run_config import RunConfig
@@ -44,6 +47,21 @@ class Parts:
     tokenizer: Tokenizer
     data: Prepared
     model: Transformer
+    reference: Reference | None = None
+    """What preferences are measured against, where the data does not know it already."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A model that log-probabilities of pairs are compared with: `log_probs` of it [B, P, 2], within `mode`."""
+
+    log_probs: Callable[[Batch], Tensor]
+    mode: Callable[[], AbstractContextManager[None]]
+
+    def fill(self, batch: Batch) -> Batch:
+        """`batch` with its reference."""
+        with torch.no_grad(), self.mode():
+            return replace(batch, reference=self.log_probs(batch))
 
 
 def assemble(config: RunConfig, weights: RunFolder | None) -> Parts:
@@ -226,24 +244,33 @@ def start_run(config: RunConfig) -> RunFolder | None:
     return None if init_from is None else find_run(init_from, config.output_dir)
 
 
-def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], Tensor]:
-    """Sum of the loss over a micro-batch's scored tokens, compiled and in the run's precision."""
-    chunk = config.stage.objective.chunk_tokens
+def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str, Tensor]]:
+    """Sums over what a micro-batch scores, by name, compiled and in the run's precision; `loss` is to be minimised."""
+    objective, reference = config.stage.objective, parts.reference
 
-    def loss_sum(batch: Batch) -> Tensor:
-        return language_modeling(parts.model, batch, chunk)
+    def sums(batch: Batch) -> dict[str, Tensor]:
+        if isinstance(objective, DPOConfig):
+            return dpo(parts.model, batch, objective)
+        return {"loss": language_modeling(parts.model, batch, objective.chunk_tokens)}
 
     if parts.device.type == "cpu":
         keep_freed_memory()
-    compiled = loss_sum
+    compiled = sums
     if config.precision.compile:
-        compiled = compile_step(loss_sum, checkpointed=config.precision.activation_checkpointing)
+        compiled = compile_step(sums, checkpointed=config.precision.activation_checkpointing)
+        reference = reference and replace(reference, log_probs=compile_step(reference.log_probs))
 
-    def in_precision(batch: Batch) -> Tensor:
+    def in_precision(batch: Batch) -> dict[str, Tensor]:
         with autocast(config.precision, parts.device):
-            return compiled(batch.to(parts.device))
+            batch = batch.to(parts.device)
+            return compiled(batch if reference is None else reference.fill(batch))
 
     return in_precision
+
+
+def num_scored(config: RunConfig, batch: Batch) -> int:
+    """What the loss of a step is divided by: its scored tokens or, for preferences, its pairs."""
+    return num_pairs(batch) if isinstance(config.stage.objective, DPOConfig) else batch.num_scored()
 
 
 def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
@@ -252,15 +279,34 @@ def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
     chunk = config.stage.objective.chunk_tokens
 
     def score(batch: Batch) -> TokenScores:
-        was_training = parts.model.training
-        parts.model.eval()
-        try:
-            with torch.inference_mode(), autocast(config.precision, parts.device):
-                return score_tokens(parts.model, batch.to(parts.device), chunk)
-        finally:
-            parts.model.train(was_training)
+        with _evaluating(parts.model), autocast(config.precision, parts.device):
+            return score_tokens(parts.model, batch.to(parts.device), chunk)
 
     return score
+
+
+def pair_scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], PairScores]:
+    """The same for the pairs of a batch."""
+    objective, reference = config.stage.objective, parts.reference
+    assert isinstance(objective, DPOConfig)
+
+    def score(batch: Batch) -> PairScores:
+        with _evaluating(parts.model), autocast(config.precision, parts.device):
+            batch = batch.to(parts.device)
+            return score_pairs(parts.model, batch if reference is None else reference.fill(batch), objective)
+
+    return score
+
+
+@contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def pick_device(name: str) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,29 +18,37 @@ class Batch:
 
     inputs [B, T] int64; targets [B, T] int64: the token that follows each input, or IGNORE where it is not scored;
     document_ids [B, T] int32, or None: which document of its row each input belongs to. With ids, no position attends
-    to another document and positions restart with each; padding has an id of its own.
+    to another document and positions restart with each; padding has an id of its own. In rows of preference data the
+    documents 2 k and 2 k + 1 are the chosen and the rejected side of pair k.
+    reference [B, P, 2] float32, or None: what another model gives these sides, in nats; P is at least the most pairs
+    that a row holds, and what belongs to no pair is without meaning.
     """
 
     inputs: Tensor
     targets: Tensor
     document_ids: Tensor | None
+    reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`; from pinned memory the copy does not block the host."""
-        documents = None if self.document_ids is None else self.document_ids.to(device, non_blocking=True)
-        inputs = self.inputs.to(device, non_blocking=True)
-        return Batch(inputs, self.targets.to(device, non_blocking=True), documents)
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return self._each(move)
 
     def pinned(self) -> Batch:
         """A copy in host memory that stays where it is: a GPU reads it by itself."""
-        documents = None if self.document_ids is None else self.document_ids.pin_memory()
-        return Batch(self.inputs.pin_memory(), self.targets.pin_memory(), documents)
+        return self._each(Tensor.pin_memory)
 
     def rows(self, start: int, stop: int) -> Batch:
         """Rows `start` to `stop` (exclusive): a micro-batch."""
-        documents = None if self.document_ids is None else self.document_ids[start:stop]
-        return Batch(self.inputs[start:stop], self.targets[start:stop], documents)
+        return self._each(lambda tensor: tensor[start:stop])
 
     def num_scored(self) -> int:
         """How many positions of the batch are scored."""
         return int((self.targets != IGNORE).sum())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        optional = (None if tensor is None else change(tensor) for tensor in (self.document_ids, self.reference))
+        return Batch(change(self.inputs), change(self.targets), *optional)

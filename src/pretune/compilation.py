@@ -7,19 +7,20 @@ import ctypes
 import sys
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import TYPE_CHECKING, ParamSpec
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 P = ParamSpec("P")
+R = TypeVar("R")
 
 MEMORY_BUDGET = 0.9
 """Share of what would be kept for the backward pass that may be kept. Anything below 1 makes the partitioner try cheap
 recomputation first, and that alone saves more than a tenth."""
 
 
-def compile_step(loss: Callable[P, Tensor], checkpointed: bool = False) -> Callable[P, Tensor]:
+def compile_step(loss: Callable[P, R], checkpointed: bool = False) -> Callable[P, R]:
     """`loss` compiled for the shapes that it is called with; other shapes are compiled when they first come.
 
     The backward pass computes cheap things again (norms, activations, casts) and the forward pass keeps only what
@@ -34,7 +35,7 @@ def compile_step(loss: Callable[P, Tensor], checkpointed: bool = False) -> Calla
         # Not both: torch 2.13 would draw dropout anew when it computes a block a second time, and gradients be wrong.
         return compiled
 
-    def run(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with partitioner.patch(activation_memory_budget=MEMORY_BUDGET):
             return compiled(*args, **kwargs)
 

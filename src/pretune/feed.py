@@ -16,19 +16,21 @@ class Fed:
 
     position: int
     batch: Batch
-    num_scored: int
+    scored: int
+    """What its loss is divided by."""
+    scored_tokens: int
 
 
 class Feed:
-    """Batches from `read(position, num_rows)`, on `device`.
+    """Batches from `read(position, num_rows)`, on `device`, with what `count` finds scored in them.
 
     On CUDA the batch that is likely to come next is read, pinned and copied on a stream of its own as soon as one is
     handed out, so that neither host nor device waits for it. Elsewhere reading is all there is: it takes a thousandth
     of a step (benchmarks/loader_speed.py), too little to hide.
     """
 
-    def __init__(self, read: Callable[[int, int], Batch], device: torch.device) -> None:
-        self._read, self._device = read, device
+    def __init__(self, read: Callable[[int, int], Batch], count: Callable[[Batch], int], device: torch.device) -> None:
+        self._read, self._count, self._device = read, count, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._ahead: Fed | None = None
 
@@ -44,17 +46,17 @@ class Feed:
 
     def _send(self, position: int, num_rows: int) -> Fed:
         batch = self._read(position, num_rows)
-        scored = batch.num_scored()
+        counts = self._count(batch), batch.num_scored()
         if self._stream is None:
-            return Fed(position, batch.to(self._device), scored)
+            return Fed(position, batch.to(self._device), *counts)
         with torch.cuda.stream(self._stream):
-            return Fed(position, batch.pinned().to(self._device), scored)
+            return Fed(position, batch.pinned().to(self._device), *counts)
 
     def _arrive(self, batch: Batch) -> None:
         """Let what is computed from here on wait for `batch`, and its memory for what is computed with it."""
         assert self._stream is not None
         here = torch.cuda.current_stream(self._device)
         here.wait_stream(self._stream)
-        for tensor in (batch.inputs, batch.targets, batch.document_ids):
+        for tensor in (batch.inputs, batch.targets, batch.document_ids, batch.reference):
             if tensor is not None:
                 tensor.record_stream(here)

@@ -21,7 +21,9 @@ from pretune.compilation import MEMORY_BUDGET, checkpoint_activations
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
+from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import language_modeling
+from pretune.objectives.preference import dpo
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
 from pretune.run_config import RunConfig
@@ -52,6 +54,8 @@ class Footprint:
             self._step_peak = live.peak
         # Averages are float32, as the weights are, and of all that is trained.
         self.averages = 0 if config.averaging.decay is None else self.gradients
+        twice = isinstance(config.stage.objective, DPOConfig) and config.reference == "model"
+        self.reference = self.weights if twice else 0
 
     def saved(self, rows: int) -> int:
         """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
@@ -77,8 +81,8 @@ class Footprint:
     @property
     def constant(self) -> int:
         """What is there all the time from the second micro-batch on: weights and averages of them, gradients and
-        optimizer state."""
-        return self.weights + self.averages + self.gradients + self.optimizer
+        optimizer state, and the weights that preferences are measured against."""
+        return self.weights + self.averages + self.gradients + self.optimizer + self.reference
 
     def peak(self, rows: int) -> int:
         """The most that is alive at any moment of a step with micro-batches of `rows`."""
@@ -86,8 +90,8 @@ class Footprint:
             again = self._layers(rows)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
             passes = self.constant + _compiled_peak(self.config, self.saved(rows), again, self.gradients, rows)
         else:
-            passes = self.averages + self.optimizer + self._rehearse(rows)
-        return max(passes, self.averages + self._step_peak)
+            passes = self.averages + self.reference + self.optimizer + self._rehearse(rows)
+        return max(passes, self.averages + self.reference + self._step_peak)
 
     def parts(self, rows: int) -> dict[str, int]:
         """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
@@ -98,6 +102,8 @@ class Footprint:
             "optimizer": self.optimizer,
             "activations": self.saved(rows),
         }
+        if self.reference:
+            parts["reference"] = self.reference
         return {**parts, "logits and work space": max(self.peak(rows) - sum(parts.values()), 0)}
 
     def largest(self, limit: int, num_rows: int, look: int = 8) -> int | None:
@@ -163,8 +169,11 @@ class _Rehearsal(nn.Module):
     def forward(self, batch: dict[str, Any]) -> Tensor:
         tokens = batch["tokens"]
         with autocast(self.config.precision, CPU):
-            chunk = self.config.stage.objective.chunk_tokens
-            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), chunk)
+            objective = self.config.stage.objective
+            if isinstance(objective, DPOConfig):
+                reference = tokens.new_zeros(len(tokens), 1, 2).float()
+                return dpo(self.model, Batch(tokens, tokens, batch["documents"], reference), objective)["loss"]
+            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), objective.chunk_tokens)
 
 
 def _saved(config: RunConfig, num_layers: int, rows: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,35 +66,38 @@ class Window:
     """Training seconds at the last report."""
     mfu: float = math.nan
     """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s."""
-    loss_sum: Tensor | float | None = None
+    sums: Mapping[str, Tensor | float] = field(default_factory=dict)
+    """The loss, and what else the objective tells, summed over what is scored."""
     scored: int = 0
+    """What the sums are over: scored tokens, or pairs."""
     tokens: int = 0
+    scored_tokens: int = 0
     shown_loss: float = math.nan
-    """Training loss of the last report, in nats per scored token."""
+    """Training loss of the last report, in nats per scored token or pair."""
     speed: float = 0.0
     """Tokens per second up to the last report."""
 
-    def add_step(self, loss_sum: Tensor, tokens: int, scored: int) -> None:
-        """Count a step that read `tokens`, `scored` of them with a loss, which sums to `loss_sum`."""
-        loss_sum = loss_sum.detach()
-        self.loss_sum = loss_sum if self.loss_sum is None else self.loss_sum + loss_sum
-        self.tokens += tokens
+    def add_step(self, sums: Mapping[str, Tensor], scored: int, tokens: int, scored_tokens: int) -> None:
+        """Count a step that read `tokens`: `sums` are over `scored` tokens or pairs."""
+        self.sums = {name: value + self.sums.get(name, 0) for name, value in sums.items()}
         self.scored += scored
+        self.tokens += tokens
+        self.scored_tokens += scored_tokens
 
-    def stored(self) -> dict[str, float | None]:
+    def stored(self) -> dict[str, Any]:
         """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same figures."""
-        loss_sum = self.loss_sum.item() if isinstance(self.loss_sum, Tensor) else self.loss_sum
-        return {**vars(self), "loss_sum": loss_sum}
+        return {**vars(self), "sums": {name: float(value) for name, value in self.sums.items()}}
 
     def figures(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
         """The row to report after `seconds` of training; a new window begins."""
-        assert self.loss_sum is not None, "nothing was trained since the last report"
-        self.shown_loss = float(self.loss_sum) / self.scored
+        assert self.sums, "nothing was trained since the last report"
+        means = {f"train/{name}": float(value) / max(self.scored, 1) for name, value in self.sums.items()}
         elapsed = seconds - self.since
-        self.speed, scored_speed = self.tokens / elapsed, self.scored / elapsed
-        self.since, self.loss_sum, self.scored, self.tokens = seconds, None, 0, 0
+        self.shown_loss = means["train/loss"]
+        self.speed, scored_speed = self.tokens / elapsed, self.scored_tokens / elapsed
+        self.since, self.sums, self.scored, self.tokens, self.scored_tokens = seconds, {}, 0, 0, 0
         return {
-            "train/loss": self.shown_loss,
+            **means,
             "train/lr": lr,
             "train/grad_norm": norm.item(),
             "train/tokens_per_second": self.speed,

@@ -18,7 +18,7 @@ from pretune.config import Every, Section
 from pretune.data.config import DataConfig
 from pretune.generation.config import DecodingConfig
 from pretune.model.config import ModelConfig
-from pretune.objectives.config import LanguageModelingConfig
+from pretune.objectives.config import DPOConfig, ObjectiveConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.quantization.config import QuantizationConfig
@@ -28,17 +28,27 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class StageConfig(Section):
-    kind: Literal["pretrain", "finetune"]
-    """Where in a model's life this run stands; wandb's job_type. Both train all parameters with the same loop."""
+    kind: Literal["pretrain", "finetune", "dpo"]
+    """Where in a model's life this run stands; wandb's job_type. All are the same loop."""
     init_from: str | None
     """Weights to start from: a run's name or folder; null starts from random weights."""
-    objective: LanguageModelingConfig
+    objective: ObjectiveConfig
     """What is minimised."""
 
     @pydantic.model_validator(mode="after")
     def _finetune_needs_a_start(self) -> Self:
         if self.kind == "finetune" and self.init_from is None:
             raise ValueError("fine-tuning needs weights to start from: set init_from to a run's name or folder")
+        if self.kind == "dpo" and self.init_from is None:
+            raise ValueError("preferences are measured against where the model starts from: set init_from to a run")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _dpo_has_its_objective(self) -> Self:
+        if (self.kind == "dpo") != (self.objective.kind == "dpo"):
+            raise ValueError(
+                f"kind = {self.kind} with objective.kind = {self.objective.kind}: choose both by stage=dpo"
+            )
         return self
 
 
@@ -194,7 +204,7 @@ class RunConfig(Section):
     data: DataConfig
     """What it reads."""
     stage: StageConfig
-    """Pretraining or fine-tuning, and from what."""
+    """Pretraining, fine-tuning or learning from preferences, and from what."""
     optimizer: OptimizerConfig
     """How weights are updated."""
     schedule: ScheduleConfig
@@ -297,6 +307,41 @@ class RunConfig(Section):
                 "quantization=none"
             )
         return self
+
+    @pydantic.model_validator(mode="after")
+    def _preferences_have_a_reference(self) -> Self:
+        objective, adapter = self.stage.objective, self.adapter
+        if (objective.kind == "dpo") != (self.data.format.kind == "preference"):
+            raise ValueError(
+                f"stage.objective.kind = {objective.kind} with data.format.kind = {self.data.format.kind}: stage=dpo "
+                "learns from data.format.kind = preference, such as data=ultrafeedback, and from no other"
+            )
+        if not isinstance(objective, DPOConfig):
+            return self
+        if self.model.dropout or (adapter.kind != "none" and adapter.dropout):
+            raise ValueError(
+                "dropout would set the model apart from its reference by chance alone: for stage=dpo set model.dropout "
+                "and adapter.dropout to 0"
+            )
+        if objective.reference == "adapter_off" and not self._adapter_starts_from_nothing:
+            raise ValueError(
+                "stage.objective.reference = adapter_off needs a new adapter that starts without an update "
+                "(adapter.kind not none, adapter.init not pissa, adapter.init_from null); take model or cached"
+            )
+        return self
+
+    @property
+    def _adapter_starts_from_nothing(self) -> bool:
+        adapter = self.adapter
+        return adapter.kind != "none" and adapter.init_from is None and getattr(adapter, "init", None) != "pissa"
+
+    @property
+    def reference(self) -> Literal["model", "adapter_off", "cached"]:
+        """How preferences get their reference, with `auto` decided."""
+        assert isinstance(self.stage.objective, DPOConfig), "only preferences have one"
+        if self.stage.objective.reference != "auto":
+            return self.stage.objective.reference
+        return "adapter_off" if self._adapter_starts_from_nothing else "model"
 
     @property
     def accumulation(self) -> int:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines, write_texts
 
 from pretune.batch import IGNORE
-from pretune.config import InputError
+from pretune.config import ConfigError, InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.loader import Loader
 from pretune.data.packing import best_fit, make_plan
@@ -183,3 +183,93 @@ def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path,
         assert sorted(text) == sorted("yes" + "0123456789" + "abcdefghijklm" + "z")
         assert targets.count(eos) == 4
         assert loader.report["lost_tokens"] == 16 + 80
+
+
+PAIRS = {"mode": "pairs", "isolate": True}
+PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "score_prompt": False}}
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=30),
+    st.integers(4, 20),
+    st.sampled_from(["drop", "cut"]),
+)
+@settings(deadline=None)
+def test_pairs_stay_whole_side_by_side_and_fit(sizes: list[tuple[int, int]], capacity: int, too_long: Any) -> None:
+    lengths = np.array(sizes).reshape(-1)
+    ends = np.cumsum(lengths)
+    plan = make_plan(ends, capacity, "pairs", too_long, everything)
+    begins = ends - lengths
+    document = np.searchsorted(ends, plan.starts, side="right")
+    assert (begins[document] == plan.starts).all()
+    assert (document[::2] % 2 == 0).all()
+    assert (document[1::2] == document[::2] + 1).all()
+    assert (plan.row_starts % 2 == 0).all()
+    fits = [pair for pair, both in enumerate(sizes) if sum(both) <= capacity]
+    assert sorted(document[::2] // 2) == (list(range(len(sizes))) if too_long == "cut" else fits)
+    used = np.add.reduceat(plan.lengths, plan.row_starts[:-1]) if len(plan.lengths) else np.zeros(0)
+    assert (used <= capacity).all()
+    for at in range(0, len(document), 2):
+        whole, kept = lengths[document[at : at + 2]], plan.lengths[at : at + 2]
+        assert (plan.goes_on[at : at + 2] == (kept < whole)).all()
+        if whole.sum() <= capacity:
+            assert (kept == whole).all()
+        else:
+            assert kept.sum() == capacity
+            assert (kept >= np.minimum(whole, capacity // 2)).all()
+    assert plan.report["too_long"] == len(sizes) - len(fits)
+
+
+def test_a_pair_that_loses_an_answer_is_left_out() -> None:
+    # The last four tokens of each side are its answer; the second pair has prompts of half a row and more.
+    ends = np.cumsum([6, 6, 14, 14, 7, 5])
+    begins = np.concatenate([[0], ends[:-1]])
+
+    def any_scored(start: int, stop: int) -> bool:
+        document = int(np.searchsorted(ends, start, side="right"))
+        return bool(start < stop and stop > max(int(begins[document]), int(ends[document]) - 4))
+
+    plan = make_plan(ends, 16, "pairs", "cut", any_scored)
+    assert sorted(plan.starts.tolist()) == sorted(begins[[0, 1, 4, 5]].tolist())
+    assert plan.report["too_long"] == 1
+    assert plan.report["lost_tokens"] == 28
+
+
+def test_the_sides_of_a_pair_are_numbered_2k_and_2k_plus_1(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": "c" * (i + 1), "rejected": "r" * 3} for i in range(12)]
+    source, other = (write_lines(tmp_path / name, content) for name, content in (("a.jsonl", rows), ("b.jsonl", rows)))
+    config = data_config(
+        source=files(source), validation={"source": files(other), "fraction": None}, format=PREFERENCE,
+        packing=PAIRS | {"too_long": "drop"}, sequence_length=700,
+    )  # fmt: skip
+    data = prepare(config, byte_tokenizer(), tmp_path).train
+    tokenizer, seen = byte_tokenizer(), []
+    loader = Loader(data, config, seed=1)
+    for batch in loader.batches(2):
+        assert batch.document_ids is not None
+        for inputs, targets, ids in zip(batch.inputs, batch.targets, batch.document_ids, strict=True):
+            scored = [targets[(ids == number) & (targets != IGNORE)].tolist() for number in range(int(ids.max()) + 1)]
+            scored = [tokenizer.decode(one) for one in scored if one]
+            assert len(inputs) == 700
+            seen += list(zip(scored[::2], scored[1::2], strict=True))
+    assert sorted(seen) == sorted((row["chosen"], row["rejected"]) for row in rows)
+    # A batch is a pure function of its position.
+    assert torch.equal(loader.batch(7, 3).inputs, torch.cat([loader.batch(7 + i, 1).inputs for i in range(3)]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"packing": PAIRS | {"too_long": "split"}}, "tears pairs apart"),
+        ({"packing": {"mode": "pairs", "isolate": False, "too_long": "drop"}}, "must not see the other"),
+        ({"packing": {"mode": "documents", "isolate": True, "too_long": "drop"}}, "goes with packing.mode pairs"),
+        ({"format": {"kind": "text", "column": "text"}}, "goes with packing.mode pairs"),
+        (
+            {"format": {"kind": "preference", "template": {"kind": "instruction", "score_prompt": True}}},
+            "score_prompt must be false",
+        ),
+    ],
+)
+def test_what_pairs_do_not_go_with(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        data_config(**{"format": PREFERENCE, "packing": PAIRS | {"too_long": "drop"}} | changes)

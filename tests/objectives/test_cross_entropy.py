@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pretune.batch import IGNORE
-from pretune.objectives.cross_entropy import linear_cross_entropy
+from pretune.objectives.cross_entropy import linear_cross_entropy, linear_token_losses
 
 
 def inputs(positions: int, vocab: int, dim: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
@@ -47,6 +47,44 @@ def test_equals_torch_in_float64_for_any_shape_and_mask(data: st.DataObject) -> 
         strict=True,
     ):
         torch.testing.assert_close(got, wanted)
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_each_positions_loss_equals_torch_however_it_is_weighed(data: st.DataObject) -> None:
+    vocab = data.draw(st.integers(1, 12), label="vocab")
+    softcap = data.draw(st.sampled_from([None, 0.5, 15.0]), label="softcap")
+    targets = torch.tensor(
+        data.draw(st.lists(st.one_of(st.just(IGNORE), st.integers(0, vocab - 1)), max_size=17), label="targets"),
+        dtype=torch.int64,
+    )
+    chunk = data.draw(st.integers(1, 20), label="chunk")
+    hidden, weight = inputs(len(targets), vocab + data.draw(st.integers(0, 3), label="padding rows"), 4)
+    weigh = torch.randn(len(targets), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    ours = linear_token_losses(hidden, weight, targets, vocab, softcap, chunk)
+    logits = hidden @ weight[:vocab].T
+    logits = logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    theirs = F.cross_entropy(logits, targets, reduction="none", ignore_index=IGNORE)
+    torch.testing.assert_close(ours, theirs)
+    for got, wanted in zip(
+        torch.autograd.grad((ours * weigh).sum(), (hidden, weight)),
+        torch.autograd.grad((theirs * weigh).sum(), (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_each_positions_loss_with_a_frozen_head_and_in_bfloat16() -> None:
+    hidden, weight = inputs(9, 8, 4, torch.float32)
+    targets = torch.tensor([1, IGNORE, 0, 4, 2, 7, 7, 3, IGNORE])
+    with torch.autocast("cpu", torch.bfloat16):
+        losses = linear_token_losses(hidden, weight.detach(), targets, 8, None, 4)
+        whole = linear_cross_entropy(hidden, weight.detach(), targets, 8, None, 4)
+    assert losses.dtype == torch.float32
+    torch.testing.assert_close(losses.sum(), whole)
+    (ours,), (theirs,) = torch.autograd.grad(losses.sum(), hidden), torch.autograd.grad(whole, hidden)
+    torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("softcap", [None, 3.0])

@@ -109,11 +109,11 @@ class Scale(nn.Module):
         super().__init__()
         self.weight, self.room = nn.Parameter(torch.tensor(2.0)), room
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
         loss = (self.weight * batch.inputs).sum()
         if len(batch.inputs) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return loss
+        return {"loss": loss, "rows": loss.new_tensor(len(batch.inputs))}
 
 
 def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
@@ -122,7 +122,9 @@ def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
     micro_batch, optimizer = MicroBatch(12, "cpu", path), torch.optim.SGD(model.parameters())
     # The gradient of an attempt that failed half-way must not count twice.
     model.weight.grad = torch.tensor(1e6)
-    loss = accumulate(model, optimizer, batch, 24, micro_batch)
+    sums = accumulate(model, optimizer, batch, 24, micro_batch)
+    loss = sums["loss"]
+    assert sums["rows"].item() == 12
     assert micro_batch.rows == 3
     assert json.loads(path.read_text())["rows"] == 3
     assert loss.item() == 2 * tokens.sum()

@@ -150,10 +150,39 @@ class ChatFormat(Section):
     templates that change earlier turns (such as those that drop thinking); or score the last turn only."""
 
 
+class PreferenceFormat(Section):
+    kind: Literal["preference"]
+    """Pairs of answers to one prompt: prompt, chosen and rejected as texts or lists of messages; without a prompt, what
+    chosen and rejected begin with alike."""
+    template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
+    """How a prompt and one of its answers are written: the format of the instruction tuning before."""
+
+    @pydantic.model_validator(mode="after")
+    def _only_the_answer_is_scored(self) -> Self:
+        if isinstance(self.template, ChatFormat):
+            if self.template.assistant_turns != "last":
+                raise ValueError("template.assistant_turns must be last: the sides differ in their last turn")
+        elif self.template.score_prompt:
+            raise ValueError("template.score_prompt must be false: both sides have the same prompt")
+        return self
+
+
 FormatConfig = Annotated[
-    TextFormat | MathQAFormat | InstructionFormat | PromptCompletionFormat | GSM8KFormat | ChatFormat,
+    TextFormat
+    | MathQAFormat
+    | InstructionFormat
+    | PromptCompletionFormat
+    | GSM8KFormat
+    | ChatFormat
+    | PreferenceFormat,
     Field(discriminator="kind"),
 ]
+
+
+def chat_format(format: FormatConfig) -> ChatFormat | None:
+    """The chat format that a format is or writes its answers in, if there is one."""
+    inner = format.template if isinstance(format, PreferenceFormat) else format
+    return inner if isinstance(inner, ChatFormat) else None
 
 
 class FileTokenizer(Section):
@@ -196,13 +225,23 @@ TokenizerConfig = Annotated[
 
 
 class PackingConfig(Section):
-    mode: Literal["stream", "documents", "none"]
+    mode: Literal["stream", "documents", "pairs", "none"]
     """stream: documents joined and cut every sequence_length tokens, nothing padded; documents: whole documents, best
-    fit, hardly anything padded; none: one document a row, padded."""
+    fit, hardly anything padded; pairs: the same with both sides of each preference in one row; none: one document a
+    row, padded."""
     too_long: Literal["cut", "split", "drop"]
-    """A document longer than a row, unless mode is stream: keep its start, spread it over rows, or leave it out."""
+    """A document, or a pair, longer than a row, unless mode is stream: keep its start (of a pair: of its sides, half a
+    row for each), spread it over rows (not a pair), or leave it out."""
     isolate: bool
     """No position attends to another document of its row, and positions restart with each document."""
+
+    @pydantic.model_validator(mode="after")
+    def _pairs_stay_whole(self) -> Self:
+        if self.mode == "pairs" and not self.isolate:
+            raise ValueError("isolate must be true for mode = pairs: one side must not see the other")
+        if self.mode == "pairs" and self.too_long == "split":
+            raise ValueError("too_long = split tears pairs apart: take drop or cut for mode = pairs")
+        return self
 
 
 class MixConfig(Section):
@@ -245,6 +284,18 @@ class DataConfig(Section):
         total = sum(part.share for part in self.mix.values())
         if total > 0.999:
             raise ValueError(f"the shares in mix come to {total:g}, which leaves nothing for source; lower them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _preferences_are_packed_as_pairs(self) -> Self:
+        for part in (self, *self.mix.values()):
+            if (part.format.kind == "preference") != (part.packing.mode == "pairs"):
+                raise ValueError(
+                    f"format.kind = {part.format.kind} with packing.mode = {part.packing.mode}: format preference goes "
+                    "with packing.mode pairs, and no other format does"
+                )
+            if self.mix and part.format.kind == "preference":
+                raise ValueError("preferences have a loss of their own and mix with nothing else: data/mix=none")
         return self
 
     def part(self, name: str) -> DataConfig:

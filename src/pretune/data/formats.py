@@ -20,11 +20,13 @@ from pretune.data.config import (
     GSM8KFormat,
     InstructionFormat,
     MathQAFormat,
+    PreferenceFormat,
     PromptCompletionFormat,
     SourceConfig,
     TextFormat,
 )
 from pretune.data.conversations import Message, conversation, read_messages
+from pretune.data.preferences import sides
 from pretune.data.segments import Place, Segment, Unusable
 from pretune.data.sources import Row, Side, numbered_rows
 
@@ -46,18 +48,27 @@ class Problem:
 class Formatter:
     """Rows as documents and as prompts, in one format; `tokens` is what the tokenizer brings to a chat template.
 
-    Raises ConfigError for a chat template that is missing or cannot be used.
+    `format` is how a prompt and its answer are written; of preferences, that of their template. Raises ConfigError for
+    a chat template that is missing or cannot be used.
     """
 
     def __init__(self, format: FormatConfig, tokens: TemplateTokens) -> None:
-        self.format = format
-        self._template = ChatTemplate(format, tokens) if isinstance(format, ChatFormat) else None
+        self._compares = isinstance(format, PreferenceFormat)
+        self.format = format.template if isinstance(format, PreferenceFormat) else format
+        self._template = ChatTemplate(self.format, tokens) if isinstance(self.format, ChatFormat) else None
 
     def documents(self, row: Row, place: Place) -> list[list[Segment]]:
-        """The segments of each document that a row makes, one but for some conversations; none of them is empty.
+        """The segments of each document that a row makes, one but for some conversations, two for a preference; none of
+        them is empty.
 
         Raises Unusable for a row to leave out, InputError for a row that lacks a field.
         """
+        if self._compares:
+            assert isinstance(self.format, InstructionFormat | PromptCompletionFormat | ChatFormat)
+            return [self._documents(side, place)[0] for side in sides(row, self.format, place)]
+        return self._documents(row, place)
+
+    def _documents(self, row: Row, place: Place) -> list[list[Segment]]:
         match self.format:
             case TextFormat():
                 return [[Segment(_filled(row, self.format.column, place), True)]]

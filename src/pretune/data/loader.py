@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,19 +29,24 @@ class Loader:
             raise InputError(
                 f"{data.name} ({data.side}) has not one row of {config.sequence_length} tokens: {data.num_documents:,} "
                 f"documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, {config.packing.too_long} what "
-                "is too long; give more data, a longer data.sequence_length, or packing.too_long=split"
+                "is too long; give more data, a longer data.sequence_length, or packing.too_long="
+                + ("cut" if config.packing.mode == "pairs" else "split")
             )
         self._seed, self._shuffle = seed, config.shuffle
         self.length, self.eos_id = config.sequence_length, data.eos_id
         self.isolate = config.packing.isolate
-        self._too_long = config.packing.too_long
+        self._too_long, self._units = (
+            config.packing.too_long,
+            "pairs" if config.packing.mode == "pairs" else "documents",
+        )
+        assert data.reference is None or len(data.reference) == self.num_rows, "made for other rows"
 
     def batch(self, position: int, num_rows: int) -> Batch:
         """Rows `position` to `position + num_rows` of the endless sequence of epochs, each epoch in a new order.
 
         Rows may straddle epochs. Costs the same at any position.
         """
-        rows = padding(num_rows, self.length, self.eos_id, self.isolate)
+        rows = self._padding(num_rows)
         self.fill(np.arange(position, position + num_rows), rows, range(num_rows))
         return as_batch(rows)
 
@@ -56,7 +62,7 @@ class Loader:
     def batches(self, micro_batch: int) -> Iterator[Batch]:
         """Every row once and in order, `micro_batch` at a time; the last batch is filled up with unscored rows."""
         for start in range(0, self.num_rows, micro_batch):
-            rows = padding(micro_batch, self.length, self.eos_id, self.isolate)
+            rows = self._padding(micro_batch)
             self._fill(range(start, min(start + micro_batch, self.num_rows)), rows, range(micro_batch))
             yield as_batch(rows)
 
@@ -75,7 +81,7 @@ class Loader:
         done = {"cut": "cut", "split": "split", "drop": "dropped"}[self._too_long]
         notes = [f"{left_out:,} rows left out"] if left_out else []
         if too_long:
-            notes.append(f"{too_long:,} documents longer than a row ({done}; {lost:,} tokens lost)")
+            notes.append(f"{too_long:,} {self._units} longer than a row ({done}; {lost:,} tokens lost)")
         return notes
 
     def _fill(self, numbers: Iterable[int], rows: Rows, places: Iterable[int]) -> None:
@@ -83,6 +89,14 @@ class Loader:
         own = rows if self.isolate else Rows(rows.inputs, rows.targets, None)
         for number, place in zip(numbers, places, strict=False):
             self._rows.fill(number, own, place)
+            if rows.reference is not None and self._data.reference is not None:
+                rows.reference[place] = self._data.reference[number]
+
+    def _padding(self, num_rows: int) -> Rows:
+        rows = padding(num_rows, self.length, self.eos_id, self.isolate)
+        if self._data.reference is None:
+            return rows
+        return replace(rows, reference=np.zeros((num_rows, *self._data.reference.shape[1:]), dtype=np.float32))
 
 
 def padding(num_rows: int, length: int, eos_id: int, isolate: bool) -> Rows:
@@ -94,8 +108,8 @@ def padding(num_rows: int, length: int, eos_id: int, isolate: bool) -> Rows:
 
 def as_batch(rows: Rows) -> Batch:
     """The same memory as tensors."""
-    ids = None if rows.documents is None else torch.from_numpy(rows.documents)
-    return Batch(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), ids)
+    ids, reference = (None if one is None else torch.from_numpy(one) for one in (rows.documents, rows.reference))
+    return Batch(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), ids, reference)
 
 
 def shuffled(rows: np.ndarray, num_rows: int, seed: int, epoch: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 stream      documents joined and cut anywhere: row i reads T + 1 tokens, and its last target is row i + 1's first input.
 documents   whole documents side by side, best fit; what is left of a row is padding.
+pairs       the same with two documents at a time: those numbered 2 k and 2 k + 1 of a row are a pair.
 none        one document a row, padded.
 
 Of a document that is longer than a row, the last two keep the start, spread it over rows, or leave it out. A cut answer
@@ -35,12 +36,13 @@ TooLong = Literal["cut", "split", "drop"]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows to fill in place: inputs [B, T], targets [B, T], documents [B, T] or None. They arrive as padding:
-    EOS as input, IGNORE as target."""
+    """Rows to fill in place, as Batch has them: inputs [B, T], targets [B, T], documents [B, T] or None, reference
+    [B, P, 2] or None. They arrive as padding: EOS as input, IGNORE as target."""
 
     inputs: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None
+    reference: np.ndarray | None = None
 
 
 class StreamRows:
@@ -138,26 +140,31 @@ def build_rows(data: TokenData, config: DataConfig) -> StreamRows | PlannedRows:
 def make_plan(
     ends: np.ndarray,
     capacity: int,
-    mode: Literal["documents", "none"],
+    mode: Literal["documents", "pairs", "none"],
     too_long: TooLong,
     any_scored: Callable[[int, int], bool],
 ) -> Plan:
     """Lay documents, given by where each ends, into rows of `capacity` tokens; `any_scored(start, stop)` says whether
     any of those tokens is scored.
 
-    The report counts rows, padding, documents, those that are longer than a row (`too_long`), and the tokens that no
-    row has (`lost_tokens`).
+    The report counts rows, padding, documents, those (or the pairs) that are longer than a row (`too_long`), and the
+    tokens that no row has (`lost_tokens`).
     """
     begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
-    starts, lengths, goes_on = _pieces(begins, ends, capacity, too_long)
+    together = 2 if mode == "pairs" else 1
+    shorten = _pair_pieces if mode == "pairs" else _pieces
+    starts, lengths, goes_on = shorten(begins, ends, capacity, too_long)
     # Whole documents stay, scored or not: which rows there are shall not depend on what is scored.
     is_part = goes_on | ~np.isin(starts, begins)
     teaches = np.ones(len(starts), dtype=bool)
     for piece in np.flatnonzero(is_part).tolist():
         first, last = int(starts[piece]), int(starts[piece] + lengths[piece] + goes_on[piece])
         teaches[piece] = any_scored(first + 1, last)
+    # A pair of which one answer is lost says nothing.
+    teaches = np.repeat(teaches.reshape(-1, together).all(axis=1), together)
     starts, lengths, goes_on = starts[teaches], lengths[teaches], goes_on[teaches]
-    row_of = best_fit(lengths, capacity) if mode == "documents" else np.arange(len(lengths))
+    sizes = lengths.reshape(-1, together).sum(axis=1)
+    row_of = np.repeat(np.arange(len(sizes)) if mode == "none" else best_fit(sizes, capacity), together)
     order = np.argsort(row_of, kind="stable")
     num_rows = int(row_of.max()) + 1 if len(row_of) else 0
     row_starts = np.concatenate([[0], np.cumsum(np.bincount(row_of, minlength=num_rows))]).astype(np.int64)
@@ -167,7 +174,7 @@ def make_plan(
         "rows": num_rows,
         "padding": int(num_rows * capacity - lengths.sum()),
         "documents": len(ends),
-        "too_long": int((ends - begins > capacity).sum()),
+        "too_long": int(((ends - begins).reshape(-1, together).sum(axis=1) > capacity).sum()),
         "lost_tokens": int((ends - begins).sum() - lengths.sum() - targets_only.sum()),
     }
     return Plan(starts[order], lengths[order].astype(np.int32), goes_on[order], row_starts, report)
@@ -191,6 +198,23 @@ def _pieces(
     starts = begins[document] + number * capacity
     stops = np.minimum(starts + capacity, ends[document])
     return starts, stops - starts, stops < ends[document]
+
+
+def _pair_pieces(
+    begins: np.ndarray, ends: np.ndarray, capacity: int, too_long: TooLong
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The same for pairs of documents that may not be parted: what is left of both together fits."""
+    assert too_long != "split", "the configuration sees to it"
+    lengths = (ends - begins).reshape(-1, 2)  # [num_pairs, 2]
+    if too_long == "drop":
+        fits = np.repeat(lengths.sum(axis=1) <= capacity, 2)
+        begins, ends = begins[fits], ends[fits]
+        return begins, ends - begins, np.zeros(len(begins), dtype=bool)
+    # Each side has half of the row, and what the other leaves of its half.
+    first = np.minimum(lengths[:, 0], np.maximum(capacity // 2, capacity - lengths[:, 1]))
+    second = np.minimum(lengths[:, 1], capacity - first)
+    kept = np.stack([first, second], axis=1).reshape(-1)
+    return begins, kept, kept < ends - begins
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:

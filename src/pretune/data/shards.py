@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from pretune.config import InputError
-from pretune.data.config import ChatFormat, DataConfig, FormatConfig, SourceConfig
+from pretune.data.config import DataConfig, FormatConfig, SourceConfig, chat_format
 from pretune.data.formats import VERSION as FORMATS_VERSION
 from pretune.data.formats import Formatter
 from pretune.data.preparation_bar import PreparationBar
@@ -125,7 +125,7 @@ class Job:
         self.sides = ("train", "validation") if split else ("all",)
         self.dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         # The tokenizer's own template decides what a conversation becomes where the format has none.
-        template = vars(tokenizer.template_tokens) if isinstance(format, ChatFormat) else None
+        template = vars(tokenizer.template_tokens) if chat_format(format) else None
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, SHARD_TOKENS],
             "source": identity(source),

@@ -15,13 +15,13 @@ from pretune.config import ConfigError, InputError, nearest
 from pretune.data import hub
 from pretune.data.chat_template import TemplateTokens
 from pretune.data.config import (
-    ChatFormat,
     DataConfig,
     FileTokenizer,
     HubTokenizer,
     InheritedTokenizer,
     TokenizerConfig,
     TrainedTokenizer,
+    chat_format,
 )
 from pretune.data.formats import VERSION as FORMATS_VERSION
 from pretune.data.formats import training_texts
@@ -147,7 +147,8 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
 
     Raises InputError for a file or a hub repository that is not there, ConfigError for an unknown eos.
     """
-    template = data.format.template if isinstance(data.format, ChatFormat) else None
+    chat = chat_format(data.format)
+    template = chat.template if chat else None
     match config:
         case FileTokenizer():
             return _from_file(_find_file(config.path), config.eos, template)
@@ -169,7 +170,7 @@ def _find_file(path: str) -> Path:
 
 def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> Tokenizer:
     path = hub.download_file(config.path, _FILE)
-    if isinstance(data.format, ChatFormat) and template is None:
+    if chat_format(data.format) and template is None:
         about = hub.download_file(config.path, _ABOUT)
         if _saved_template(about.parent, _about(about.parent)) is None:
             hub.download_file(config.path, _TEMPLATE)

@@ -82,6 +82,9 @@ class TokenData:
         self.num_bytes = total.bytes
         self.skipped = total.skipped
         self._first_skipped = total.first_skipped
+        self.reference: np.ndarray | None = None
+        """[num_rows, P, 2] float32, once it is known: what another model gives the sides of each row's pairs, in nats;
+        for rows as the run packs them."""
 
     def left_out(self) -> list[str]:
         """Why rows were left out, most frequent reason first: how many, and where the first is."""

@@ -1,7 +1,9 @@
 """Cross-entropy straight from hidden states, a chunk of positions at a time.
 
 The logits of a whole batch are the largest tensor of a small model's training step; here only one chunk of them exists
-at any moment. Loss and gradients come from the same pass: nothing is kept or computed again for the backward pass.
+at any moment. For the sum over all positions, loss and gradients come from the same pass: nothing is kept or computed
+again for the backward pass. For the loss of each position, the backward pass makes the logits a second time: what they
+are multiplied with is not known before.
 
 N positions, D model width, V rows of the head (padding rows included), C positions in a chunk.
 """
@@ -24,11 +26,26 @@ def linear_cross_entropy(
     hidden [N, D]; weight [V, D], of which rows from `vocab_size` on are padding and have no probability; targets [N].
     Matrix products are done in autocast's dtype where it is on, everything else in float32 (or in float64 for float64).
     """
+    needs = (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
+    dtype = _compute_dtype(hidden, targets)
+    return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype, needs)
+
+
+def linear_token_losses(
+    hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, softcap: float | None, chunk_tokens: int
+) -> Tensor:
+    """The cross-entropy of each position, 0 where the target is IGNORE: [N] float32, in nats, differentiable.
+
+    Arguments and arithmetic as for `linear_cross_entropy`.
+    """
+    dtype = _compute_dtype(hidden, targets)
+    return _LinearTokenLosses.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype)
+
+
+def _compute_dtype(hidden: Tensor, targets: Tensor) -> torch.dtype:
     assert hidden.shape[:-1] == targets.shape, (hidden.shape, targets.shape)
     device = hidden.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-    needs = (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
-    return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype, needs)
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -73,17 +90,70 @@ class _LinearCrossEntropy(torch.autograd.Function):
         )
 
 
-def _chunk(logits: Tensor, targets: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Loss of a chunk, and the gradient [C, V] of its raw logits [C, V], in their dtype."""
+class _LinearTokenLosses(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        vocab_size: int,
+        softcap: float | None,
+        chunk_tokens: int,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        ctx.save_for_backward(hidden, weight, targets)
+        ctx.options = vocab_size, softcap, chunk_tokens, dtype
+        losses = []
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(dtype)
+            for rows, target in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
+                wide, _ = capped_logits(rows.to(dtype) @ matrix.T, vocab_size, softcap)
+                losses.append(_losses(wide, target, wide.logsumexp(-1, keepdim=True)))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        hidden, weight, targets = ctx.saved_tensors
+        vocab_size, softcap, chunk_tokens, dtype = ctx.options
+        d_hidden: list[Tensor] = []
+        d_weight = torch.zeros(weight.shape, dtype=_wide(dtype), device=weight.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            matrix = weight.to(dtype)
+            parts = zip(*(one.split(chunk_tokens) for one in (hidden, targets, grad_outputs[0])), strict=True)
+            for rows, target, scale in parts:
+                rows = rows.to(dtype)
+                _, d_logits = _chunk(rows @ matrix.T, target, vocab_size, softcap, scale)
+                if ctx.needs_input_grad[0]:
+                    d_hidden.append(d_logits @ matrix)
+                if ctx.needs_input_grad[1]:
+                    d_weight += d_logits.T @ rows
+        return (
+            torch.cat(d_hidden).to(hidden.dtype) if ctx.needs_input_grad[0] else None,
+            d_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None,
+            *(None,) * 5,
+        )
+
+
+def _chunk(
+    logits: Tensor, targets: Tensor, vocab_size: int, softcap: float | None, scale: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Loss of a chunk, and the gradient [C, V] of its raw logits [C, V], in their dtype; `scale` [C] weighs positions
+    in the gradient."""
     wide, slope = capped_logits(logits, vocab_size, softcap)
-    scored = (targets != IGNORE)[:, None]  # [C, 1]
-    index = targets.clamp(min=0)[:, None]
     normalizer = wide.logsumexp(-1, keepdim=True)
-    loss = torch.where(scored, normalizer - wide.gather(-1, index), 0).sum()
     columns = torch.arange(logits.shape[-1], device=logits.device)
-    error = (wide - normalizer).exp() - (columns == index).to(wide.dtype)
+    error = (wide - normalizer).exp() - (columns == targets.clamp(min=0)[:, None]).to(wide.dtype)
     error = error if slope is None else error * slope
-    return loss, torch.where(scored, error, 0).to(logits.dtype)
+    error = error if scale is None else error * scale[:, None]
+    gradient = torch.where((targets != IGNORE)[:, None], error, 0).to(logits.dtype)
+    return _losses(wide, targets, normalizer).sum(), gradient
+
+
+def _losses(wide: Tensor, targets: Tensor, normalizer: Tensor) -> Tensor:
+    """Cross-entropy [C] of logits [C, V] with their logsumexp [C, 1]."""
+    losses = normalizer - wide.gather(-1, targets.clamp(min=0)[:, None])
+    return torch.where(targets != IGNORE, losses[:, 0], 0)
 
 
 def capped_logits(logits: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor | None]:

@@ -12,14 +12,17 @@ from rich.table import Table
 from torch import Tensor
 
 from pretune import checkpoint
-from pretune.assembly import Parts, assemble, measured_run, scorer
+from pretune.assembly import Parts, assemble, measured_run, pair_scorer, scorer
 from pretune.batch import IGNORE, Batch
 from pretune.data.formats import Problem, problems
 from pretune.data.loader import Loader
 from pretune.data.tokenizer import Tokenizer
 from pretune.files import write_json
+from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores
+from pretune.reference import with_reference
 from pretune.run_config import RunConfig
+from pretune.tasks.evaluate_preference import preference_metrics
 
 Scorer = Callable[[Batch], TokenScores]
 """Scores every position of a batch, on whatever device and in whatever precision it was made for."""
@@ -28,10 +31,10 @@ Scorer = Callable[[Batch], TokenScores]
 def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
     folder = measured_run(config)
-    parts = assemble(config, folder)
+    parts = with_reference(config, assemble(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
-    figures = evaluate(config, parts, scorer(config, parts))
+    figures = evaluate(config, parts)
     write_json(folder.path / "evaluation.json", {"step": step, **figures})
     table = Table("figure", "value", title=f"{folder.name} at step {step:,}")
     for name, value in figures.items():
@@ -41,11 +44,14 @@ def evaluate_run(config: RunConfig) -> int:
     return 0
 
 
-def evaluate(config: RunConfig, parts: Parts, score: Scorer) -> dict[str, float]:
+def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
     sets that are mixed in: `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
     batches = Loader(parts.data.validation, config.data, config.seed).batches(micro_batch)
+    if isinstance(config.stage.objective, DPOConfig):
+        return preference_metrics(pair_scorer(config, parts), batches)
+    score = scorer(config, parts)
     figures = validation_metrics(score, batches, token_bytes)
     for name, part in parts.data.parts.items():
         batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)

@@ -81,7 +81,8 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
     panels: list[tuple[str, str, Callable[[Axes], None]]] = []
     for stage in dict.fromkeys(run.stage for run in runs):
         group = [(run, _COLORS[index % len(_COLORS)]) for index, run in enumerate(runs) if run.stage == stage]
-        panels.append((f"{stage}: loss", "nats per token", partial(_losses, group=group)))
+        unit = "nats per pair" if stage == "dpo" else "nats per token"
+        panels.append((f"{stage}: loss", unit, partial(_losses, group=group)))
         for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
             panels.append((f"{stage}: {task} accuracy", "accuracy", partial(_accuracy, group=group, task=task)))
     return panels

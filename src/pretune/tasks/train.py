@@ -7,8 +7,9 @@ reports. A checkpoint holds all of its state: `Progress`, the weights, the optim
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,17 +23,16 @@ from pretune.assembly import (
     attach_adapter,
     averaged,
     check_first_gradients,
+    num_scored,
     own_folder,
     pick_device,
     quantize_frozen,
-    scorer,
     set_arithmetic,
     start_run,
     stored_adapter,
     training_loss,
 )
 from pretune.averaging import Averaged
-from pretune.batch import Batch
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.feed import Feed
@@ -48,12 +48,13 @@ from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_up
 from pretune.optim.trace import Trace
 from pretune.patience import best, out_of_patience, why_stopped
 from pretune.precision import check_arithmetic
+from pretune.reference import check_first_loss, with_reference
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import sample
 from pretune.tasks.report import report
-from pretune.tasks.train_micro_batch import MicroBatch, accumulate, choose_micro_batch
+from pretune.tasks.train_micro_batch import LossOf, MicroBatch, accumulate, choose_micro_batch
 from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
 from pretune.tracker.tracker import Tracker
 
@@ -88,6 +89,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
     quantize_frozen(config, parts.model)
+    parts = with_reference(config, parts)
     average = averaged(config, parts.model)
     set_arithmetic(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)
@@ -155,7 +157,7 @@ def loop(run: Run) -> bool:
             compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.activations)
-        feed = Feed(run.loader.batch, run.parts.device)
+        feed = Feed(run.loader.batch, partial(num_scored, config), run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
         window.mfu = mfu
         while True:
@@ -170,11 +172,11 @@ def loop(run: Run) -> bool:
             # Accumulate gradients, a micro-batch at a time.
             step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
             fed = feed.batch(state.position, step.tokens // config.data.sequence_length)
-            batch, scored = fed.batch, max(fed.num_scored, 1)
-            loss_sum = accumulate(loss_of, optimizer, batch, scored, micro_batch)
-
-            if state.step == 0 and fed.num_scored:
+            batch, scored = fed.batch, fed.scored
+            sums = accumulate(loss_of, optimizer, batch, max(scored, 1), micro_batch)
+            if state.step == 0 and scored:
                 check_first_gradients(config, model)
+                check_first_loss(config, sums["loss"], scored)
 
             # Clip and update. A signal in the middle of the update waits until the step is recorded.
             lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
@@ -189,7 +191,7 @@ def loop(run: Run) -> bool:
                 random_state = checkpoint.random_state(model)
 
                 # Measure and report.
-                window.add_step(loss_sum, batch.inputs.numel(), scored)
+                window.add_step(sums, scored, batch.inputs.numel(), fed.scored_tokens)
                 run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
                 if state.step % config.report_every == 0 or state.finished:
                     state.training = window.figures(state.seconds, lr, norm)
@@ -223,9 +225,9 @@ def do_what_is_due(run: Run, due: Aside) -> None:
     used = replace(run.parts, model=run.average.model) if run.average is not None else run.parts
     if due == "evaluation":
         with state.timed("evaluation"):
-            figures = evaluate(config, used, scorer(config, used))
+            figures = evaluate(config, used)
             if config.averaging.measure_raw and used is not run.parts:
-                raw = evaluate(config, run.parts, scorer(config, run.parts))
+                raw = evaluate(config, run.parts)
                 figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
         with run.interrupts.shielded():  # what is counted as done is recorded
             state.validation = figures
@@ -267,7 +269,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
                 )
 
 
-def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
+def choose(run: Run, loss_of: LossOf) -> MicroBatch:
     """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
     run.parts.model.train()
     random_state = checkpoint.random_state(run.parts.model)
@@ -276,7 +278,7 @@ def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
         run.optimizer.zero_grad(set_to_none=True)
         batch = run.loader.batch(0, rows)
         for _ in range(2):  # memory is scarcer once there are gradients to add to
-            loss_of(batch).backward()
+            loss_of(batch)["loss"].backward()
 
     try:
         return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
@@ -285,7 +287,7 @@ def choose(run: Run, loss_of: Callable[[Batch], Tensor]) -> MicroBatch:
         checkpoint.set_random_state(run.parts.model, random_state)
 
 
-def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: MicroBatch) -> None:
+def compile_ahead(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
     """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
     run.parts.model.train()
     if run.state.finished:
@@ -296,7 +298,7 @@ def compile_ahead(run: Run, loss_of: Callable[[Batch], Tensor], micro_batch: Mic
     run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
     started, random_state = time.perf_counter(), checkpoint.random_state(run.parts.model)
     batch = run.loader.batch(0, micro_batch.rows)
-    loss_of(batch).backward()
+    loss_of(batch)["loss"].backward()
     run.optimizer.zero_grad(set_to_none=True)
     checkpoint.set_random_state(run.parts.model, random_state)
     run.tracker.message(f"compiled in {time.perf_counter() - started:.0f} s")

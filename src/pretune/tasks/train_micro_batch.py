@@ -18,6 +18,9 @@ from pretune.files import write_json
 from pretune.footprint import Footprint
 from pretune.run_config import RunConfig
 
+LossOf = Callable[[Batch], dict[str, Tensor]]
+"""Sums over what a micro-batch scores, by name; `loss` is to be minimised."""
+
 
 @dataclass
 class MicroBatch:
@@ -85,9 +88,9 @@ def _fits(trial: Callable[[int], None], rows: int, reserve: int, device: torch.d
 
 
 def accumulate(
-    loss_of: Callable[[Batch], Tensor], optimizer: Optimizer, batch: Batch, scored: int, micro_batch: MicroBatch
-) -> Tensor:
-    """Add the gradients of a whole step, micro-batch by micro-batch; returns the summed loss, detached.
+    loss_of: LossOf, optimizer: Optimizer, batch: Batch, scored: int, micro_batch: MicroBatch
+) -> dict[str, Tensor]:
+    """Add the gradients of a whole step, micro-batch by micro-batch; returns its sums, detached.
 
     When memory ends, the step begins again with smaller micro-batches.
     """
@@ -102,14 +105,14 @@ def accumulate(
         micro_batch.halve(micro_batch.rows)  # what divides it divides every step, however long
 
 
-def _accumulate(loss_of: Callable[[Batch], Tensor], batch: Batch, scored: int, rows: int) -> Tensor:
-    losses = []
+def _accumulate(loss_of: LossOf, batch: Batch, scored: int, rows: int) -> dict[str, Tensor]:
+    parts: list[dict[str, Tensor]] = []
     for start in range(0, len(batch.inputs), rows):
-        loss_sum = loss_of(batch.rows(start, start + rows))
+        sums = loss_of(batch.rows(start, start + rows))
         # Divided by what the whole step scores: the same loss whatever the micro-batch.
-        (loss_sum / scored).backward()
-        losses.append(loss_sum.detach())
-    return torch.stack(losses).sum()
+        (sums["loss"] / scored).backward()
+        parts.append({name: value.detach() for name, value in sums.items()})
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
 def _release() -> None:

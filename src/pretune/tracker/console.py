@@ -34,6 +34,11 @@ _HIDDEN = (
     "time/checkpoint",
     "val/tokens",
     "mathqa/problems",
+    "preference/pairs",
+    "preference/reward_chosen",
+    "preference/reward_rejected",
+    "train/reward_chosen",
+    "train/reward_rejected",
     "train/scored_tokens_per_second",
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -153,7 +158,7 @@ def _figures(metrics: Mapping[str, float]) -> Iterator[str]:
         if name in _HIDDEN or (name.endswith("_error") and name.removesuffix("_error") in metrics):
             continue
         error = metrics.get(f"{name}_error")
-        yield show(name, value) if error is None else f"{show(name, value)} ± {error:.1%}"
+        yield show(name, value) if error is None else f"{show(name, value)} ± {show_error(name, error)}"
 
 
 def show(name: str, value: float) -> str:
@@ -183,6 +188,11 @@ def show(name: str, value: float) -> str:
             return f"{name} {value:.1%}"
         case _:
             return f"{name} {value:,}" if float(value).is_integer() else f"{name} {value:.4g}"
+
+
+def show_error(name: str, error: float) -> str:
+    """The standard error of a figure, with the figure's unit."""
+    return f"{error:.1%}" if "accuracy" in name else f"{error:.4f}"
 
 
 def duration(seconds: float) -> str:

@@ -1,0 +1,103 @@
+"""Preferences: which of two answers is the better one, learned from pairs (DPO, arXiv 2305.18290).
+
+B rows, T tokens, P pairs a row at most; the last axis of [B, P, 2] is chosen, rejected. Rows hold their pairs as Batch
+says. Log-probabilities are in nats, of the scored tokens (the answer and its end) given all before them, and are summed
+in float32.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretune.batch import IGNORE, Batch
+from pretune.objectives.config import DPOConfig
+from pretune.objectives.cross_entropy import linear_token_losses
+from pretune.objectives.language_modeling import LanguageModel
+
+
+class PairScores(NamedTuple):
+    """What became of each pair of a batch; where `real` is false there is none, and the rest is without meaning.
+
+    loss [B, P]; rewards [B, P, 2]: beta times the log-probability gained over the reference; log_probs [B, P, 2] and
+    num_tokens [B, P, 2] of the sides; real [B, P] bool.
+    """
+
+    loss: Tensor
+    rewards: Tensor
+    log_probs: Tensor
+    num_tokens: Tensor
+    real: Tensor
+
+
+def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tensor]:
+    """Sums over the pairs of the batch by name, of which `loss` is to be minimised: float32 scalars.
+
+    Divide by the number of pairs of the whole step, once. `accuracy` counts pairs whose chosen side has the larger
+    reward, equal ones as half.
+    """
+    scores = score_pairs(model, batch, config)
+    chosen, rejected = scores.rewards.detach().unbind(-1)
+    figures = {
+        "loss": scores.loss,
+        "accuracy": wins(scores.rewards.detach()),
+        "reward_chosen": chosen,
+        "reward_rejected": rejected,
+        "reward_margin": chosen - rejected,
+    }
+    return {name: torch.where(scores.real, figure, 0).sum() for name, figure in figures.items()}
+
+
+def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairScores:
+    """Loss and rewards of each pair of the batch, whose `reference` must be known."""
+    assert batch.reference is not None, "the reference comes first"
+    width = batch.reference.shape[1]
+    log_probs = pair_log_probs(model, batch, config.chunk_tokens)[:, :width]
+    num_tokens = _sums_by_side((batch.targets != IGNORE).float(), batch)[:, :width]
+    gained = log_probs - batch.reference
+    if config.length_normalized:
+        gained = gained / num_tokens.clamp(min=1)
+    rewards = config.beta * gained
+    margin = rewards[..., 0] - rewards[..., 1]
+    loss = -F.logsigmoid(margin)
+    if config.label_smoothing:
+        loss = (1 - config.label_smoothing) * loss - config.label_smoothing * F.logsigmoid(-margin)
+    # A pair that has lost a whole answer to too_long = cut says nothing.
+    return PairScores(loss, rewards, log_probs, num_tokens, (num_tokens > 0).all(-1))
+
+
+def pair_log_probs(model: LanguageModel, batch: Batch, chunk_tokens: int) -> Tensor:
+    """Log-probability of each side of each pair: [B, T // 2 + 1, 2] float32, differentiable."""
+    hidden = model(batch.inputs, batch.document_ids)  # [B, T, D]
+    losses = linear_token_losses(
+        hidden.flatten(0, 1),
+        model.head_weight,
+        batch.targets.flatten(),
+        model.config.vocab_size,
+        model.config.softcap,
+        chunk_tokens,
+    )
+    return _sums_by_side(-losses.view_as(batch.targets), batch)
+
+
+def num_pairs(batch: Batch) -> int:
+    """How many pairs of the batch have something scored on both sides."""
+    scored = _sums_by_side((batch.targets != IGNORE).float(), batch)
+    return int((scored > 0).all(-1).sum())
+
+
+def wins(rewards: Tensor) -> Tensor:
+    """1 where the chosen side [..., 0] has the larger reward, 0.5 where they are equal, else 0."""
+    return 0.5 + 0.5 * (rewards[..., 0] - rewards[..., 1]).sign()
+
+
+def _sums_by_side(values: Tensor, batch: Batch) -> Tensor:
+    """Sums of values [B, T] over the documents of each row, in pairs: [B, T // 2 + 1, 2]."""
+    assert batch.document_ids is not None, "pairs are told apart by the ids of their documents"
+    rows, length = values.shape
+    # Ids are at most T, of padding behind T documents of one token each.
+    sums = values.new_zeros(rows, 2 * (length // 2 + 1))
+    return sums.scatter_add(1, batch.document_ids.long(), values).unflatten(1, (-1, 2))
