@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -104,3 +105,15 @@ class Window:
             "train/mfu": self.speed * self.mfu,
             "train/scored_tokens_per_second": scored_speed,
         }
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Bytes at the peak so far: on a GPU of what torch has allocated, else of the whole process; None if unknown."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -89,6 +89,15 @@ class BatchConfig(Section):
         return self.warmup.start * (1 + grown // self.warmup.start)
 
 
+class AnswersConfig(DecodingConfig):
+    measure: bool
+    """Let the model write answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
+    batch: Count
+    """Problems that are answered at once; it changes nothing but speed."""
+    compile: bool
+    """Compile the step for one token, in task=evaluate: a second or so for each layer at the start, then faster."""
+
+
 class EvaluationConfig(Section):
     every: Every
     """Steps between evaluations; null evaluates only at the end."""
@@ -103,7 +112,9 @@ class EvaluationConfig(Section):
     option_accuracy: bool
     """Multiple-choice accuracy by likelihood, for formats that have options."""
     max_problems: Count | None
-    """Problems for option accuracy; null takes the whole validation set."""
+    """Problems for option accuracy and answers; null takes the whole validation set."""
+    answers: AnswersConfig
+    """Answers that the model writes itself."""
 
     @pydantic.model_validator(mode="after")
     def _patience_needs_evaluations(self) -> Self:
@@ -272,6 +283,11 @@ class RunConfig(Section):
             raise ValueError(
                 "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
                 "data.format.kind = mathqa with rationale none or after; or set it to false"
+            )
+        if self.evaluation.answers.measure and data.format.kind not in ("mathqa", "gsm8k"):
+            raise ValueError(
+                f"evaluation.answers.measure: written answers can be told right from wrong for data.format.kind = "
+                f"mathqa or gsm8k, not {data.format.kind}; set it to false"
             )
         return self
 

@@ -18,6 +18,7 @@ import pytest
 from pretune.config import InputError
 from pretune.tasks.report import report
 from pretune.tasks.report_figure import Curves, draw
+from pretune.tasks.report_groups import common_name
 
 
 def write_run(folder: Path, rows: list[dict[str, Any]], stage: str = "pretrain", **files: str) -> Path:
@@ -84,7 +85,7 @@ def test_stages_are_compared_in_every_form(tmp_path: Path, capsys: pytest.Captur
 
     markdown = (tmp_path / "both" / "report.md").read_text().splitlines()
     assert markdown[0] == "| run | pre | fine |"
-    assert "| mathqa/accuracy |  | 52.5% |" in markdown
+    assert "| mathqa/accuracy |  | 52.5% ± 2.0% |" in markdown
     assert "mathqa/accuracy" in capsys.readouterr().out
 
     page = Page((tmp_path / "both" / "report.html").read_text())
@@ -95,6 +96,51 @@ def test_stages_are_compared_in_every_form(tmp_path: Path, capsys: pytest.Captur
     text = "".join(page.words)
     for expected in ("</pre><script>x</script>", "kind: finetune", "4200000", "52.5%"):
         assert expected in text
+
+
+def test_runs_that_differ_by_their_seed_stand_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = []
+    for seed, loss in ((1, 4.0), (2, 4.2), (3, 4.4)):
+        summary = {"parameters": 1000, "trainable_parameters": 20, "peak_memory_bytes": 2**30}
+        rows = falling(100, loss, **{"mathqa/accuracy": loss / 10, "mathqa/accuracy_error": 0.02})
+        rows[-1] |= {"train/tokens_per_second": 900.0, "train/scored_tokens_per_second": 90.0}
+        run = write_run(tmp_path / f"lora_s{seed}", rows, "finetune", summary_json=json.dumps(summary))
+        (run / "config.yaml").write_text(
+            f"name: {run.name}\nseed: {seed}\nstage: {{kind: finetune}}\ndata: {{seed: 1}}\n"
+        )
+        runs.append(run)
+    other = write_run(tmp_path / "full_s1", falling(100, 4.1), "finetune")
+    (other / "config.yaml").write_text("name: full_s1\nseed: 1\nstage: {kind: finetune}\ndata: {seed: 2}\n")
+    report([runs[0], other, *runs[1:]], tmp_path / "all")
+    lines = (tmp_path / "all" / "report.md").read_text().splitlines()
+    assert lines[0] == "| run | lora (3 seeds) | full_s1 |"
+    assert "| val loss | 4.1000 ± 0.2000 | 4.0000 |" in lines
+    assert "| mathqa/accuracy | 42.0% ± 2.0% |  |" in lines
+    assert "| trained | 20 |  |" in lines
+    assert "| steps | 100 | 100 |" in lines
+    assert "| scored tokens/s | 100 |  |" in lines
+    assert "| peak memory | 1.00 GiB |  |" in lines
+    assert "standard deviation" in capsys.readouterr().out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "all" / "report.csv").read_text())))
+    assert [row["run"] for row in rows] == ["lora_s1", "full_s1", "lora_s2", "lora_s3"]
+    assert [row["group"] for row in rows] == ["lora (3 seeds)", "full_s1", "lora (3 seeds)", "lora (3 seeds)"]
+    assert [row["seed"] for row in rows] == ["1", "1", "2", "3"]
+    assert rows[0]["mathqa/accuracy_error"] == "0.02"
+
+
+@pytest.mark.parametrize(
+    ("names", "together"),
+    [
+        (["lora_s1", "lora_s2"], "lora (2 seeds)"),
+        (["tune,seed=1", "tune,seed=12"], "tune (2 seeds)"),
+        (["lora-r16-1", "lora-r16-2"], "lora-r16 (2 seeds)"),
+        (["axes1", "axes2"], "axes (2 seeds)"),
+        (["one", "two"], "one (2 seeds)"),
+        (["s1"], "s1"),
+    ],
+)
+def test_a_group_has_a_name(names: list[str], together: str) -> None:
+    assert common_name(names) == together
 
 
 def test_a_run_reports_on_itself_while_it_trains(tmp_path: Path) -> None:
@@ -144,9 +190,9 @@ def colors_in(picture: bytes) -> np.ndarray:
 
 
 def test_stages_stand_side_by_side_and_runs_of_one_stage_share_a_panel() -> None:
-    one = Curves("a", "pretrain", falling(100))
-    fine = Curves("b", "finetune", falling(100, **{"mathqa/accuracy": 0.5, "mathqa/chance": 0.2}))
-    other = Curves("c", "pretrain", falling(100, 7.5))
+    one = Curves("a", "pretrain", falling(100), "a")
+    fine = Curves("b", "finetune", falling(100, **{"mathqa/accuracy": 0.5, "mathqa/chance": 0.2}), "b")
+    other = Curves("c", "pretrain", falling(100, 7.5), "c")
 
     def width(*runs: Curves) -> int:
         return colors_in(draw(runs)).shape[1]
@@ -161,7 +207,7 @@ def test_stages_stand_side_by_side_and_runs_of_one_stage_share_a_panel() -> None
 
 
 def test_the_picture_is_the_same_each_time() -> None:
-    runs = [Curves("a", "pretrain", falling(100))]
+    runs = [Curves("a", "pretrain", falling(100), "a")]
     assert draw(runs) == draw(runs)
 
 

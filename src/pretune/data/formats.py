@@ -160,7 +160,7 @@ def problems(config: DataConfig) -> Iterator[Problem]:
     for number, row in numbered_rows(config, "validation"):
         place = Place(source, number)
         try:
-            options, correct = _options(row, place)
+            options, correct = options_of(row, place)
         except Unusable:
             continue
         yield Problem(_mathqa_prompt(format, row, place), tuple(_answer(option) for option in options), correct)
@@ -233,7 +233,7 @@ def _gsm8k_answer(format: GSM8KFormat, row: Row, place: Place) -> str:
 
 
 def _mathqa_document(format: MathQAFormat, row: Row, place: Place) -> list[Segment]:
-    options, correct = _options(row, place)
+    options, correct = options_of(row, place)
     prompt = Segment(_mathqa_prompt(format, row, place), format.score_prompt)
     answer = Segment(_answer(options[correct]), True)
     rationale = "" if format.rationale == "none" else _rationale(row, place)
@@ -248,7 +248,7 @@ def _mathqa_prompt(format: MathQAFormat, row: Row, place: Place) -> str:
     problem = _field(row, "Problem", place).strip()
     if not format.options:
         return problem
-    options, _ = _options(row, place)
+    options, _ = options_of(row, place)
     listed = " , ".join(f"{letter} ) {option}" for letter, option in zip(LETTERS, options, strict=True))
     asked = "" if format.rationale == "before" else "\nanswer :"
     return f"{problem}\noptions : {listed}{asked}"
@@ -263,7 +263,7 @@ def _rationale(row: Row, place: Place) -> str:
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 
-def _options(row: Row, place: Place) -> tuple[tuple[str, ...], int]:
+def options_of(row: Row, place: Place) -> tuple[tuple[str, ...], int]:
     """The five options of a row and which is right; raises Unusable where they cannot be told."""
     options = parse_options(_field(row, "options", place))
     correct = _field(row, "correct", place).strip().lower()

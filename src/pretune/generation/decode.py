@@ -61,7 +61,7 @@ class Vocabulary:
 Step = Callable[[Tensor, Cache], Tensor]
 """Logits [B, V] of the token after tokens [B, T]."""
 
-_COLUMNS = 256
+_COLUMNS = 64
 """Caches of compiled steps hold a multiple of this many columns, so that few shapes are ever compiled."""
 
 
@@ -79,8 +79,7 @@ class Decoder:
         self.limit: int = model.config.max_sequence_length
         self._compiled = None
         if compiled_rows is not None:
-            # Constant weights: the compiler lays matrices out for the processor, once.
-            self._compiled = torch.compile(self._logits, dynamic=False, options={"freezing": True})
+            self._compiled = compile_frozen(self._logits)
 
     def read(self, prompts: Sequence[Sequence[int]], num_new: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, and the cache that holds them, with room for `num_new` tokens more.
@@ -197,6 +196,23 @@ class Decoding:
         self._cache.keep(kept.to(self._decoder.device))
         if self._history is not None:
             self._history.keep(kept.to(self._decoder.device))
+
+
+def compile_frozen(step: Step) -> Step:
+    """`step` compiled for each shape that it meets, its weights constants: the compiler converts them and lays them out
+    for the processor once. From then on, other weights change nothing."""
+    import torch._inductor.config as inductor
+
+    # What was compiled for another model's weights must not be taken for this one's.
+    torch.compiler.reset()
+    compiled = torch.compile(step, dynamic=False)
+
+    def run(tokens: Tensor, cache: Cache) -> Tensor:
+        # Not `options`, which the tracer does not see: it would hand the weights in as inputs.
+        with inductor.patch(freezing=True):
+            return compiled(tokens, cache)
+
+    return run
 
 
 @contextlib.contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -22,7 +23,11 @@ from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores
 from pretune.reference import with_reference
 from pretune.run_config import RunConfig
+from pretune.tasks.evaluate_answers import answer_metrics
 from pretune.tasks.evaluate_preference import preference_metrics
+from pretune.tracker.console import counted
+
+T = TypeVar("T")
 
 Scorer = Callable[[Batch], TokenScores]
 """Scores every position of a batch, on whatever device and in whatever precision it was made for."""
@@ -41,6 +46,8 @@ def evaluate_run(config: RunConfig) -> int:
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     Console().print(table)
     print(f"written to {folder.path / 'evaluation.json'}")
+    if config.evaluation.answers.measure:
+        print(f"what it answered: {folder.path / 'evaluations' / 'answers.jsonl'}")
     return 0
 
 
@@ -48,7 +55,9 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
     sets that are mixed in: `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
-    batches = Loader(parts.data.validation, config.data, config.seed).batches(micro_batch)
+    loader = Loader(parts.data.validation, config.data, config.seed)
+    total = -(-loader.num_rows // micro_batch)
+    batches = watched(config, loader.batches(micro_batch), "reading the validation set", total)
     if isinstance(config.stage.objective, DPOConfig):
         return preference_metrics(pair_scorer(config, parts), batches)
     score = scorer(config, parts)
@@ -58,10 +67,18 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
         found = validation_metrics(score, batches, token_bytes)
         figures |= {f"val_{name}/{figure}": found[f"val/{figure}"] for figure in ("loss", "bits_per_byte")}
     if config.evaluation.option_accuracy:
-        held_out = islice(problems(config.data), config.evaluation.max_problems)
+        held_out = list(islice(problems(config.data), config.evaluation.max_problems))
         length = config.model.max_sequence_length
-        figures |= option_accuracy(score, held_out, parts.tokenizer, config.evaluation.micro_batch, length)
+        compared = watched(config, held_out, "comparing options", len(held_out))
+        figures |= option_accuracy(score, compared, parts.tokenizer, config.evaluation.micro_batch, length)
+    if config.evaluation.answers.measure:
+        figures |= answer_metrics(config, parts)
     return figures
+
+
+def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
+    """`items`, with a bar of their own where evaluating is the task: in training the screen has one already."""
+    return counted(items, title, total) if config.task == "evaluate" else items
 
 
 def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:

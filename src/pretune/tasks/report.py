@@ -18,6 +18,7 @@ from pretune.files import write_atomic
 from pretune.run_config import RunConfig
 from pretune.run_folder import find_run, read_config
 from pretune.tasks.report_figure import Curves, draw
+from pretune.tasks.report_groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report_page import Section, page
 from pretune.tracker.console import duration, short
 from pretune.tracker.files import read_rows
@@ -39,9 +40,11 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     runs = [read_run(folder) for folder in folders]
     columns = COLUMNS + mixed_columns(runs) + accuracy_columns(runs)
     columns = [column for column in columns if any(column.of(run) is not None for run in runs)]
-    picture = draw([Curves(run.name, run.stage, run.rows) for run in runs])
+    groups = grouped(runs)
+    picture = draw([Curves(run.name, run.stage, run.rows, group.name) for group in groups for run in group.runs])
     sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
-    header, body = [column.header for column in columns], [[column.text(run) for column in columns] for run in runs]
+    header = [column.header for column in columns]
+    body = [[column.text(group) for column in columns] for group in groups]
     try:
         destination.mkdir(parents=True, exist_ok=True)
         (destination / "curves.png").write_bytes(picture)
@@ -54,6 +57,8 @@ def report(folders: Sequence[Path], destination: Path) -> None:
             f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
         ) from None
     show_table(header, body)
+    if len(groups) < len(runs):
+        print("± of several seeds is the standard deviation between them; report.csv has each run.")
     print(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
 
 
@@ -69,8 +74,9 @@ class RunRecord:
     """samples.jsonl"""
     summary: dict[str, Any]
     """summary.json; empty while the run is not complete."""
+    config: dict[str, Any]
+    """config.yaml; empty where there is none."""
     config_text: str
-    """config.yaml"""
 
     def last(self, name: str) -> Any:
         """The newest value of a figure, None where there is none."""
@@ -89,6 +95,34 @@ class RunRecord:
         tokens, seconds = self.last("tokens"), self.last("seconds")
         return tokens / seconds if tokens and seconds else None
 
+    def scored_speed(self) -> float | None:
+        """Scored tokens per second over the whole run, where not all are scored."""
+        scored, read, speed = (
+            self.last("train/scored_tokens_per_second"),
+            self.last("train/tokens_per_second"),
+            self.speed(),
+        )
+        return speed * scored / read if speed and read and scored and scored < 0.99 * read else None
+
+    def trained(self) -> int | None:
+        """Trained parameters, where not all are."""
+        trained = self.summary.get("trainable_parameters")
+        return trained if trained != self.summary.get("parameters") else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed only; often one."""
+
+    name: str
+    runs: list[RunRecord]
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs, those of several seeds together."""
+    groups = [[runs[place] for place in places] for places in same_but_for_the_seed([run.config for run in runs])]
+    return [Group(common_name([run.name for run in group]), group) for group in groups]
+
 
 def read_run(folder: Path) -> RunRecord:
     """What `folder` recorded; InputError where it recorded nothing."""
@@ -98,10 +132,11 @@ def read_run(folder: Path) -> RunRecord:
     rows = read_rows(metrics) if metrics.is_file() else []
     if not rows:
         raise InputError(f"{folder} has no figures yet (metrics.jsonl is missing or empty); let the run train first")
-    stage = read_config(config).get("stage", {}).get("kind", "run") if config.is_file() else "run"
+    mapping = read_config(config) if config.is_file() else {}
     return RunRecord(
         name=folder.resolve().name,
-        stage=stage,
+        stage=mapping.get("stage", {}).get("kind", "run"),
+        config=mapping,
         rows=rows,
         samples=read_rows(samples) if samples.is_file() else [],
         summary=json.loads(summary.read_text()) if summary.is_file() else {},
@@ -111,15 +146,29 @@ def read_run(folder: Path) -> RunRecord:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the table: its header, its value for a run (None: none) and how a person reads it."""
+    """A figure of the table: its header, its value for a run (None: none), how a person reads it, and its standard
+    error where it has one."""
 
     header: str
     of: Callable[[RunRecord], Any]
     show: Callable[[Any], str] = str
+    error: Callable[[RunRecord], float | None] = lambda run: None
 
-    def text(self, run: RunRecord) -> str:
-        value = self.of(run)
-        return "" if value is None else self.show(value)
+    def text(self, group: Group) -> str:
+        """The value of a run with its error; the mean over several with their standard deviation."""
+        values = [value for run in group.runs if (value := self.of(run)) is not None]
+        if not values:
+            return ""
+        if self.header == "run":
+            return group.name
+        if len(group.runs) == 1:
+            error = self.error(group.runs[0])
+            return self.show(values[0]) + ("" if error is None else f" ± {self.show(error)}")
+        if any(isinstance(value, str | bool) for value in values):
+            return ", ".join(dict.fromkeys(self.show(value) for value in values))
+        mean, spread = mean_and_spread(values)
+        shown = self.show(round(mean) if isinstance(values[0], int) else mean)
+        return f"{shown} ± {self.show(round(spread) if isinstance(values[0], int) else spread)}" if spread else shown
 
 
 COLUMNS = [
@@ -127,10 +176,13 @@ COLUMNS = [
     Column("stage", lambda run: run.stage),
     Column("complete", lambda run: bool(run.summary), lambda done: "yes" if done else "no"),
     Column("parameters", lambda run: run.summary.get("parameters"), short),
+    Column("trained", RunRecord.trained, short),
     Column("steps", lambda run: run.last("step"), "{:,}".format),
     Column("tokens", lambda run: run.last("tokens"), short),
     Column("time", lambda run: run.last("seconds"), duration),
     Column("tokens/s", RunRecord.speed, "{:,.0f}".format),
+    Column("scored tokens/s", RunRecord.scored_speed, "{:,.0f}".format),
+    Column("peak memory", lambda run: run.summary.get("peak_memory_bytes"), lambda size: f"{size / 2**30:.2f} GiB"),
     Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),
     Column("val loss", lambda run: run.last("val/loss"), "{:.4f}".format),
     Column("best val loss", lambda run: run.least("val/loss"), "{:.4f}".format),
@@ -152,20 +204,39 @@ def mixed_columns(runs: Sequence[RunRecord]) -> list[Column]:
 def accuracy_columns(runs: Sequence[RunRecord]) -> list[Column]:
     """A column for each task's accuracy and chance (`mathqa/accuracy`...) that any run has."""
     names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_task_accuracy(name))
-    return [Column(name, lambda run, name=name: run.last(name), "{:.1%}".format) for name in names]
+    return [
+        Column(
+            name,
+            lambda run, name=name: run.last(name),
+            "{:.1%}".format,
+            lambda run, name=name: run.last(f"{name}_error"),
+        )
+        for name in names
+    ]
 
 
 def is_task_accuracy(name: str) -> bool:
     task, _, figure = name.partition("/")
-    return task not in ("train", "val") and figure in ("accuracy", "accuracy_normalized", "chance")
+    return task not in ("train", "val") and figure in (
+        "accuracy",
+        "accuracy_normalized",
+        "generated_accuracy",
+        "unanswered",
+        "chance",
+    )
 
 
 def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
-    """The table with its values in full."""
+    """A line for each run, values and errors in full; runs of one `group` differ by their `seed` only."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([column.header for column in columns])
-    writer.writerows([[column.of(run) for column in columns] for run in runs])
+    errors = [column for column in columns if any(column.error(run) is not None for run in runs)]
+    more = [f"{column.header}_error" for column in errors]
+    writer.writerow([*(column.header for column in columns), *more, "group", "seed"])
+    names = {id(run): group.name for group in grouped(runs) for run in group.runs}
+    for run in runs:
+        values = [*(column.of(run) for column in columns), *(column.error(run) for column in errors)]
+        writer.writerow([*values, names[id(run)], run.config.get("seed")])
     return text.getvalue()
 
 

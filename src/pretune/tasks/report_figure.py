@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -32,11 +33,13 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curves:
-    """One run's rows of figures, with its name and the kind of its stage."""
+    """One run's rows of figures, with its name, the kind of its stage and its group."""
 
     name: str
     stage: str
     rows: Sequence[dict[str, Any]]
+    group: str
+    """Runs of one group share a color and a line of the legend."""
 
     def of(self, metric: str) -> tuple[list[float], list[float]]:
         """Tokens read and the figure, wherever it was measured."""
@@ -79,8 +82,10 @@ def draw(runs: Sequence[Curves]) -> bytes:
 def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], None]]]:
     """Title, name of the y axis and what fills it, for each panel."""
     panels: list[tuple[str, str, Callable[[Axes], None]]] = []
+    groups = list(dict.fromkeys(run.group for run in runs))
+    colors = {group: _COLORS[index % len(_COLORS)] for index, group in enumerate(groups)}
     for stage in dict.fromkeys(run.stage for run in runs):
-        group = [(run, _COLORS[index % len(_COLORS)]) for index, run in enumerate(runs) if run.stage == stage]
+        group = [(run, colors[run.group]) for run in runs if run.stage == stage]
         unit = "nats per pair" if stage == "dpo" else "nats per token"
         panels.append((f"{stage}: loss", unit, partial(_losses, group=group)))
         for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
@@ -91,15 +96,16 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
 def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
     heights: list[float] = []
     for run, color in group:
-        prefix = "" if len(group) == 1 else f"{run.name}, "
+        prefix, first = _legend(run, group)
         x, y = run.of("train/loss")
         if x:
+            label = f"{prefix}training" if first else None
             axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(x, _smooth(y), color=color, alpha=0.7, linewidth=1.2, label=f"{prefix}training")
+            axes.plot(x, _smooth(y), color=color, alpha=0.7, linewidth=1.2, label=label)
             heights += _smooth(y)
         x, y = run.of("val/loss")
         if x:
-            label = f"{prefix}validation: {y[-1]:.3f}"
+            label = f"{prefix}validation: {_final(run, group, 'val/loss'):.3f}" if first else None
             axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
             heights += y
     if heights:
@@ -114,10 +120,10 @@ def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> Non
 
     highest = 0.0
     for run, color in group:
-        prefix = "" if len(group) == 1 else f"{run.name}, "
+        prefix, first = _legend(run, group)
         x, y = run.of(f"{task}/accuracy")
         if y:
-            label = f"{prefix}accuracy: {y[-1]:.1%}"
+            label = f"{prefix}accuracy: {_final(run, group, f'{task}/accuracy'):.1%}" if first else None
             axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
             highest = max(highest, *y)
     chances = [run.of(f"{task}/chance")[1] for run, _ in group]
@@ -126,6 +132,19 @@ def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> Non
         highest = max(highest, chance)
     axes.set_ylim(0, 1.15 * highest or 1)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+
+
+def _legend(run: Curves, group: Sequence[tuple[Curves, str]]) -> tuple[str, bool]:
+    """What a run's lines in the legend begin with, and whether it is the one of its group that has them."""
+    names = [other.group for other, _ in group]
+    first = next(other for other, _ in group if other.group == run.group)
+    return ("" if len(set(names)) == 1 else f"{run.group}, "), first is run
+
+
+def _final(run: Curves, group: Sequence[tuple[Curves, str]], metric: str) -> float:
+    """The newest value of a figure, the mean over the run's group."""
+    series = [other.of(metric)[1] for other, _ in group if other.group == run.group]
+    return fmean(values[-1] for values in series if values)
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

@@ -38,7 +38,7 @@ from pretune.data.mixture import Mixture, training_rows
 from pretune.feed import Feed
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.hardware import peak_flops
-from pretune.meter import Stopwatch
+from pretune.meter import Stopwatch, peak_memory
 from pretune.model.costs import training_flops
 from pretune.model.counts import count_parameters
 from pretune.model.transformer import Transformer
@@ -333,6 +333,7 @@ def summary(run: Run) -> dict[str, Any]:
         "parameters": count_parameters(run.parts.model).total,
         "trainable_parameters": count_parameters(run.parts.model).trainable,
         "device": str(run.parts.device),
+        "peak_memory_bytes": peak_memory(run.parts.device),
         **state.training,
         **state.validation,
     }

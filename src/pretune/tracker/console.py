@@ -39,6 +39,8 @@ _HIDDEN = (
     "preference/reward_rejected",
     "train/reward_chosen",
     "train/reward_rejected",
+    "mathqa/questions",
+    "gsm8k/questions",
     "train/scored_tokens_per_second",
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -184,7 +186,7 @@ def show(name: str, value: float) -> str:
             return f"bits/byte {value:.4f}"
         case "val/token_accuracy":
             return f"token accuracy {value:.1%}"
-        case _ if "accuracy" in name or name.endswith("/chance"):
+        case _ if "accuracy" in name or name.endswith(("/chance", "/unanswered")):
             return f"{name} {value:.1%}"
         case _:
             return f"{name} {value:,}" if float(value).is_integer() else f"{name} {value:.4g}"
