@@ -53,6 +53,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly: a
 	$(BENCH)/throughput.py --bursts 3
 	$(BENCH)/adapters_speed.py --bursts 2 --seconds 2 --sides full lora dora loha lokr
 	$(BENCH)/finetune_packing.py --seconds 15
+	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py

@@ -175,9 +175,8 @@ def agreement(found: list[list[int]], wanted: list[list[int]]) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> None:
-    print(
-        f"{'shape':>6} {'batch':>5} {'transformers':>13} {'eager':>9} {'compiled':>9} {'ratio':>6} {'compiling':>9} same"
-    )
+    columns = ("shape", "batch", "transformers", "eager", "compiled", "ratio", "compiling", "same")
+    print("{:>6} {:>5} {:>13} {:>9} {:>9} {:>6} {:>10} {}".format(*columns))
     for row in results:
         speeds = [row["tokens_per_second"][side] for side in ("transformers", "eager", "compiled")]
         print(

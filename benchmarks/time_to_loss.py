@@ -1,0 +1,130 @@
+"""Claim: `budget_5m` reaches the final validation loss of `budget_5m_baseline` in a quarter of its time.
+
+Same data, same tokenizer, same machine, one run at a time. The baseline (AdamW, cosine) trains for --minutes; then our
+recipe for shares of that time, from the shortest to the first whose final loss is no higher, each an annealed run of
+its own. Time is training time: compilation and evaluation are left out on both sides. The baseline's learning rate is
+the best of --rates, swept at the full time with the first seed (one rate: no sweep).
+
+    python benchmarks/time_to_loss.py [--minutes 5] [--seeds 3] [--rates 1e-3 2e-3 4e-3] [--data 'texts/*.jsonl.xz']
+        [--validation held_out.jsonl.xz] [--shares 0.2 0.25 0.3 0.4 0.6 1] [--runs runs/time_to_loss]
+
+Runs are kept in --runs; a run that is there already is not repeated, so that an interrupted measurement goes on. Prints
+a line of JSON a run and a table; the last line has `ratio`: the mean over seeds of our seconds over the baseline's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parent.parent
+CORPUS = ROOT.parent / "shared" / "data" / "corpus"
+OURS, BASELINE = "budget_5m", "budget_5m_baseline"
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs have in common."""
+
+    data: list[str]
+    folder: Path
+
+    def run(self, recipe: str, seconds: float, seed: int, *more: str) -> dict[str, Any]:
+        """The summary of a run of a recipe, trained now unless it is there."""
+        name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(one.rpartition(".")[2] for one in more)])
+        command = [
+            sys.executable,
+            str(ROOT / "src" / "main.py"),
+            "--config",
+            str(ROOT / f"src/config/run/{recipe}.yaml"),
+        ]
+        command += [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}"]
+        done = subprocess.run([*command, "tracker=none", *self.data, *more], capture_output=True, text=True)
+        if done.returncode:
+            sys.exit(done.stderr or done.stdout)
+        summary = json.loads((self.folder / name / "summary.json").read_text())
+        keys = ("val/loss", "val/bits_per_byte", "seconds", "step", "tokens", "parameters", "device")
+        figures = {"run": name, "recipe": recipe, "seed": seed, **{key: summary[key] for key in keys}}
+        print(json.dumps(figures), flush=True)
+        return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=5.0, help="time of the baseline")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rates", nargs="+", default=["2e-3"], help="the baseline's learning rates to choose from")
+    parser.add_argument("--shares", nargs="+", type=float, default=[0.2, 0.25, 0.3, 0.4, 0.6, 1.0])
+    parser.add_argument("--data", help="files to train on; the default needs no network")
+    parser.add_argument("--validation", help="files to measure on, with --data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/time_to_loss"))
+    args = parser.parse_args()
+    study = Study(data(args), args.runs.resolve())
+    seconds = 60 * args.minutes
+    sweep = {rate: study.run(BASELINE, seconds, 1, f"optimizer.lr={rate}") for rate in args.rates}
+    rate = min(sweep, key=lambda one: sweep[one]["val/loss"])
+    results = [compare(study, seconds, seed, rate, args.shares) for seed in range(1, args.seeds + 1)]
+    show(results)
+    reached = [one["ratio"] for one in results if one["ratio"] is not None]
+    print(
+        json.dumps(
+            {
+                "claim": f"{OURS} reaches the final loss of {BASELINE} in a share of its time",
+                "ratio": round(statistics.mean(reached), 3) if len(reached) == len(results) else None,
+                "baseline_rate": float(rate),
+                "minutes": args.minutes,
+                "seeds": results,
+            }
+        )
+    )
+
+
+def compare(study: Study, seconds: float, seed: int, rate: str, shares: list[float]) -> dict[str, Any]:
+    """The baseline of a seed, and our shortest run that ends no higher; `ratio` is None where none does."""
+    baseline, runs = study.run(BASELINE, seconds, seed, f"optimizer.lr={rate}"), []
+    for share in sorted(shares):
+        runs.append(study.run(OURS, share * seconds, seed))
+        if runs[-1]["val/loss"] <= baseline["val/loss"]:
+            return {
+                "seed": seed,
+                "ratio": runs[-1]["seconds"] / baseline["seconds"],
+                "baseline": baseline,
+                "ours": runs,
+            }
+    return {"seed": seed, "ratio": None, "baseline": baseline, "ours": runs}
+
+
+def data(args: argparse.Namespace) -> list[str]:
+    """Overrides for the texts: those given, the corpus beside the repository, or this machine's documentation."""
+    files, held_out = args.data, args.validation
+    if files is None and CORPUS.is_dir():
+        files, held_out = str(CORPUS / "train-*.jsonl.xz"), str(CORPUS / "validation.jsonl.xz")
+    if files is None:
+        return ["data=python_docs"]
+    overrides = ["data=files", f"data.source.files=['{files}']"]
+    if held_out:
+        source = f"{{kind: files, files: ['{held_out}'], format: auto, max_rows: null}}"
+        overrides += [f"data.validation.source={source}", "data.validation.fraction=null"]
+    return overrides
+
+
+def show(results: list[dict[str, Any]]) -> None:
+    table = Table("seed", "run", "seconds", "val/loss", "bits per byte", "tokens")
+    for result in results:
+        for run in [result["baseline"], *result["ours"]]:
+            row = [f"{run['seconds']:.0f}", f"{run['val/loss']:.3f}", f"{run['val/bits_per_byte']:.3f}"]
+            table.add_row(str(run["seed"]), run["recipe"], *row, f"{run['tokens']:,}")
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()
