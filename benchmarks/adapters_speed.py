@@ -1,13 +1,19 @@
 """Training step with each adapter against full fine-tuning, and against peft's own layers: seconds and peak memory.
+QLoRA (LoRA beside weights in 4 bits) against LoRA beside weights in bf16: the same.
 
 All sides: same model (6 layers x 384), same batch of 512-token rows, bf16 autocast, torch.compile, forward, backward,
 clipping, fused AdamW; adapters of rank 8 on all linear layers. Each side is a process of its own, warmed up first; then
 they take turns, a burst of steps each, while the others wait. A step's time is the shortest of all bursts' medians:
-what else the machine does only ever adds to it. Memory is the peak of the whole process during the measured steps, with
-the same libraries loaded on all sides. On a machine that others use too, `--threads 1` counts the seconds that the
-process computes instead of those that pass.
+what else the machine does only ever adds to it. On a machine that others use too, `--threads 1` counts the seconds that
+the process computes instead of those that pass.
 
-    python benchmarks/adapters_speed.py [--device cpu|cuda] [--threads N] [--bursts 7] [--seconds 4] [--sides full ...]
+Memory is what training takes at its peak: weights, gradients, optimizer state and activations (on a CPU, resident
+memory at its peak, less that between two steps, plus weights and optimizer state). `process_bytes` is all of the
+process, with the same libraries loaded on all sides and what compiling left. Activations grow with `--rows`, weights do
+not: with one row more is seen of what they take.
+
+    python benchmarks/adapters_speed.py [--device cpu|cuda] [--threads N] [--bursts 7] [--seconds 4] [--rows 8]
+        [--sides full ...]
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from throughput import SHAPES, pretune_side
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 KINDS: tuple[str, ...] = ("lora", "dora", "loha", "lokr")
-SIDES = ("full", *KINDS, *(f"{kind} by peft" for kind in KINDS))
+SIDES = ("full", *KINDS, *(f"{kind} by peft" for kind in KINDS), "lora in bf16", "qlora")
 SHAPE = SHAPES["14m"]
 RANK = 8
 
@@ -40,19 +46,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bursts", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
+    parser.add_argument("--rows", type=int, default=SHAPE.micro_batch)
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.side:
         torch.set_num_threads(args.threads)
-        work(args.side, args.device, time.process_time if args.threads == 1 else time.perf_counter)
+        work(args.side, args.device, args.rows, time.process_time if args.threads == 1 else time.perf_counter)
     else:
         print(json.dumps(compare(args)))
 
 
 def compare(args: argparse.Namespace) -> dict[str, object]:
     """Let the sides take turns."""
-    workers = {side: start([__file__], side, args.device, args.threads) for side in args.sides}
+    command = [__file__, "--rows", str(args.rows)]
+    workers = {side: start(command, side, args.device, args.threads) for side in args.sides}
     results: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
     for _ in range(args.bursts):
         for side, worker in workers.items():
@@ -61,9 +69,10 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
     for worker in workers.values():
         worker.communicate()
     seconds = {side: min(burst["seconds"] for burst in bursts) for side, bursts in results.items()}
-    memory = {
-        side: statistics.median(burst["peak_memory_bytes"] for burst in bursts) for side, bursts in results.items()
-    }
+    memory, process = (
+        {side: statistics.median(burst[figure] for burst in bursts) for side, bursts in results.items()}
+        for figure in ("training_bytes", "process_bytes")
+    )
 
     def ratios(figures: dict[str, float], pairs: dict[str, str]) -> dict[str, float]:
         there = {one: other for one, other in pairs.items() if one in figures and other in figures}
@@ -76,25 +85,38 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
         "fine-tuning's; at most 1, and the others at most 1.25 times LoRA's",
         "ratio": times.get("lora / full"),
         "seconds": seconds,
-        "time_ratios": times | ratios(seconds, {kind: f"{kind} by peft" for kind in KINDS}),
-        "memory_ratios": ratios(memory, to_full),
-        "peak_memory_bytes": memory,
+        "time_ratios": times | ratios(seconds, {kind: f"{kind} by peft" for kind in KINDS} | {"qlora": "lora in bf16"}),
+        "memory_ratios": ratios(memory, to_full | {"qlora": "lora in bf16"}),
+        "weight_bytes": {side: bursts[-1]["weight_bytes"] for side, bursts in results.items()},
+        "training_bytes": memory,
+        "process_bytes": process,
+        "rows": args.rows,
         "threads": args.threads,
         "torch": torch.__version__,
     }
 
 
-def work(side: str, device: str, clock: Callable[[], float]) -> None:
+def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
     """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
     import pretune.adapters.attach  # noqa: F401  # what importing takes is on every side
 
     torch.manual_seed(0)
     model, loss_of = pretune_side(SHAPE, device)
     if side != "full":
-        adapt(model, side.split()[0], quick="peft" not in side)
+        adapt(model, side.split()[0].removeprefix("q"), quick="peft" not in side)
+    if side == "qlora":
+        from pretune.quantization.config import QloraConfig
+        from pretune.quantization.nf4 import quantize
+
+        quantize(model, QloraConfig(kind="qlora_nf4", block_size=64))
+    if side == "lora in bf16":
+        from pretune.quantization.nf4 import frozen_layers
+
+        for layer in frozen_layers(model).values():
+            layer.bfloat16()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), fused=True)
-    tokens = torch.randint(0, SHAPE.vocab_size, (SHAPE.micro_batch, SHAPE.sequence_length + 1)).to(device)
+    tokens = torch.randint(0, SHAPE.vocab_size, (rows, SHAPE.sequence_length + 1)).to(device)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> Tensor:
@@ -111,7 +133,17 @@ def work(side: str, device: str, clock: Callable[[], float]) -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         print("ready", flush=True)
         for line in sys.stdin:
-            print(json.dumps(burst(step, float(line), device, clock)), flush=True)
+            stored, state = weights(model), [x for slots in optimizer.state.values() for x in slots.values()]
+            found = burst(step, float(line), sum(one.nbytes for one in (*stored, *state)), device, clock)
+            print(json.dumps({**found, "weight_bytes": sum(one.nbytes for one in stored)}), flush=True)
+
+
+def weights(model: nn.Module) -> list[Tensor]:
+    """What is stored of the model's parameters."""
+    layers = [module for module in model.modules() if hasattr(module, "stored")]
+    compressed = {id(layer.weight) for layer in layers}
+    plain = [parameter for parameter in model.parameters() if id(parameter) not in compressed]
+    return [*plain, *(tensor for layer in layers for tensor in layer.stored())]  # pyright: ignore
 
 
 def adapt(model: nn.Module, kind: str, quick: bool) -> None:
@@ -130,18 +162,23 @@ def adapt(model: nn.Module, kind: str, quick: bool) -> None:
     attach.attach(model, config, seed=0)
 
 
-def burst(step: Callable[[], Tensor], seconds: float, device: str, clock: Callable[[], float]) -> dict[str, float]:
+def burst(
+    step: Callable[[], Tensor], seconds: float, held: int, device: str, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Train for some seconds; `held` is the bytes that training holds between two steps."""
     step()  # caches are cold after the other sides' turns
-    reset_peak_memory(device)
+    at_rest = reset_peak_memory(device)
     times: list[float] = []
     loss = float("nan")
     while sum(times) < seconds:
         began = clock()
         loss = step().item()  # waits for the device
         times.append(clock() - began)
+    peak = peak_memory(device)
     return {
         "seconds": round(statistics.median(times), 5),
-        "peak_memory_bytes": peak_memory(device),
+        "training_bytes": peak - at_rest + held,
+        "process_bytes": peak,
         "loss": round(loss, 4),
     }
 

@@ -14,8 +14,9 @@ and nothing else. The last line is one JSON object; beside the runs lie finetuni
 run.
 
 Validation loss is that of the last evaluation. The error of accuracy is that of one run's finite number of problems;
-where there are several seeds, the spread over them is given too. Scored tokens per second are those of the last report;
-memory is the highest that the process held at any time, with its libraries, compilation and evaluation.
+where there are several seeds, the spread over them is given too. Scored tokens per second are those of the last report.
+Memory is measured apart, on three steps of the run at the best rate: what training holds at its peak (weights,
+gradients, optimizer state, activations), without the libraries.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RUN_FILES = ROOT / "src" / "config" / "run"
+MAIN = str(ROOT / "src" / "main.py")
 METHODS = ("full", "lora", "dora", "loha", "lokr", "qlora")
 MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
 QUICK = ("data=word_problems", "data.source.num_problems=400", "data.sequence_length=128", "batch.tokens=512")
@@ -65,11 +67,15 @@ class Study:
 
     def figures(self, job: Job) -> dict[str, Any] | None:
         """What a complete run measured."""
-        summary, memory = (self.folder / job.name / file for file in ("summary.json", "memory.json"))
-        if not summary.is_file():
-            return None
-        peak = json.loads(memory.read_text()) if memory.is_file() else {"peak_memory_bytes": None}
-        return {**json.loads(summary.read_text()), **peak}
+        summary = self.folder / job.name / "summary.json"
+        return json.loads(summary.read_text()) if summary.is_file() else None
+
+    def memory(self, job: Job) -> int:
+        """What its training holds at the peak, measured once."""
+        kept = self.folder / job.name / "training_memory.json"
+        if not kept.is_file():
+            command([__file__, "--memory-of", str(kept.parent)], kept.with_suffix(".log"))
+        return json.loads(kept.read_text())["bytes"]
 
     def losses(self, job: Job) -> list[tuple[int, float]]:
         """Validation loss by step."""
@@ -88,8 +94,8 @@ class Study:
     def _train(self, job: Job) -> tuple[Job, float]:
         began = time.perf_counter()
         mine = [f"name={job.name}", f"optimizer.lr={job.lr!r}", f"seed={job.seed}", f"output_dir={self.folder}"]
-        peak = command(RUN_FILES / f"mathqa_{job.method}.yaml", [*mine, *self.shared], self.folder / f"{job.name}.log")
-        (self.folder / job.name / "memory.json").write_text(json.dumps({"peak_memory_bytes": peak}))
+        config = RUN_FILES / f"mathqa_{job.method}.yaml"
+        command([MAIN, "--config", str(config), *mine, *self.shared], self.folder / f"{job.name}.log")
         return job, time.perf_counter() - began
 
 
@@ -106,8 +112,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; more than one falsifies speed")
     parser.add_argument("--page", type=Path)
     parser.add_argument("--quick", action="store_true", help="a tiny model, two rates, one seed: does it work?")
+    parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
     options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "src"))
+    if options.memory_of:
+        found = {"bytes": measure_memory(options.memory_of)}
+        (options.memory_of / "training_memory.json").write_text(json.dumps(found))
+        return
     if (options.train is None) != (options.validation is None):
         parser.error("--train and --validation belong together")
     if options.base is None or options.quick:
@@ -186,7 +198,7 @@ def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) ->
         "accuracy_spread": spread("mathqa/accuracy"),
         "chance": mean("mathqa/chance"),
         "scored_tokens_per_second": mean("train/scored_tokens_per_second"),
-        "peak_memory_bytes": mean("peak_memory_bytes"),
+        "peak_memory_bytes": runs.memory(seeds[0]),
         "trainable_parameters": found[0]["trainable_parameters"],
         "parameters": found[0]["parameters"],
     }
@@ -212,7 +224,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             f"{one['val_loss']:.4f}{spread}",
             accuracy,
             f"{one['scored_tokens_per_second']:,.0f}",
-            "not measured" if memory is None else f"{memory / 2**30:.2f} GiB",
+            f"{memory / 2**20:,.0f} MiB",
             f"{one['trainable_parameters']:,} ({one['trainable_parameters'] / one['parameters']:.2%})",
         )
         lines.append(f"| {' | '.join(cells)} |")
@@ -265,7 +277,6 @@ def rate(method: str) -> float:
 
 def shape_of(base: Path) -> list[str]:
     """Overrides that make the model that of the run `base`."""
-    sys.path.insert(0, str(ROOT / "src"))
     from pretune.run_folder import read_config
 
     def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
@@ -290,26 +301,62 @@ def records(options: argparse.Namespace) -> list[str]:
 
 def quick_base(folder: Path) -> Path:
     """A tiny model that has seen twenty steps."""
-    command(RUN_FILES / "smoke.yaml", ["name=base", f"output_dir={folder}", "samples.prompts=[]"], folder / "base.log")
+    settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]"]
+    command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
     return folder / "base"
 
 
-def command(config: Path, overrides: Sequence[str], log: Path) -> int | None:
-    """Train a run; the highest memory, in bytes, that the process held, or None where the system does not say."""
-    started = [sys.executable, str(ROOT / "src" / "main.py"), "--config", str(config), *overrides]
-    peak = None
+def command(arguments: Sequence[str], log: Path) -> None:
+    """Run a Python script to its end, and end with it where it fails."""
     with log.open("w") as file:
-        process = subprocess.Popen(started, stdout=file, stderr=subprocess.STDOUT)
-        status = Path(f"/proc/{process.pid}/status")
-        while process.poll() is None:
-            time.sleep(0.2)
-            if status.is_file() and "VmHWM:" in (text := status.read_text()):
-                peak = 1024 * int(text.split("VmHWM:")[1].split()[0])
-    if process.returncode:
+        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
         sys.exit(
-            f"{' '.join(started)}\nended with code {process.returncode}; the end of {log}:\n{log.read_text()[-2000:]}"
+            f"{' '.join(arguments)}\nended with code {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}"
         )
-    return peak
+
+
+def measure_memory(run: Path) -> int:
+    """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
+    from pretune.assembly import assemble, attach_adapter, quantize_frozen, start_run, training_loss
+    from pretune.config import validate
+    from pretune.data.mixture import training_rows
+    from pretune.optim.optimizers import build_optimizer, clip_gradients
+    from pretune.quantization.nf4 import NF4Linear
+    from pretune.run_config import RunConfig
+    from pretune.run_folder import read_config
+    from pretune.tasks.train_micro_batch import MicroBatch, accumulate
+    from side_by_side import peak_memory, reset_peak_memory
+
+    config = validate(RunConfig, read_config(run / "config.yaml"))
+    parts = assemble(config, start_run(config))
+    factors = attach_adapter(config, parts.model, None)
+    quantize_frozen(config, parts.model)
+    optimizer = build_optimizer(config.optimizer, parts.model, factors)
+    loss_of, loader = training_loss(config, parts), training_rows(parts.data, config.data, config.seed)
+    assert config.batch.micro_batch != "auto", "a comparison fixes its micro-batch"
+    rows, micro_batch = (
+        config.batch.tokens // config.data.sequence_length,
+        MicroBatch(config.batch.micro_batch, "", None),
+    )
+
+    def step(position: int) -> None:
+        batch = loader.batch(position, rows)
+        accumulate(loss_of, optimizer, batch, max(batch.num_scored(), 1), micro_batch)
+        clip_gradients(parts.model, config.optimizer.clip_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step(0)
+    layers = [layer for layer in parts.model.modules() if isinstance(layer, NF4Linear)]
+    compressed = {id(layer.weight) for layer in layers}
+    held = sum(one.nbytes for one in parts.model.parameters() if id(one) not in compressed)
+    held += sum(tensor.nbytes for layer in layers for tensor in layer.stored())
+    held += sum(value.nbytes for slots in optimizer.state.values() for value in slots.values())
+    at_rest = reset_peak_memory(parts.device.type)
+    for position in (rows, 2 * rows):
+        step(position)
+    return peak_memory(parts.device.type) - at_rest + held
 
 
 if __name__ == "__main__":

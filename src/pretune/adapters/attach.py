@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import assert_never
@@ -37,7 +38,7 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
     assert not adapted_layers(model), "a model has one adapter"
     # peft's field for "which version of the base model": a saved adapter knows what it was trained on.
     config.revision = _fingerprint(model)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _silence():
         warnings.simplefilter("ignore")  # peft's advice speaks of arguments that nobody here passes
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
@@ -122,6 +123,17 @@ def merge(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """No warnings in the log: peft loads torchao, which tells of each kernel that is not for this machine."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targets: list[str]) -> peft.PeftConfig:
