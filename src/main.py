@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretune.config import ConfigError, UserError, field_paths, nearest
+from pretune.guards import EXIT_STOPPED
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -34,6 +35,10 @@ def main(argv: list[str]) -> int:
         return compose_and_run(Path(known.config), rest)
     except UserError as error:
         return report_error(error)
+    except KeyboardInterrupt:
+        # Training has handlers of its own; whatever else is stopped has nothing to save.
+        print("stopped", file=sys.stderr)
+        return EXIT_STOPPED
 
 
 def compose_and_run(file: Path, rest: list[str]) -> int:
@@ -53,6 +58,8 @@ def compose_and_run(file: Path, rest: list[str]) -> int:
     codes: list[int] = []
 
     def job(config: DictConfig) -> None:
+        if EXIT_STOPPED in codes:
+            return  # one signal ends the whole sweep
         # Reported here and not raised: Hydra would add a line of its own, and the other jobs of a sweep go on.
         try:
             codes.append(run_job(config, file))

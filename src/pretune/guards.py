@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
 
@@ -43,6 +43,10 @@ class Interrupts:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def restore(self) -> None:
+        """Put the handlers from before back, if that is still to be done."""
         for number, handler in self._previous.items():
             # None: it was installed by something that is not Python, and cannot be put back.
             if handler is not None:
@@ -77,6 +81,18 @@ class Interrupts:
                 os.write(2, b"\nsaving; a third signal ends the run without it\n")
             return
         raise Stop
+
+
+def stoppable(work: Callable[[Interrupts], int], stopped: str) -> int:
+    """The exit code of `work`; where a signal ended it, print the line `stopped` and return EXIT_STOPPED."""
+    interrupts = Interrupts()
+    try:
+        with interrupts:
+            return work(interrupts)
+    except Stop:
+        interrupts.restore()  # it may have come in the very moment in which the block was being left
+        print(stopped)
+        return EXIT_STOPPED
 
 
 def _stopping() -> bool:

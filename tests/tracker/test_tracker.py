@@ -50,10 +50,13 @@ def test_a_resumed_run_records_every_step_once(tmp_path: Path) -> None:
         for step in range(1, 31):
             tracker.report(step, {"train/loss": float(step)})
             tracker.sample(step, "a", str(step))
+            if step == 20:
+                recorded = tracker.recorded()
+                tracker.report(step, {"val/loss": 1.0})
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 31, "train/lo')
     with Tracker(NONE, tmp_path, "demo", "pretrain", {}) as tracker:
-        tracker.rewind(20)
+        tracker.rewind(20, recorded)
         for step in range(21, 41):
             tracker.report(step, {"train/loss": float(step)})
             tracker.sample(step, "a", str(step))

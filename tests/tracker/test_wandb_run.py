@@ -50,7 +50,7 @@ def test_without_a_key_a_run_is_recorded_offline_and_says_so_in_one_line(
     folder = tmp_path / "runs" / "demo"
     for steps in ((1, 2), (2, 3)):
         with Tracker(CONFIG, folder, "demo", "pretrain", {"model": {"dim": 8}}) as tracker:
-            tracker.rewind(steps[0])
+            tracker.rewind(steps[0], {})
             for step in steps:
                 tracker.report(step, {"tokens": step, "seconds": 1.0, "train/loss": float("nan")})
                 tracker.sample(step, "a", "b")

@@ -9,20 +9,20 @@ from pretune.assembly import assemble_tokenizer, cache_folder
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
 from pretune.data.shards import Prepared, prepare
-from pretune.guards import EXIT_STOPPED, Interrupts, Stop
+from pretune.guards import stoppable
 from pretune.run_config import RunConfig
 from pretune.tasks.prepare_show import show_documents
 
 
 def prepare_run(config: RunConfig) -> int:
     """task=prepare: fill the cache with what the run will read, and show how much that is, and some of it."""
-    with Interrupts():
-        try:
-            tokenizer = assemble_tokenizer(config)
-            data = prepare(config.data, tokenizer, cache_folder())
-        except Stop:
-            print("stopped; what is prepared is kept, run the same command to go on.")
-            return EXIT_STOPPED
+    stopped = "stopped; what is prepared is kept, run the same command to go on."
+    return stoppable(lambda _: _prepare_run(config), stopped)
+
+
+def _prepare_run(config: RunConfig) -> int:
+    tokenizer = assemble_tokenizer(config)
+    data = prepare(config.data, tokenizer, cache_folder())
     console = Console()
     sets = [("", config.data, data)]
     sets += [(f"{name} ", config.data.part(name), part) for name, part in data.parts.items()]

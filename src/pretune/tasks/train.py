@@ -36,7 +36,7 @@ from pretune.averaging import Averaged
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.feed import Feed
-from pretune.guards import EXIT_STOPPED, Interrupts, Stop
+from pretune.guards import EXIT_STOPPED, Interrupts, Stop, stoppable
 from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, peak_memory
 from pretune.model.costs import training_flops
@@ -71,12 +71,8 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
     if (figures := folder.complete()) is not None:
         print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
-    with Interrupts() as interrupts:
-        try:
-            return _train(config, mapping, folder, interrupts)
-        except Stop:
-            print("stopped before the first step with nothing lost; run the same command to go on.")
-            return EXIT_STOPPED
+    stopped = "stopped with nothing lost; run the same command to go on."
+    return stoppable(lambda interrupts: _train(config, mapping, folder, interrupts), stopped)
 
 
 def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
@@ -106,7 +102,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     ):
         with interrupts.shielded():
             parts.tokenizer.save(folder.tokenizer)
-        tracker.rewind(state.step if newest else -1)
+        tracker.rewind(state.step if newest else -1, state.recorded)
         trace = Trace(folder.progress)
         trace.rewind(state.step)
         tracker.message(opening(config, parts, loader, state))
@@ -117,8 +113,9 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
         figures = summary(run)
         if figures["stopped_early"]:
             tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
-        tracker.finish(figures)
-    report([folder.path], folder.path)
+        with interrupts.shielded():  # what is complete has a report
+            tracker.finish(figures)
+            report([folder.path], folder.path)
     print(next_commands(folder))
     return 0
 
@@ -254,6 +251,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
             state, section, model = run.state, run.config.checkpoint, run.parts.model
             twin = run.average and run.average.model
             evaluated = section.keep_best and state.evaluated_at == state.step
+            state.recorded = run.tracker.recorded()
             with state.timed("checkpoint"):
                 checkpoint.save(
                     run.folder.checkpoints,

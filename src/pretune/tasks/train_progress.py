@@ -49,6 +49,8 @@ class Progress:
     """Figures of the newest report."""
     window: Window = field(default_factory=Window)
     """What has been measured since then."""
+    recorded: dict[str, int] = field(default_factory=dict)
+    """Rows that the tracker had recorded when the run was saved."""
 
     def stored(self) -> dict[str, Any]:
         """What a checkpoint stores of it, JSON-like."""

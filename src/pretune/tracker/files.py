@@ -30,11 +30,18 @@ class JsonLines:
             while data:
                 data = data[file.write(data) :]
 
-    def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, and a last line that a crash cut short; atomically. No file, nothing to do."""
+    def count(self) -> int:
+        """How many rows there are."""
+        return self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
+
+    def rewind(self, step: int, count: int | None = None) -> None:
+        """Drop the rows after `step`, those after the first `count`, and a last line that a crash cut short.
+
+        Atomically. No file, nothing to do.
+        """
         if not self.path.is_file():
             return
-        kept = [row for row in read_rows(self.path) if row.get("step", 0) <= step]
+        kept = [row for row in read_rows(self.path)[:count] if row.get("step", 0) <= step]
         text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
         write_atomic(self.path, text)
 

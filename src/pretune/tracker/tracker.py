@@ -49,10 +49,15 @@ class Tracker:
     ) -> None:
         self._close({}, 1 if isinstance(error, Exception) else STOPPED)
 
-    def rewind(self, step: int) -> None:
-        """Forget what was recorded after `step`, on a resume from there; -1 forgets everything."""
-        self._metrics.rewind(step)
-        self._samples.rewind(step)
+    def recorded(self) -> dict[str, int]:
+        """How much has been recorded: what `rewind` wants to know, JSON-like."""
+        return {"metrics": self._metrics.count(), "samples": self._samples.count()}
+
+    def rewind(self, step: int, recorded: Mapping[str, int]) -> None:
+        """Forget what was recorded after `step`, on a resume from there, or later than `recorded`, for some of a step's
+        rows may be older than a checkpoint of it and others not; -1 forgets everything."""
+        self._metrics.rewind(step, recorded.get("metrics"))
+        self._samples.rewind(step, recorded.get("samples"))
         rows = read_rows(self._metrics.path) if self._metrics.path.is_file() else []
         for row in rows:
             self._screen.remember(row)
