@@ -186,7 +186,7 @@ def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path,
 
 
 PAIRS = {"mode": "pairs", "isolate": True}
-PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "score_prompt": False}}
+PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "preamble": True, "score_prompt": False}}
 
 
 @given(
@@ -265,7 +265,12 @@ def test_the_sides_of_a_pair_are_numbered_2k_and_2k_plus_1(tmp_path: Path) -> No
         ({"packing": {"mode": "documents", "isolate": True, "too_long": "drop"}}, "goes with packing.mode pairs"),
         ({"format": {"kind": "text", "column": "text"}}, "goes with packing.mode pairs"),
         (
-            {"format": {"kind": "preference", "template": {"kind": "instruction", "score_prompt": True}}},
+            {
+                "format": {
+                    "kind": "preference",
+                    "template": {"kind": "instruction", "preamble": True, "score_prompt": True},
+                }
+            },
             "score_prompt must be false",
         ),
     ],

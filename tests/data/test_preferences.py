@@ -19,7 +19,7 @@ from pretune.data.shards import prepare
 PLACE = Place(data_config(source=files("a.jsonl")).source, 6)
 USER = {"role": "user", "content": "Name a fruit."}
 SIDES = ({"instruction": "Name a fruit.", "output": "Pear."}, {"instruction": "Name a fruit.", "output": "No."})
-PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "score_prompt": False}}
+PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "preamble": True, "score_prompt": False}}
 PAIRS = {"mode": "pairs", "too_long": "drop", "isolate": True}
 CHAT = {
     "kind": "chat", "columns": ["messages"], "role_keys": ["role"], "content_keys": ["content"],

@@ -169,8 +169,9 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
 def test_an_adapter_is_planned_for(quantization: str, tiny: Compose) -> None:
-    whole = make_plan(validate(RunConfig, tiny("precision.compile=false")))
-    tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "precision.compile=false")
+    device = "plan.device=a100-40gb"  # the one at hand would be measured, each time a little differently
+    whole = make_plan(validate(RunConfig, tiny("precision.compile=false", device)))
+    tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "precision.compile=false", device)
     adapter = ("adapter=lora", "adapter.rank=2", "adapter.targets=[layers.1.mlp.down]")
     plan = make_plan(validate(RunConfig, tiny(*tune, *adapter, f"quantization={quantization}")))
     assert plan.parameters == {**whole.parameters, "adapter, trained alone": 2 * (48 + 32)}

@@ -68,7 +68,7 @@ def test_a_model_too_large_for_one_row_is_one_error(
     auto: RunConfig, memory: Callable[[int], None], tmp_path: Path
 ) -> None:
     memory(1000)
-    with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequences; a smaller model"):
+    with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequences; .* a smaller model"):
         choose_micro_batch(auto, CPU, tmp_path / "m.json", never)
 
 

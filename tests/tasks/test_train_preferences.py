@@ -45,7 +45,7 @@ def dpo(tiny: Compose, tmp_path: Path) -> Compose:
             "validation": {"source": None, "fraction": 0.3, "seed": 1},
             "format": {
                 "kind": "preference",
-                "template": {"kind": "instruction", "score_prompt": False},
+                "template": {"kind": "instruction", "preamble": True, "score_prompt": False},
             },
             "tokenizer": {"kind": "inherited"},
             "sequence_length": 256,
