@@ -37,14 +37,17 @@ class Trace:
 
 
 def read_trace(path: Path) -> list[Step]:
-    """The steps of a run that has ended; InputError where it has not, or where the file is not whole."""
+    """The steps of a run that has spent its budget; InputError where it has not, or where the file is not whole."""
     try:
         lines = path.read_text().split("\n")[:-1]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path} ({error}); set budget.replay to a run or to its progress.txt") from None
     steps = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
     if not steps or steps[-1].progress < 1:
-        raise InputError(f"{path} ends after {len(steps)} steps, before its run did; only a whole run can be replayed")
+        raise InputError(
+            f"{path} ends after {len(steps)} steps, before the budget did; only a run that has spent its budget can be "
+            "replayed"
+        )
     return steps
 
 
