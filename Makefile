@@ -44,7 +44,7 @@ docs: $(READY) ## Build the site into site/ (mkdocs)
 
 BENCH := PYTHONPATH=src $(BIN)/python benchmarks
 
-bench: $(READY) ## Measure every claim on this machine, the slow ones briefly: about 20 minutes
+bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/startup.py
 	$(BENCH)/data_preparation.py --rounds 1
 	$(BENCH)/loader_speed.py
@@ -54,6 +54,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly: a
 	$(BENCH)/adapters_speed.py --bursts 2 --seconds 2 --sides full lora dora loha lokr
 	$(BENCH)/finetune_packing.py --seconds 15
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
+	$(BENCH)/finetuning.py --quick
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py

@@ -1,5 +1,5 @@
-"""Training step of Pretune's transformer against transformers' LlamaForCausalLM and litgpt's GPT: tokens per second and
-peak memory.
+r"""Training step of Pretune's transformer against transformers' LlamaForCausalLM and litgpt's GPT: tokens per second
+and peak memory.
 
 All sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
 a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets
@@ -13,8 +13,8 @@ steps, plus parameters and optimizer state, so that the Python process and the l
 
 litgpt is left out unless it is there. It asks for older libraries than Pretune does, so it has a folder of its own:
 
-    pip install --no-deps --target .cache/litgpt \\
-        litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0
+    pip install --no-deps --target .cache/litgpt litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 \
+        torchmetrics==1.9.0
 
     python benchmarks/throughput.py [nano|14m|180m] [--device cpu|cuda] [--bursts 9] [--seconds 4] [--threads 2]
 """
