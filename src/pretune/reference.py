@@ -16,7 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pretune.assembly import Parts, Reference, assemble_model, attach_adapter, cache_folder, start_run
+from pretune.assembly import (
+    Parts,
+    Reference,
+    assemble_model,
+    attach_adapter,
+    cache_folder,
+    quantize_frozen,
+    set_arithmetic,
+    start_run,
+)
 from pretune.config import InputError
 from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
@@ -38,7 +47,7 @@ _TABLE = "log_probs.npy"
 def with_reference(config: RunConfig, parts: Parts) -> Parts:
     """`parts` with the reference that the run's objective asks for; as they are where it asks for none.
 
-    Call it when the model carries its adapter, if it is trained with one.
+    Call it when the model carries its adapter, if it is trained with one, beside weights of few bits, if it has such.
     """
     if not isinstance(config.stage.objective, DPOConfig):
         return parts
@@ -52,11 +61,12 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
     start = assemble_model(config, start_run(config), parts.device)
     # An adapter that begins with an update, or goes on from another run's, is a part of the start.
     attach_adapter(config, start, None)
-    start.eval().requires_grad_(False)
-    reference = _reference(config, start, nullcontext)
+    weights = _fingerprint(start) if kind == "cached" else ""
+    quantize_frozen(config, start)
+    set_arithmetic(config, start)
+    reference, data = _reference(config, start.eval().requires_grad_(False), nullcontext), parts.data
     if kind != "cached":
         return dataclasses.replace(parts, reference=reference)
-    weights, data = _fingerprint(start), parts.data
     train, validation = (
         _with_table(config, parts.device, reference, weights, side) for side in (data.train, data.validation)
     )
@@ -91,7 +101,7 @@ def _with_table(
         "version": [VERSION, PACKING_VERSION],
         "weights": weights,
         "model": config.model.model_dump(),
-        "compute": config.precision.compute,
+        "arithmetic": [config.precision.compute, config.quantization.model_dump()],
         "data": [data.folder.name, data.side],
         "rows": [config.data.sequence_length, config.data.packing.model_dump()],
     }

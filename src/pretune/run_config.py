@@ -334,10 +334,10 @@ class RunConfig(Section):
             )
         if not isinstance(objective, DPOConfig):
             return self
-        if self.model.dropout or (adapter.kind != "none" and adapter.dropout):
+        if self.model.dropout or self.embedding_noise or (adapter.kind != "none" and adapter.dropout):
             raise ValueError(
-                "dropout would set the model apart from its reference by chance alone: for stage=dpo set model.dropout "
-                "and adapter.dropout to 0"
+                "noise would set the model apart from its reference by chance alone: for stage=dpo set model.dropout "
+                "and adapter.dropout to 0 and embedding_noise to null"
             )
         if objective.reference == "adapter_off" and not self._adapter_starts_from_nothing:
             raise ValueError(

@@ -18,6 +18,7 @@ from pretune.run import run
 
 Compose = Callable[..., dict[str, Any]]
 LN2 = math.log(2)
+QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -137,6 +138,17 @@ def test_a_cached_reference_is_the_second_model(dpo: Compose, tmp_path: Path, mo
         (("adapter=dora",), "adapter_off"),
         (("adapter=lora", "adapter.init=pissa"), "model"),
         (("adapter=lora", "stage.objective.reference=cached"), "cached"),
+        (("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32"), "adapter_off"),
+        (("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32", "adapter.init=pissa"), "model"),
+        (
+            (
+                "adapter=lora",
+                "quantization=qlora_nf4",
+                "quantization.block_size=32",
+                "stage.objective.reference=cached",
+            ),
+            "cached",
+        ),
     ],
 )
 def test_an_adapter_is_measured_against_where_it_starts(
@@ -181,6 +193,7 @@ class TestBadInput:
         ("overrides", "message"),
         [
             (("model.dropout=0.1",), "by chance alone"),
+            (("embedding_noise=5",), "by chance alone"),
             (("stage.objective.beta=0",), "beta"),
             (("stage.objective.label_smoothing=0.5",), "label_smoothing"),
             (("stage.objective.reference=adapter_off",), "needs a new adapter"),
