@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import islice
+from typing import Any
 
 from pretune.assembly import Parts, own_folder
 from pretune.author import assemble_author
@@ -50,7 +51,7 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     }
 
 
-def _record(question: Question, text: Text) -> dict[str, object]:
+def _record(question: Question, text: Text) -> dict[str, Any]:
     answer = question.answer_in(text.text)
     return {
         "prompt": "".join(segment.text for segment in question.prompt),
