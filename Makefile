@@ -55,6 +55,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/finetune_packing.py --seconds 15
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 	$(BENCH)/finetuning.py --quick
+	$(BENCH)/generation.py --shapes 30m --repeats 1
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py

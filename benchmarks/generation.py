@@ -175,8 +175,7 @@ def agreement(found: list[list[int]], wanted: list[list[int]]) -> float:
 
 
 def table(results: list[dict[str, Any]]) -> None:
-    columns = ("shape", "batch", "transformers", "eager", "compiled", "ratio", "compiling", "same")
-    print("{:>6} {:>5} {:>13} {:>9} {:>9} {:>6} {:>10} {}".format(*columns))
+    print(" shape batch  transformers     eager  compiled  ratio  compiling same")
     for row in results:
         speeds = [row["tokens_per_second"][side] for side in ("transformers", "eager", "compiled")]
         print(

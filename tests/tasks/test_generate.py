@@ -135,6 +135,8 @@ def test_what_is_done_when_a_signal_comes_is_written(
         ("bad.jsonl", '{"prompt": "a"}\n{"prompt"\n', "bad.jsonl, line 2 is not JSON"),
         ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "row 2 is an empty prompt"),
         ("list.jsonl", "[1]\n", "row 1 is neither text nor"),
+        ("turns.jsonl", '{"messages": [{"role": "user"}]}\n', "row 1 is neither text nor"),
+        ("none.jsonl", '{"messages": []}\n', "nothing is left for the assistant"),
         ("other.jsonl", '{"prompts": "a"}\n', "has no field 'text'"),
         ("long.txt", "a\n" + "the cat " * 600 + "\n", "prompt 2 has .* room for 512"),
         ("latin.txt", b"caf\xe9\n", "not text in UTF-8"),

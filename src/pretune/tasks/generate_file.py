@@ -10,7 +10,7 @@ from pretune import checkpoint
 from pretune.assembly import chosen_checkpoint
 from pretune.author import Author
 from pretune.config import InputError
-from pretune.data.config import FilesSource
+from pretune.data.config import ChatFormat, FilesSource
 from pretune.data.segments import Place, Segment
 from pretune.files import write_atomic
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
@@ -84,11 +84,21 @@ def segments(author: Author, path: Path, at: int, row: Any, template: bool) -> l
         if not text.strip():
             raise InputError(f"{place} is an empty prompt; write something there")
         return author.asked(text, template)
-    if isinstance(row, dict) and isinstance(row.get("messages"), list) and row["messages"]:
-        return author.formatter.render_prompt(row["messages"])
-    if isinstance(row, dict):
+    if isinstance(row, dict) and ("messages" not in row or isinstance(author.formatter.format, ChatFormat)):
         return author.formatter.prompt(row, place)
-    raise InputError(f"{place} is neither text nor a record with 'prompt', 'messages' or the fields of the run's data")
+    if isinstance(row, dict) and is_chat(row["messages"]):
+        return author.formatter.render_prompt(row["messages"])
+    raise InputError(
+        f"{place} is neither text nor a record with 'prompt', 'messages' {{role, content}} or the data's fields"
+    )
+
+
+def is_chat(messages: Any) -> bool:
+    """Whether these are messages with role and text."""
+    return isinstance(messages, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    )
 
 
 def check_writable(output: Path) -> None:
