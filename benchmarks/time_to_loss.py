@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import statistics
 import subprocess
 import sys
@@ -40,7 +41,7 @@ class Study:
 
     def run(self, recipe: str, seconds: float, seed: int, *more: str) -> dict[str, Any]:
         """The summary of a run of a recipe, trained now unless it is there."""
-        name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(one.rpartition(".")[2] for one in more)])
+        name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(_as_name(one) for one in more)])
         command = [
             sys.executable,
             str(ROOT / "src" / "main.py"),
@@ -86,6 +87,12 @@ def main() -> None:
             }
         )
     )
+
+
+def _as_name(override: str) -> str:
+    """The last part of a key and its value, as a piece of a folder's name."""
+    key, _, value = override.partition("=")
+    return re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{key.rpartition('.')[2]}={value}" if value else key)
 
 
 def compare(study: Study, seconds: float, seed: int, rate: str, shares: list[float]) -> dict[str, Any]:

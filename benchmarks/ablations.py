@@ -1,0 +1,113 @@
+"""Claim: each switch of `budget_5m` buys loss in a fixed time; taken back alone, this is what it costs.
+
+The recipe, and the recipe with one thing undone, for the same training time, data and seeds, one run at a time. Time is
+training time, so that a switch pays for its own operations: the table has the steps that were reached beside the loss.
+A difference is of runs of the same seed, which read the same batches; its spread is over seeds.
+
+    python benchmarks/ablations.py [--seconds 60] [--seeds 2] [--only NAME ...] [--data 'texts/*.jsonl.xz']
+        [--validation held_out.jsonl.xz] [--runs runs/ablations] [--page docs/performance.md]
+
+Runs are kept in --runs; a run that is there already is not repeated. Prints a line of JSON a run and a table; the last
+line is one JSON object with all of it. `--page` puts the table into a page, between its two comments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from time_to_loss import OURS, Study, data
+
+MARKS = ("<!-- ablations: begin -->", "<!-- ablations: end -->")
+SWITCHES: dict[str, tuple[str, ...]] = {
+    "the recipe": (),
+    "AdamW for all (learning rate 2e-3, decay 0.1)": ("optimizer=adamw", "optimizer.lr=2e-3"),
+    "SwiGLU of the same size, not ReLU squared": ("model.activation=swiglu", "model.mlp_dim=688"),
+    "outputs start scaled, not at zero": ("model.init.output=scaled",),
+    "no normalised queries and keys": ("model.qk_norm=false",),
+    "attention_scale 1, not 1.44": ("model.attention_scale=1",),
+    "learned norms": ("model.norm.learned=true",),
+    "embedding not normalised": ("model.normalize_embedding=false",),
+    "tied head": ("model.tied_embeddings=true",),
+    "no value embeddings": ("model.value_embeddings=false",),
+    "no residual scalars": ("model.residual_scalars=false",),
+    "neither: what transformers' nanochat holds": (
+        "model.value_embeddings=false",
+        "model.residual_scalars=false",
+        "model.attention_scale=1",
+    ),
+    "softcap 15": ("model.softcap=15",),
+    "windows of 64, every other layer": ("model.window={size: 64, pattern: SL}",),
+    "6 layers, not 4": ("model.num_layers=6",),
+    "NorMuon (neuron_beta 0.95)": ("optimizer.neuron_beta=0.95",),
+    "cautious weight decay 0.1": ("optimizer.cautious_decay=true", "optimizer.weight_decay=0.1"),
+    "momentum warmed up over 0.2": ("optimizer.momentum_warmup=0.2",),
+    "4,096 tokens a step": ("batch.tokens=4096",),
+    "cosine, not a trapezoid": ("schedule=cosine", "~schedule.decay"),
+}
+"""What is undone or added, as overrides of the recipe. The rates of AdamW are those of the baseline's sweep."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--only", nargs="+", choices=list(SWITCHES), default=list(SWITCHES), metavar="NAME")
+    parser.add_argument("--data", help="files to train on; the default needs no network")
+    parser.add_argument("--validation", help="files to measure on, with --data")
+    parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--page", type=Path)
+    args = parser.parse_args()
+    study, seeds = Study(data(args), args.runs.resolve()), range(1, args.seeds + 1)
+    names = list(dict.fromkeys(["the recipe", *args.only]))
+    # Seed by seed, so that a measurement that is cut short has every switch once.
+    runs = {(name, seed): study.run(OURS, args.seconds, seed, *SWITCHES[name]) for seed in seeds for name in names}
+    by_name = {name: [runs[name, seed] for seed in seeds] for name in names}
+    rows = [row(name, by_name[name], by_name["the recipe"]) for name in names]
+    table = markdown(rows)
+    if args.page is not None:
+        publish(args.page, table)
+    print(table)
+    print(json.dumps({"claim": f"what the switches of {OURS} buy", "seconds": args.seconds, "switches": rows}))
+
+
+def row(name: str, runs: list[dict[str, Any]], recipe: list[dict[str, Any]]) -> dict[str, Any]:
+    """A switch's line: means over seeds, and its difference to the recipe."""
+    losses = [run["val/loss"] for run in runs]
+    worse = [loss - plain["val/loss"] for loss, plain in zip(losses, recipe, strict=True)]
+    return {
+        "switch": name,
+        "losses": losses,
+        "loss": statistics.mean(losses),
+        "difference": statistics.mean(worse),
+        "spread": statistics.stdev(worse) if len(worse) > 1 else None,
+        "steps": statistics.mean(run["step"] for run in runs),
+        "parameters": runs[0]["parameters"],
+    }
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    lines = ["| | validation loss | difference | steps | parameters |", "|---|---:|---:|---:|---:|"]
+    for one in rows:
+        spread = "" if one["spread"] is None else f" ± {one['spread']:.3f}"
+        difference = "" if one["switch"] == "the recipe" else f"{one['difference']:+.3f}{spread}"
+        cells = (one["switch"], f"{one['loss']:.3f}", difference, f"{one['steps']:.0f}", f"{one['parameters']:,}")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def publish(page: Path, table: str) -> None:
+    """Put the table into a page, between its two comments."""
+    before, begin, rest = page.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
+    page.write_text(f"{before}{begin}\n\n{table}\n{end}{after}")
+
+
+if __name__ == "__main__":
+    main()
