@@ -92,7 +92,7 @@ def main() -> None:
 def _as_name(override: str) -> str:
     """The last part of a key and its value, as a piece of a folder's name."""
     key, _, value = override.partition("=")
-    return re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{key.rpartition('.')[2]}={value}" if value else key)
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key.rpartition('.')[2]} {value}" if value else key)
 
 
 def compare(study: Study, seconds: float, seed: int, rate: str, shares: list[float]) -> dict[str, Any]:
