@@ -14,7 +14,7 @@ from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
 
 _BASE: dict[str, Any] = {
     "source": {"kind": "word_problems", "num_problems": 300, "max_number": 20, "seed": 1},
-    "validation": {"source": None, "fraction": 0.2, "seed": 3},
+    "validation": {"source": None, "fraction": 0.2, "seed": 3, "group_by": None},
     "format": {"kind": "text", "column": "text"},
     "tokenizer": {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True},
     "sequence_length": 16,

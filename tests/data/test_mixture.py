@@ -40,7 +40,7 @@ def spelt(number: int, letter: str) -> str:
 def part(folder: Path, name: str, share: float, **changes: Any) -> dict[str, Any]:
     """A set of sixty texts."""
     source = files(write_texts(folder, [spelt(number, name) * 6 for number in range(60)], f"{name}.jsonl"))
-    validation = {"source": None, "fraction": 0.2, "seed": 3}
+    validation = {"source": None, "fraction": 0.2, "seed": 3, "group_by": None}
     return {"share": share, "source": source, "validation": validation, "format": TEXT, "packing": STREAM} | changes
 
 
@@ -121,7 +121,7 @@ def test_nothing_is_measured_on_what_any_set_trains_on(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"data\.mix\.x\.source is data\.mix\.y\.source too, but holds out other rows"
     ):
-        mixed(tmp_path, {"x": x, "y": x | {"validation": {"source": None, "fraction": 0.2, "seed": 4}}})
+        mixed(tmp_path, {"x": x, "y": x | {"validation": x["validation"] | {"seed": 4}}})
     mixed(tmp_path, {"x": x, "y": x})
 
 

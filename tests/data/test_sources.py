@@ -30,6 +30,19 @@ def test_a_fraction_splits_rows_once_and_for_all(tmp_path: Path) -> None:
     assert [row["text"] for row in validation_rows(other)] != validation
 
 
+def test_rows_that_share_a_value_stay_on_one_side(tmp_path: Path) -> None:
+    pairs = ({"prompt": f"question {number % 300}", "text": str(number)} for number in range(3000))
+    source = files(write_lines(tmp_path / "a.jsonl", pairs))
+    config = data_config(source=source, validation={"fraction": 0.2, "group_by": "prompt"})
+    train, validation = ({row["prompt"] for row in side(config)} for side in (train_rows, validation_rows))
+    assert not train & validation
+    assert len(train | validation) == 300
+    assert 35 < len(validation) < 90
+    misnamed = data_config(source=source, validation={"fraction": 0.2, "group_by": "promt"})
+    with pytest.raises(ConfigError, match=r"group_by=promt: row 0 has no such field, it has prompt, text"):
+        list(validation_rows(misnamed))
+
+
 @given(st.integers(), st.floats(0.01, 0.5), st.integers(0, 10**12))
 def test_a_larger_fraction_holds_out_what_a_smaller_one_does(seed: int, fraction: float, row: int) -> None:
     assert held_out(seed, fraction, row) <= held_out(seed, fraction * 1.5, row)

@@ -43,7 +43,7 @@ def dpo(tiny: Compose, tmp_path: Path) -> Compose:
         )  # fmt: skip
         mapping["data"] |= {
             "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
-            "validation": {"source": None, "fraction": 0.3, "seed": 1},
+            "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
             "format": {
                 "kind": "preference",
                 "template": {"kind": "instruction", "preamble": True, "score_prompt": False},
@@ -220,7 +220,7 @@ class TestBadInput:
             run(dpo("name=bad"))
 
     def test_only_pairs_that_are_too_long(self, dpo: Compose, tmp_path: Path) -> None:
-        data = [{"prompt": "a" * 400, "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
+        data = [{"prompt": f"{i}" + "a" * 400, "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
         write_preferences(tmp_path / "preferences.jsonl", data)
         with pytest.raises(InputError, match=r"has not one row .*packing\.too_long=cut"):
             run(dpo("name=bad"))

@@ -71,6 +71,9 @@ class ValidationConfig(Section):
     """Share of the source's rows that is kept out of training, or null."""
     seed: int
     """Which rows the fraction picks."""
+    group_by: str | None
+    """A column whose equal values stay on one side, such as the prompt that several pairs of answers share; null
+    splits row by row."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -28,7 +28,7 @@ from pretune.data.formats import VERSION as FORMATS_VERSION
 from pretune.data.formats import Formatter
 from pretune.data.preparation_bar import PreparationBar
 from pretune.data.segments import Place, Segment, Unusable
-from pretune.data.sources import Row, check_apart, describe, empty_side, held_out, identity, rows
+from pretune.data.sources import Row, Split, check_apart, describe, empty_side, identity, rows
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
 from pretune.files import atomic_folder, fingerprint, write_json
@@ -64,9 +64,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> Prepared:
     workers = config.num_workers or os.cpu_count() or 1
     validation = config.validation
     if validation.source is None:
-        assert validation.fraction is not None
-        split = (validation.seed, validation.fraction)
-        job = Job(config.source, config.format, tokenizer, split, cache)
+        job = Job(config.source, config.format, tokenizer, Split.of(validation), cache)
         found = job.run(workers)
         prepared = Prepared(found["train"], found["validation"], job.folder, parts)
     else:
@@ -118,7 +116,7 @@ class Job:
         source: SourceConfig,
         format: FormatConfig,
         tokenizer: Tokenizer,
-        split: tuple[int, float] | None,
+        split: Split | None,
         cache: Path,
     ) -> None:
         self.source, self.format, self.tokenizer, self.split = source, format, tokenizer, split
@@ -132,7 +130,7 @@ class Job:
             "format": format.model_dump(),
             "tokenizer": tokenizer.fingerprint,
             "template": template,
-            "held_out": split,
+            "held_out": split and split.identity(),
         }
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
 
@@ -222,7 +220,7 @@ def _chunks(job: Job, start_row: int) -> Iterator[Chunk]:
     for number, row in enumerate(rows(job.source)):
         if number < start_row:
             continue
-        side = "all" if job.split is None else "validation" if held_out(*job.split, number) else "train"
+        side = "all" if job.split is None else job.split.side(number, row)
         characters += _add_row(chunk, side, formatter, row, Place(job.source, number))
         chunk.stop_row = number + 1
         if characters >= CHUNK_CHARACTERS or chunk.stop_row - first >= CHUNK_ROWS:

@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, Literal
 
 from pretune.config import ConfigError, InputError
 from pretune.data import hub, local_files, python_docs, word_problems
-from pretune.data.config import DataConfig, FilesSource, HubSource, PythonDocsSource, SourceConfig, WordProblemsSource
+from pretune.data.config import (
+    DataConfig,
+    FilesSource,
+    HubSource,
+    PythonDocsSource,
+    SourceConfig,
+    ValidationConfig,
+    WordProblemsSource,
+)
+from pretune.files import fingerprint
 
 Row = dict[str, Any]
 Side = Literal["train", "validation"]
@@ -104,8 +114,7 @@ def check_apart(config: DataConfig) -> None:
 def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     """The rows of one side with their numbers in the source, from 0.
 
-    With a validation fraction, a row's side depends on nothing but (seed, row number), so it needs no second pass and
-    no knowledge of how many rows there are. Raises InputError if the side turns out to be empty, ConfigError where
+    Raises InputError if the side turns out to be empty, ConfigError where
     training would read what validation is measured on.
     """
     check_apart(config)
@@ -114,9 +123,8 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
         source = config.source if side == "train" else validation.source
         chosen = enumerate(rows(source))
     else:
-        assert validation.fraction is not None
-        seed, fraction, wanted = validation.seed, validation.fraction, side == "validation"
-        chosen = ((i, row) for i, row in enumerate(rows(config.source)) if held_out(seed, fraction, i) == wanted)
+        split = Split.of(validation)
+        chosen = ((i, row) for i, row in enumerate(rows(config.source)) if split.side(i, row) == side)
     empty = True
     for numbered in chosen:
         empty = False
@@ -142,15 +150,51 @@ def empty_side(config: DataConfig, side: Side) -> InputError:
         return InputError(f"the validation source has no rows: {describe(own)}")
     if own is not None:
         return InputError(f"the source has no rows: {describe(config.source)}")
+    group = config.validation.group_by
+    together = f", with rows of equal {group} on one side" if group else ""
     return InputError(
         f"the {side} side of {describe(config.source)} has no rows: the source is empty, or too small for "
-        f"data.validation.fraction = {config.validation.fraction}; give more rows or change the fraction"
+        f"data.validation.fraction = {config.validation.fraction}{together}; give more rows or change the fraction"
     )
 
 
-def held_out(seed: int, fraction: float, row: int) -> bool:
-    """Whether a row belongs to the validation side: a hash of (seed, row number) below the fraction."""
-    return _mix(_mix(seed) ^ row) < fraction * 2**64
+@dataclass(frozen=True)
+class Split:
+    """Which side a row belongs to, where validation is a fraction of the source.
+
+    That depends on nothing but the seed and the row's number, or its value in the column `group_by`: it needs no second
+    pass and no knowledge of how many rows there are.
+    """
+
+    seed: int
+    fraction: float
+    group_by: str | None
+
+    @staticmethod
+    def of(validation: ValidationConfig) -> Split:
+        assert validation.fraction is not None
+        return Split(validation.seed, validation.fraction, validation.group_by)
+
+    def side(self, number: int, row: Row) -> Side:
+        """The side of a row. Raises ConfigError where it has no such column."""
+        key = number
+        if self.group_by is not None:
+            if self.group_by not in row:
+                raise ConfigError(
+                    f"data.validation.group_by={self.group_by}: row {number} has no such field, it has "
+                    f"{', '.join(row)}; name one of these, or null to split row by row"
+                )
+            key = int(fingerprint(row[self.group_by]), 16)
+        return "validation" if held_out(self.seed, self.fraction, key) else "train"
+
+    def identity(self) -> list[Any]:
+        """What tells it from other splits."""
+        return [self.seed, self.fraction, *([self.group_by] if self.group_by else [])]
+
+
+def held_out(seed: int, fraction: float, key: int) -> bool:
+    """Whether a row belongs to the validation side: a hash of (seed, key of 64 bits) below the fraction."""
+    return _mix(_mix(seed) ^ key) < fraction * 2**64
 
 
 def _mix(value: int) -> int:

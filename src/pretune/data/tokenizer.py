@@ -227,7 +227,9 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
         "tokenizer": config.model_dump(),
         "source": identity(data.source),
         "format": data.format.model_dump(),
-        "held_out": data.validation.model_dump(include={"fraction", "seed"}) if data.validation.fraction else None,
+        "held_out": data.validation.model_dump(include={"fraction", "seed", "group_by"}, exclude_none=True)
+        if data.validation.fraction
+        else None,
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not (folder / _FILE).is_file():
