@@ -34,7 +34,7 @@ from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.objectives.preference import PairScores, dpo, num_pairs, score_pairs
 from pretune.precision import autocast, use_float8
-from pretune.quantization.config import QloraConfig
+from pretune.quantization.config import QloraConfig, RoundingConfig
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
 
@@ -105,6 +105,17 @@ def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.d
     if config.embedding_noise is not None:
         add_embedding_noise(model.embedding, config.embedding_noise)
     return model.to(device)
+
+
+def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+    """The model of a finished run as exports take it: its trained weights, an adapter merged into them, then stored as
+    integers where `quantization` says so (torchao's tensors, see quantization.convert)."""
+    model = assemble_model(config, run, device).eval()
+    if isinstance(config.quantization, RoundingConfig):
+        from pretune.quantization.convert import convert
+
+        convert(model, config.quantization)
+    return model
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:

@@ -21,7 +21,7 @@ from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig, ObjectiveConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
-from pretune.quantization.config import QuantizationConfig
+from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -228,7 +228,7 @@ class RunConfig(Section):
     """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
     tokens (5 to 15 for instruction tuning); null adds none."""
     quantization: QuantizationConfig
-    """How weights are stored that are not trained."""
+    """How weights are stored in few bits: frozen ones in training, or all of them after it."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig
@@ -310,7 +310,7 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _quantization_has_an_adapter(self) -> Self:
-        if self.quantization.kind == "none":
+        if self.quantization.kind != "qlora_nf4":
             return self
         if self.adapter.kind == "none":
             raise ValueError(
@@ -322,6 +322,28 @@ class RunConfig(Section):
                 "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
                 "quantization=none"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _rounding_fits(self) -> Self:
+        section, adapter = self.quantization, self.adapter
+        if not isinstance(section, RoundingConfig):
+            return self
+        if self.task == "train" and not isinstance(section, QatConfig):
+            raise ValueError(
+                f"quantization={section.kind} rounds a model that has been trained: train with quantization=none, then "
+                f"take task=evaluate, generate or export with quantization={section.kind}; or train with "
+                "quantization=qat_int8_int4"
+            )
+        if self.task == "train" and adapter.kind != "none" and adapter.dropout:
+            raise ValueError(
+                "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, and dropout would part the "
+                "two: set adapter.dropout=0.0"
+            )
+        if self.precision.compute == "float8" and isinstance(section, QatConfig):
+            raise ValueError("quantization=qat_int8_int4 rounds to other numbers than precision=fp8: take bf16")
+        if (misfit := misfit_of_groups(section, self.model.matrix_inputs())) is not None:
+            raise ValueError(misfit)
         return self
 
     @pydantic.model_validator(mode="after")
