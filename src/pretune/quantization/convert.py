@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from pretune.quantization.config import RoundingConfig
 from pretune.quantization.rounding import Grid, grids, rounds_activations, scales
 
-
 _ACTIVATIONS: Any = "int8_asym_per_token"
 
 
