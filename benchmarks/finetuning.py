@@ -318,7 +318,7 @@ def command(arguments: Sequence[str], log: Path) -> None:
 
 def measure_memory(run: Path) -> int:
     """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
-    from pretune.assembly import assemble, attach_adapter, quantize_frozen, start_run, training_loss
+    from pretune.assembly import assemble, attach_adapter, quantize, start_run, training_loss
     from pretune.config import validate
     from pretune.data.mixture import training_rows
     from pretune.optim.optimizers import build_optimizer, clip_gradients
@@ -331,7 +331,7 @@ def measure_memory(run: Path) -> int:
     config = validate(RunConfig, read_config(run / "config.yaml"))
     parts = assemble(config, start_run(config))
     factors = attach_adapter(config, parts.model, None)
-    quantize_frozen(config, parts.model)
+    quantize(config, parts.model)
     optimizer = build_optimizer(config.optimizer, parts.model, factors)
     loss_of, loader = training_loss(config, parts), training_rows(parts.data, config.data, config.seed)
     assert config.batch.micro_batch != "auto", "a comparison fixes its micro-batch"

@@ -164,8 +164,9 @@ class ReportConfig(Section):
 
 
 class ExportConfig(Section):
-    format: Literal["huggingface"]
-    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files)."""
+    format: Literal["huggingface", "integers"]
+    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files). integers:
+    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte."""
     adapter: Literal["merge", "keep"]
     """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
     weights that it was trained on."""
@@ -173,6 +174,9 @@ class ExportConfig(Section):
     """Type of the exported numbers."""
     output: str | None
     """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
+    measure: bool
+    """Of a quantized model, measure the validation loss with and without its rounding, and write both beside the files
+    (quantization.json); it takes the run's data."""
 
 
 class PlanConfig(Section):

@@ -5,8 +5,8 @@ product as large as the layer's own, forward and backward. Here the update is ad
 product serves both, and its factors get their gradients straight from inputs and output gradients, without that of the
 whole weight. Parameters, their start, files and merging remain peft's, and so does the pass without gradients.
 
-Where the frozen layer computes as if its weight were stored as integers (it then offers `rounding` and `multiply`), that
-is done to the sum of weight and update, which is what merging will leave to be stored.
+Where the frozen layer computes as if its weight were stored as integers (it then offers `rounding` and `multiply`),
+that is done to the sum of weight and update, which is what merging will leave to be stored.
 
 The frozen layer may store its weight in fewer bits (it then offers `stored` and `expand`). Its weight is put together
 in the forward pass, thrown away, and put together again in the backward pass.
@@ -122,7 +122,7 @@ class LokrLinear(PeftLokr):
 
 
 def _rounds(layer: BaseTunerLayer) -> bool:
-    """Whether the sum of weight and update is to be rounded: in training and in evaluation, with the adapter at work."""
+    """Whether the sum of weight and update is to be rounded, in training and in evaluation."""
     return getattr(_base(layer), "rounding", False) and not layer.disable_adapters and not layer.merged
 
 

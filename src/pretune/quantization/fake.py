@@ -1,4 +1,4 @@
-"""Fake quantization: a model that computes as if its weights were stored as integers, and keeps them with all their bits.
+"""Fake quantization: a model that computes as if its weights were stored as integers, and keeps all their bits.
 
 Parameters keep their names, and so do checkpoints. A layer or table that is stored as integers becomes one of the
 classes below; what goes into the head is rounded as it leaves the final norm, because a loss may take the head's matrix

@@ -20,7 +20,7 @@ from pretune.quantization.config import Int8Int4Config, Int8WeightOnlyConfig, Qa
 
 @dataclass(frozen=True)
 class Grid:
-    """What a matrix is rounded to: integers of `bits` bits, a scale for `group_size` neighbours, or for a row (None)."""
+    """What a matrix is rounded to: integers of `bits` bits, a scale for each `group_size` neighbours or (None) row."""
 
     bits: int
     group_size: int | None

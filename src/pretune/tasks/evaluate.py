@@ -78,14 +78,15 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
 
 def validation_loss(config: RunConfig, parts: Parts) -> float:
     """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
-    batches = Loader(parts.data.validation, config.data, config.seed).batches(config.evaluation.micro_batch)
+    loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
+    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_rows // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
     return validation_metrics(scorer(config, parts), batches, token_bytes)["val/loss"]
 
 
 def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """`items`, with a bar of their own where evaluating is the task: in training the screen has one already."""
-    return counted(items, title, total) if config.task == "evaluate" else items
+    """`items`, with a bar of their own; but not in training, which has one on the screen already."""
+    return items if config.task == "train" else counted(items, title, total)
 
 
 def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:

@@ -19,7 +19,7 @@ from pretune.run_folder import RunFolder, read_config
 from pretune.tasks.evaluate import evaluate, validation_loss
 
 TOLERANCE = 1e-3
-"""Nats per token by which a converted model may differ: activations of 16 bits are rounded in another order."""
+"""Nats per token by which a converted model may differ: products that are added up in another order round elsewhere."""
 
 
 def check_start(config: RunConfig, start: RunFolder | None) -> None:
@@ -67,12 +67,14 @@ def unrounded_figures(config: RunConfig, parts: Parts) -> dict[str, float]:
 def converted_figures(
     config: RunConfig, parts: Parts, folder: RunFolder, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The loss of what exports make of the newest checkpoint in `folder`; none for runs that do not round.
+    """The loss of what exports make of the checkpoint in `folder`, in float32; none for runs that do not round.
 
     `parts` has the model that the checkpoint was made of. Where the two differ, `say` is told.
     """
     if not isinstance(config.quantization, QatConfig):
         return {}
+    # In 16 bits torchao would find the scales of activations in 16 bits, which no device that runs the export does.
+    config = config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "float32"})})
     with as_used(config, parts.model):
         expected = validation_loss(config, parts)
     model = converted_model(config, folder, parts.device)
