@@ -160,7 +160,9 @@ def study(
         writer.writerows(rows)
     draw(all_runs, sweep, best, folder / "finetuning.png")
     if options.page is not None:
-        publish(options.page, table, folder / "finetuning.png")
+        publish(
+            options.page, table, folder / "finetuning.png", "Validation loss over the learning rate, and over steps"
+        )
     print(table)
     print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
                       "steps": steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
@@ -250,7 +252,7 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
     plt.close(figure)
 
 
-def publish(page: Path, table: str, picture: Path) -> None:
+def publish(page: Path, table: str, picture: Path, title: str) -> None:
     """Put table and picture into a page, between its two comments."""
     before, begin, rest = page.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
@@ -258,7 +260,7 @@ def publish(page: Path, table: str, picture: Path) -> None:
         sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
     image = page.with_suffix(".png")
     image.write_bytes(picture.read_bytes())
-    shown = f"![Validation loss over the learning rate, and over steps]({image.name})"
+    shown = f"![{title}]({image.name})"
     page.write_text(f"{before}{begin}\n\n{table}\n{shown}\n\n{end}{after}")
 
 
