@@ -15,8 +15,8 @@ to every run.
 
 Recovered is the part of what rounding afterwards costs that training under the rounding wins back, on int8_int4, of the
 means over seeds: (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain, both as trained here, from tokens per
-second, the median of all reports. Speed and memory of decoding are those of task=generate on this machine, where PyTorch
-multiplies with floats, whatever they stand for.
+second, the median of all reports. Speed and memory of decoding are those of task=generate on this machine, where
+PyTorch multiplies with floats, whatever they stand for.
 """
 
 from __future__ import annotations
