@@ -56,11 +56,11 @@ class _ReadRounded(nn.Module):
         return round_weight(weight, self.grid) if self.rounding and self.grid is not None else weight
 
 
-class RoundedHead(_ReadRounded, nn.Linear):
+class RoundedHead(_ReadRounded, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A head with a matrix of its own; its inputs come rounded."""
 
 
-class RoundedEmbedding(_ReadRounded, nn.Embedding):
+class RoundedEmbedding(_ReadRounded, nn.Embedding):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A table of vectors, and perhaps the head. Groups lie within rows, so that only what is looked up is rounded."""
 
     def forward(self, input: Tensor) -> Tensor:
@@ -75,7 +75,8 @@ def prepare(model: nn.Module, config: RoundingConfig, rounding: bool = True) -> 
     active, stored = rounds_activations(config), grids(model, config)
     for name, grid in stored.items():
         layer: Any = model.get_submodule(name)
-        if isinstance(layer, nn.Embedding):
+        is_table = isinstance(layer, nn.Embedding)
+        if is_table:
             layer.__class__ = RoundedEmbedding
         elif name == "head":
             layer.__class__ = RoundedHead
