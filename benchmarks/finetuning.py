@@ -160,7 +160,9 @@ def study(
         writer.writerows(rows)
     draw(all_runs, sweep, best, folder / "finetuning.png")
     if options.page is not None:
-        publish(options.page, table, folder / "finetuning.png")
+        publish(
+            options.page, table, folder / "finetuning.png", "Validation loss over the learning rate, and over steps"
+        )
     print(table)
     print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
                       "steps": steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
@@ -250,7 +252,7 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
     plt.close(figure)
 
 
-def publish(page: Path, table: str, picture: Path) -> None:
+def publish(page: Path, table: str, picture: Path, title: str) -> None:
     """Put table and picture into a page, between its two comments."""
     before, begin, rest = page.read_text().partition(MARKS[0])
     _, end, after = rest.partition(MARKS[1])
@@ -258,7 +260,7 @@ def publish(page: Path, table: str, picture: Path) -> None:
         sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
     image = page.with_suffix(".png")
     image.write_bytes(picture.read_bytes())
-    shown = f"![Validation loss over the learning rate, and over steps]({image.name})"
+    shown = f"![{title}]({image.name})"
     page.write_text(f"{before}{begin}\n\n{table}\n{shown}\n\n{end}{after}")
 
 
@@ -318,7 +320,7 @@ def command(arguments: Sequence[str], log: Path) -> None:
 
 def measure_memory(run: Path) -> int:
     """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
-    from pretune.assembly import assemble, attach_adapter, quantize_frozen, start_run, training_loss
+    from pretune.assembly import assemble, attach_adapter, quantize, start_run, training_loss
     from pretune.config import validate
     from pretune.data.mixture import training_rows
     from pretune.optim.optimizers import build_optimizer, clip_gradients
@@ -331,7 +333,7 @@ def measure_memory(run: Path) -> int:
     config = validate(RunConfig, read_config(run / "config.yaml"))
     parts = assemble(config, start_run(config))
     factors = attach_adapter(config, parts.model, None)
-    quantize_frozen(config, parts.model)
+    quantize(config, parts.model)
     optimizer = build_optimizer(config.optimizer, parts.model, factors)
     loss_of, loader = training_loss(config, parts), training_rows(parts.data, config.data, config.seed)
     assert config.batch.micro_batch != "auto", "a comparison fixes its micro-batch"

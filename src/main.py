@@ -9,6 +9,7 @@ import argparse
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +76,41 @@ def compose_and_run(file: Path, rest: list[str]) -> int:
     # Hydra would print its own errors and exit with 1; this hands them to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        hydra.main(version_base="1.3", config_path=str(file.parent), config_name=file.stem)(job)()
+        with tempfile.TemporaryDirectory() as folder:
+            composed = with_groups(file, overrides, Path(folder))
+            hydra.main(version_base="1.3", config_path=str(composed.parent), config_name=composed.stem)(job)()
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(explain(error, file)) from None
     except RecursionError:
         hint = "a file of your own must not be named like one of Pretune's that it includes (base.yaml)"
         raise ConfigError(f"{file.name}: its defaults list leads back to itself; {hint}") from None
     return max(codes, default=0)
+
+
+def with_groups(file: Path, overrides: list[str], folder: Path) -> Path:
+    """`file`; or, where it has no defaults list (a run's own config.yaml), a copy in `folder` in which the groups that
+    `overrides` choose stand in one: Hydra exchanges nothing else."""
+    from omegaconf import OmegaConf
+
+    groups = [name for name, _, option in (word.partition("=") for word in overrides) if option and is_group(name)]
+    content: Any = OmegaConf.to_container(OmegaConf.load(file)) if groups else None
+    if not isinstance(content, dict) or "defaults" in content:
+        return file
+    for group in groups:
+        *outer, last = group.split("/")
+        section: Any = content
+        for key in outer:
+            section = section.get(key, {}) if isinstance(section, dict) else {}
+        section.pop(last, None)
+    chosen = [{group: sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))[0]} for group in groups]
+    copy = folder / file.name
+    OmegaConf.save({"defaults": [*chosen, "_self_"], **content}, copy)
+    return copy
+
+
+def is_group(name: str) -> bool:
+    """Whether `name` is that of a folder of options, and not a key's."""
+    return name[:1].isalpha() and any((CONFIGS / name).glob("*.yaml"))
 
 
 def run_job(config: DictConfig, file: Path) -> int:

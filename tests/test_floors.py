@@ -19,8 +19,8 @@ FRAME = {"run_config", "run_folder", "assembly", "reference", "author", "footpri
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")
 
-CALLED_BY_TRAIN = {"evaluate", "generate", "report"}
-"""The verbs that `train` may call; all others stand alone."""
+CALLS = {"train": {"evaluate", "generate", "report"}, "export": {"evaluate"}}
+"""The verbs that a verb may call; all others stand alone."""
 
 HEAVY = {"torch", "wandb", "datasets", "transformers", "tokenizers", "safetensors", "matplotlib", "huggingface_hub"}
 LIGHT = ("main", "pretune.run", "pretune.run_config", "pretune.run_folder", "pretune.files")
@@ -89,7 +89,7 @@ def upward_imports(tree: Tree) -> list[str]:
         for target in {found for found in (module_of(one, tree) for one in imports(name, module)) if found}:
             to_floor, to_room = place(target)
             sideways = to_floor == floor and to_room != room and floor in ("room", "verb")
-            if sideways and floor == "verb" and room == "train" and to_room in CALLED_BY_TRAIN:
+            if sideways and floor == "verb" and to_room in CALLS.get(room, ()):
                 continue
             if sideways or FLOORS.index(to_floor) > FLOORS.index(floor):
                 faults.append(f"{name} ({floor}) imports {target} ({to_floor})")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretune.adapters.attach import attach
-from pretune.assembly import set_arithmetic
+from pretune.assembly import quantize, set_arithmetic
 from pretune.batch import Batch
 from pretune.config import validate
 from pretune.footprint import CPU, Footprint
@@ -17,7 +17,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
-from pretune.quantization.nf4 import NF4Linear, quantize
+from pretune.quantization.nf4 import NF4Linear
 from pretune.run_config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -31,7 +31,7 @@ class Measured:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
         attach(self.model, config.adapter, 0)
-        quantize(self.model, config.quantization)
+        quantize(config, self.model)
         set_arithmetic(config, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
@@ -155,6 +155,20 @@ def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:
     quantized = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora", "quantization=qlora_nf4")))
     assert quantized.peak(8) < adapted.peak(8) < whole.peak(8)
     assert quantized.constant < 0.8 * adapted.constant < whole.constant
+
+
+@pytest.mark.parametrize("more", [(), ("model.tied_embeddings=false", *ADAPTED, "adapter=lora")])
+def test_rounding_keeps_rounded_weights_and_inputs(tiny: Compose, more: tuple[str, ...]) -> None:
+    settings = (*SMALL, "quantization=qat_int8_int4", "quantization.group_size=16", *more)
+    config = validate(RunConfig, tiny(*settings, "precision.compile=false"))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+    plain = Footprint(validate(RunConfig, tiny(*settings[: len(SMALL)], *more, "precision.compile=false")))
+    assert footprint.constant == plain.constant
+    assert footprint.saved(8) > plain.saved(8)
+    compiled = Footprint(validate(RunConfig, tiny(*settings, "precision.compile=true")))
+    assert plain.saved(8) * 0.4 < compiled.saved(8) < footprint.saved(8)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])

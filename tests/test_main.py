@@ -108,6 +108,19 @@ def test_a_config_outside_the_repository_and_numbers_in_yaml_style(tmp_path: Pat
     assert "name: mine" in done.stdout
 
 
+def test_a_group_of_a_runs_own_config_is_exchanged(tmp_path: Path) -> None:
+    done = pretune("--config", RUNS / "smoke.yaml", "--cfg", "job", "--resolve", "quantization=qat_int8_int4")
+    (tmp_path / "config.yaml").write_text(done.stdout)
+    chosen = ("quantization=int8_int4", "quantization.group_size=16", "data/source=word_problems", "seed=7")
+    done = pretune("--config", tmp_path / "config.yaml", "--cfg", "job", *chosen)
+    assert done.returncode == 0, done.stderr
+    shown = yaml.safe_load(done.stdout)
+    assert shown["quantization"] == {"kind": "int8_int4", "group_size": 16, "embedding": "int4", "head": "int4"}
+    assert shown["data"]["source"]["kind"] == "word_problems"
+    assert (shown["name"], shown["seed"]) == ("smoke", 7)
+    assert "quantization has no option 'int5'" in refused("--config", tmp_path / "config.yaml", "quantization=int5")
+
+
 def test_bad_configuration_is_found_without_torch() -> None:
     code = (
         "import sys; sys.path.insert(0, 'src'); import main\n"

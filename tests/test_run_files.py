@@ -45,6 +45,8 @@ def test_every_option_of_every_group_validates(option: str) -> None:
         extra = ["stage.init_from=somewhere"]
     if option == "quantization=qlora_nf4":
         extra = [*extra, "adapter=lora"]
+    if option.startswith("quantization=int"):
+        extra = [*extra, "task=export"]  # what has been trained is stored so
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
     with initialize_config_dir(str(CONFIGS), version_base="1.3"):

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -34,7 +35,7 @@ from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.objectives.preference import PairScores, dpo, num_pairs, score_pairs
 from pretune.precision import autocast, use_float8
-from pretune.quantization.config import QloraConfig
+from pretune.quantization.config import QatConfig, QloraConfig, RoundingConfig
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
 
@@ -66,10 +67,19 @@ class Reference:
 
 def assemble(config: RunConfig, weights: RunFolder | None) -> Parts:
     """All parts of a run, the model with the weights of the run `weights`, or random ones for None."""
+    return _parts(config, partial(assemble_model, config, weights))
+
+
+def assemble_measured(config: RunConfig, run: RunFolder) -> Parts:
+    """All parts of a finished run, for verbs that measure it."""
+    return _parts(config, partial(measured_model, config, run))
+
+
+def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -> Parts:
     device = pick_device(config.device)
     tokenizer = assemble_tokenizer(config)
     data = prepare(config.data, tokenizer, cache_folder())
-    return Parts(device, tokenizer, data, assemble_model(config, weights, device))
+    return Parts(device, tokenizer, data, model_on(device))
 
 
 def assemble_tokenizer(config: RunConfig) -> Tokenizer:
@@ -105,6 +115,28 @@ def assemble_model(config: RunConfig, weights: RunFolder | None, device: torch.d
     if config.embedding_noise is not None:
         add_embedding_noise(model.embedding, config.embedding_noise)
     return model.to(device)
+
+
+def measured_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+    """The model of a finished run for verbs that measure it or let it write: where `quantization` stores weights as
+    integers, the numbers that these stand for, and inputs rounded as theirs will be."""
+    model = assemble_model(config, run, device)
+    if isinstance(config.quantization, RoundingConfig):
+        from pretune.quantization.fake import prepare, settle
+
+        prepare(model, config.quantization)
+        settle(model)
+    return model
+
+
+def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+    """The model of a finished run for exports: where `quantization` stores weights as integers, torchao's tensors."""
+    model = assemble_model(config, run, device).eval()
+    if isinstance(config.quantization, RoundingConfig):
+        from pretune.quantization.convert import convert
+
+        convert(model, config.quantization)
+    return model
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
@@ -188,15 +220,21 @@ def trained_form(config: RunConfig) -> Transformer:
     return model
 
 
-def quantize_frozen(config: RunConfig, model: Transformer) -> None:
-    """Store the weights that the adapter leaves frozen in fewer bits, as `quantization` says; or do nothing for none.
+def quantize(config: RunConfig, model: Transformer) -> None:
+    """What `quantization` does to a model in training, its adapter in place: store what is frozen in fewer bits, or
+    round as its integers will one day (from the start of the budget, or switched on later); or nothing.
 
     Raises ConfigError for a layer that cannot be stored so.
     """
-    if config.quantization.kind != "none":
+    section = config.quantization
+    if isinstance(section, QloraConfig):
         from pretune.quantization.nf4 import quantize
 
-        quantize(model, config.quantization)
+        quantize(model, section)
+    elif isinstance(section, QatConfig):
+        from pretune.quantization.fake import prepare
+
+        prepare(model, section, rounding=section.start == 0)
 
 
 def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:

@@ -26,6 +26,7 @@ from pretune.objectives.language_modeling import language_modeling
 from pretune.objectives.preference import dpo
 from pretune.optim.optimizers import build_optimizer
 from pretune.precision import autocast
+from pretune.quantization.config import QatConfig
 from pretune.run_config import RunConfig
 
 CPU = torch.device("cpu")
@@ -142,6 +143,10 @@ def _fake(config: RunConfig) -> Transformer:
         from pretune.footprint_nf4 import store
 
         store(model, config.quantization.block_size)
+    if isinstance(config.quantization, QatConfig):
+        from pretune.quantization.fake import prepare
+
+        prepare(model, config.quantization)
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)

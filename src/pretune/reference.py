@@ -22,7 +22,7 @@ from pretune.assembly import (
     assemble_model,
     attach_adapter,
     cache_folder,
-    quantize_frozen,
+    quantize,
     set_arithmetic,
     start_run,
 )
@@ -62,7 +62,7 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
     # An adapter that begins with an update, or goes on from another run's, is a part of the start.
     attach_adapter(config, start, None)
     weights = _fingerprint(start) if kind == "cached" else ""
-    quantize_frozen(config, start)
+    quantize(config, start)
     set_arithmetic(config, start)
     reference, data = _reference(config, start.eval().requires_grad_(False), nullcontext), parts.data
     if kind != "cached":

@@ -21,7 +21,7 @@ from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig, ObjectiveConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
-from pretune.quantization.config import QuantizationConfig
+from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -164,8 +164,9 @@ class ReportConfig(Section):
 
 
 class ExportConfig(Section):
-    format: Literal["huggingface"]
-    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files)."""
+    format: Literal["huggingface", "integers"]
+    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files). integers:
+    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte."""
     adapter: Literal["merge", "keep"]
     """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
     weights that it was trained on."""
@@ -173,6 +174,9 @@ class ExportConfig(Section):
     """Type of the exported numbers."""
     output: str | None
     """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
+    measure: bool
+    """Of a quantized model, measure the validation loss with and without its rounding, and write both beside the files
+    (quantization.json); it takes the run's data."""
 
 
 class PlanConfig(Section):
@@ -228,7 +232,7 @@ class RunConfig(Section):
     """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
     tokens (5 to 15 for instruction tuning); null adds none."""
     quantization: QuantizationConfig
-    """How weights are stored that are not trained."""
+    """How weights are stored in few bits: frozen ones in training, or all of them after it."""
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: TrackerConfig
@@ -310,7 +314,7 @@ class RunConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _quantization_has_an_adapter(self) -> Self:
-        if self.quantization.kind == "none":
+        if self.quantization.kind != "qlora_nf4":
             return self
         if self.adapter.kind == "none":
             raise ValueError(
@@ -322,6 +326,28 @@ class RunConfig(Section):
                 "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
                 "quantization=none"
             )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _rounding_fits(self) -> Self:
+        section, adapter = self.quantization, self.adapter
+        if not isinstance(section, RoundingConfig):
+            return self
+        if self.task == "train" and not isinstance(section, QatConfig):
+            raise ValueError(
+                f"quantization={section.kind} rounds a model that has been trained: train with quantization=none, then "
+                f"take task=evaluate, generate or export with quantization={section.kind}; or train with "
+                "quantization=qat_int8_int4"
+            )
+        if self.task == "train" and adapter.kind != "none" and adapter.dropout:
+            raise ValueError(
+                "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, and dropout would part the "
+                "two: set adapter.dropout=0.0"
+            )
+        if self.precision.compute == "float8" and isinstance(section, QatConfig):
+            raise ValueError("quantization=qat_int8_int4 rounds to other numbers than precision=fp8: take bf16")
+        if (misfit := misfit_of_groups(section, self.model.matrix_inputs())) is not None:
+            raise ValueError(misfit)
         return self
 
     @pydantic.model_validator(mode="after")

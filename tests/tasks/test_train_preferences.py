@@ -19,6 +19,7 @@ from pretune.run import run
 Compose = Callable[..., dict[str, Any]]
 LN2 = math.log(2)
 QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
+QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -224,3 +225,16 @@ class TestBadInput:
         write_preferences(tmp_path / "preferences.jsonl", data)
         with pytest.raises(InputError, match=r"has not one row .*packing\.too_long=cut"):
             run(dpo("name=bad"))
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("adapter=lora", "adapter.rank=2"), ("quantization.start=0.5", "stage.objective.reference=cached")]
+)
+def test_preferences_are_learned_under_rounding_too(more: tuple[str, ...], dpo: Compose, tmp_path: Path) -> None:
+    assert run(dpo("name=qat", *QAT, *more)) == 0  # the first loss is ln 2, or it would have stopped
+    figures = json.loads((tmp_path / "runs" / "qat" / "summary.json").read_text())
+    assert abs(figures["converted/difference"]) < 1e-4
+    assert figures["train/loss"] < LN2
+    assert run(dpo("name=qat", *QAT, *more, "task=evaluate")) == 0
+    evaluated = json.loads((tmp_path / "runs" / "qat" / "evaluation.json").read_text())
+    assert evaluated["val/loss"] == pytest.approx(figures["val/loss"], abs=1e-3)

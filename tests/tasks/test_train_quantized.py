@@ -12,7 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from pretune.assembly import assemble_model, attach_adapter, quantize_frozen
+from pretune.assembly import assemble_model, attach_adapter, quantize
 from pretune.config import ConfigError, validate
 from pretune.run import run
 from pretune.run_config import RunConfig
@@ -57,7 +57,7 @@ def test_what_was_trained_is_what_is_measured_started_from_and_exported(
     config = validate(RunConfig, tiny(*settings))
     model = assemble_model(config, find_run("base", str(runs)), torch.device("cpu"))
     attach_adapter(config, model, None)
-    quantize_frozen(config, model)
+    quantize(config, model)
     from pretune.adapters.files import load_adapter
 
     load_adapter(runs / "tuned" / "checkpoints" / "step_00000006", model)

@@ -5,6 +5,9 @@ product as large as the layer's own, forward and backward. Here the update is ad
 product serves both, and its factors get their gradients straight from inputs and output gradients, without that of the
 whole weight. Parameters, their start, files and merging remain peft's, and so does the pass without gradients.
 
+Where the frozen layer computes as if its weight were stored as integers (it then offers `rounding` and `multiply`),
+that is done to the sum of weight and update, which is what merging will leave to be stored.
+
 The frozen layer may store its weight in fewer bits (it then offers `stored` and `expand`). Its weight is put together
 in the forward pass, thrown away, and put together again in the backward pass.
 
@@ -45,6 +48,8 @@ def quicken(model: nn.Module) -> None:
 
 class LoraLinear(PeftLora):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _rounds(self):
+            return _multiply_rounded(self, x)
         # Dropout takes inputs away from the adapter alone: the two cannot share a product then.
         if not _one_product(self) or _drops(self):
             return super().forward(x, *args, **kwargs)
@@ -54,6 +59,8 @@ class LoraLinear(PeftLora):
 
 class DoraLinear(PeftLora):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _rounds(self):
+            return _multiply_rounded(self, x)
         compressed = _is_compressed(self)
         if _drops(self) or not (_one_product(self) or (compressed and not self.disable_adapters)):
             return super().forward(x, *args, **kwargs)
@@ -71,6 +78,8 @@ class DoraLinear(PeftLora):
 
 class LohaLinear(PeftLoha):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _rounds(self):
+            return _multiply_rounded(self, x)
         if not _one_product(self):
             return super().forward(x, *args, **kwargs)
         left, right, scale = self.hada_w1_a[ADAPTER], self.hada_w1_b[ADAPTER], _row_scale(self)
@@ -87,6 +96,8 @@ class LohaLinear(PeftLoha):
 
 class LokrLinear(PeftLokr):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if _rounds(self):
+            return _multiply_rounded(self, x)
         if not _one_product(self):
             return super().forward(x, *args, **kwargs)
         small, dropped = self.lokr_w1[ADAPTER] * self.scaling[ADAPTER], self.rank_dropout[ADAPTER] > 0 and self.training
@@ -108,6 +119,19 @@ class LokrLinear(PeftLokr):
             return None
         whole = self.lokr_w2[ADAPTER]  # small beside the layer's weight, which would be kept if it were used whole
         return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
+
+
+def _rounds(layer: BaseTunerLayer) -> bool:
+    """Whether the sum of weight and update is to be rounded, in training and in evaluation."""
+    return getattr(_base(layer), "rounding", False) and not layer.disable_adapters and not layer.merged
+
+
+def _multiply_rounded(layer: Any, x: Tensor) -> Tensor:
+    with torch.autocast(x.device.type, enabled=False):  # as it will be merged, in the weight's own precision
+        weight = _weight(layer) + layer.get_delta_weight(ADAPTER)
+        if isinstance(layer, DoraLinear):
+            weight = (layer.lora_magnitude_vector[ADAPTER].weight / weight.detach().norm(dim=1))[:, None] * weight
+    return _base(layer).multiply(x, weight)  # pyright: ignore[reportCallIssue]
 
 
 def low_rank_linear(x: Tensor, base: nn.Linear, left: Tensor, right: Tensor, bias: bool = True) -> Tensor:

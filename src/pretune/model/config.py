@@ -119,6 +119,21 @@ class ModelConfig(Section):
         """Rows of the embedding table."""
         return -(-self.vocab_size // self.vocab_multiple_of) * self.vocab_multiple_of
 
+    def matrix_inputs(self) -> dict[str, int]:
+        """Columns of every kind of matrix: of a block by its name there, of tables the width of their vectors."""
+        inside = {
+            "attention.qkv": self.dim,
+            "attention.output": self.num_heads * self.head_dim,
+            "mlp.gate_up" if self.activation in GATED else "mlp.up": self.dim,
+            "mlp.down": self.mlp_dim,
+        }
+        if self.value_embeddings:
+            inside |= {
+                "attention.value_embedding": self.num_kv_heads * self.head_dim,
+                "attention.value_gate": self.dim,
+            }
+        return {"embedding": self.dim, **inside, **({} if self.tied_embeddings else {"head": self.dim})}
+
     def window_of(self, layer: int) -> int | None:
         """Tokens that layer `layer`, counted from 0, attends to; None for all."""
         if self.window is None or layer == self.num_layers - 1:

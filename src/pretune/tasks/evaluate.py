@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pretune import checkpoint
-from pretune.assembly import Parts, assemble, measured_run, pair_scorer, scorer
+from pretune.assembly import Parts, assemble_measured, measured_run, pair_scorer, scorer
 from pretune.batch import IGNORE, Batch
 from pretune.data.formats import Problem, problems
 from pretune.data.loader import Loader
@@ -36,7 +36,7 @@ Scorer = Callable[[Batch], TokenScores]
 def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
     folder = measured_run(config)
-    parts = with_reference(config, assemble(config, folder))
+    parts = with_reference(config, assemble_measured(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
     figures = evaluate(config, parts)
@@ -76,9 +76,17 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     return figures
 
 
+def validation_loss(config: RunConfig, parts: Parts) -> float:
+    """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
+    loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
+    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_rows // rows))
+    token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
+    return validation_metrics(scorer(config, parts), batches, token_bytes)["val/loss"]
+
+
 def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """`items`, with a bar of their own where evaluating is the task: in training the screen has one already."""
-    return counted(items, title, total) if config.task == "evaluate" else items
+    """`items`, with a bar of their own; but not in training, which has one on the screen already."""
+    return items if config.task == "train" else counted(items, title, total)
 
 
 def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:

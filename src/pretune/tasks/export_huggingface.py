@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pretune import checkpoint
 from pretune.adapters.huggingface import adapter_for_huggingface
-from pretune.assembly import assemble_model, assemble_tokenizer, start_run
+from pretune.assembly import assemble_tokenizer, measured_model, start_run
 from pretune.config import ConfigError
 from pretune.files import write_json
 from pretune.model.architectures import huggingface_config
@@ -23,12 +23,13 @@ from pretune.run_folder import RunFolder
 
 def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
     """config.json, generation_config.json, model.safetensors and the tokenizer; an adapter is merged into the weights.
+    Where `quantization` stores numbers as integers, they are those that these stand for.
 
     Returns what to do with it. Raises ConfigError for a model that no architecture of transformers holds.
     """
     tokenizer, shape = assemble_tokenizer(config), portable_config(config.model)
     content = huggingface_config(shape, tokenizer.eos_id, config.export.dtype)
-    model = assemble_model(config, run, torch.device("cpu"))
+    model = measured_model(config, run, torch.device("cpu"))
     weights = portable_weights({name: tensor.detach() for name, tensor in model.state_dict().items()}, config.model)
     _save(to_huggingface(weights, shape), folder / "model.safetensors", config.export.dtype)
     write_json(folder / "config.json", content)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from pretune.assembly import Parts, assemble_model, assemble_tokenizer, measured_run, pick_device
+from pretune.assembly import Parts, assemble_tokenizer, measured_model, measured_run, pick_device
 from pretune.author import Author, assemble_author
 from pretune.config import ConfigError, InputError
 from pretune.generation.texts import Piece
@@ -29,7 +29,7 @@ def generate(config: RunConfig) -> int:
     with Interrupts() as interrupts:
         try:
             device, tokenizer = pick_device(config.device), assemble_tokenizer(config)
-            model = assemble_model(config, folder, device)
+            model = measured_model(config, folder, device)
             rows = section.batch if section.compile and section.file else None
             author = assemble_author(config, section, model, tokenizer, device, rows)
             with author.arithmetic():

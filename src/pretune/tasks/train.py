@@ -26,7 +26,7 @@ from pretune.assembly import (
     num_scored,
     own_folder,
     pick_device,
-    quantize_frozen,
+    quantize,
     set_arithmetic,
     start_run,
     stored_adapter,
@@ -56,6 +56,7 @@ from pretune.tasks.generate import sample
 from pretune.tasks.report import report
 from pretune.tasks.train_micro_batch import LossOf, MicroBatch, accumulate, choose_micro_batch
 from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
+from pretune.tasks.train_rounding import as_used, begins_to_round, check_start, converted_figures, unrounded_figures
 from pretune.tracker.tracker import Tracker
 
 
@@ -82,9 +83,10 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     replayed = replayed_steps(config)
     newest = checkpoint.newest(folder.checkpoints)
     resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
+    check_start(config, start_run(config))
     parts = assemble(config, resumed or start_run(config))
     lr_factors = attach_adapter(config, parts.model, newest)
-    quantize_frozen(config, parts.model)
+    quantize(config, parts.model)
     parts = with_reference(config, parts)
     average = averaged(config, parts.model)
     set_arithmetic(config, parts.model)
@@ -110,7 +112,10 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED
-        figures = summary(run)
+        with state.timed("evaluation"):
+            newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
+            converted = converted_figures(config, used_parts(run), newest, tracker.message)
+        figures = summary(run) | converted
         if figures["stopped_early"]:
             tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
         with interrupts.shielded():  # what is complete has a report
@@ -151,6 +156,7 @@ def loop(run: Run) -> bool:
         loss_of = training_loss(config, run.parts)
         with state.timed("compilation"):
             micro_batch = choose(run, loss_of)
+            begins_to_round(config, model, state.progress)
             compile_ahead(run, loss_of, micro_batch)
         flops = training_flops(model, config.data.sequence_length)
         mfu = flops / peak_flops(run.parts.device, config.precision.activations)
@@ -164,6 +170,10 @@ def loop(run: Run) -> bool:
                 do_what_is_due(run, due)
             if state.finished:
                 return True
+            if begins_to_round(config, model, state.progress):
+                state.seconds += clock.stop()
+                with state.timed("compilation"):
+                    compile_ahead(run, loss_of, micro_batch)
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time.
@@ -219,13 +229,16 @@ def what_is_due(run: Run) -> Aside | None:
 def do_what_is_due(run: Run, due: Aside) -> None:
     """Evaluate, sample or save."""
     config, state = run.config, run.state
-    used = replace(run.parts, model=run.average.model) if run.average is not None else run.parts
+    used = used_parts(run)
     if due == "evaluation":
         with state.timed("evaluation"):
-            figures = evaluate(config, used)
+            with as_used(config, used.model):
+                figures = evaluate(config, used)
             if config.averaging.measure_raw and used is not run.parts:
-                raw = evaluate(config, run.parts)
+                with as_used(config, run.parts.model):
+                    raw = evaluate(config, run.parts)
                 figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
+            figures |= unrounded_figures(config, used)
         with run.interrupts.shielded():  # what is counted as done is recorded
             state.validation = figures
             state.losses.append((state.step, figures["val/loss"]))
@@ -234,7 +247,7 @@ def do_what_is_due(run: Run, due: Aside) -> None:
             state.losses, config.evaluation.patience, config.evaluation.min_delta
         )
     elif due == "samples":
-        with state.timed("samples"):
+        with state.timed("samples"), as_used(config, used.model):
             texts = sample(config, used)
         with run.interrupts.shielded():
             for prompt, text in zip(config.samples.prompts, texts, strict=True):
@@ -242,6 +255,11 @@ def do_what_is_due(run: Run, due: Aside) -> None:
             state.sampled_at = state.step
     else:
         save(run, checkpoint.random_state(run.parts.model))
+
+
+def used_parts(run: Run) -> Parts:
+    """The run's parts with the model that is measured and handed on: averages, where there are any."""
+    return run.parts if run.average is None else replace(run.parts, model=run.average.model)
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:

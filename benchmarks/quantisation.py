@@ -1,0 +1,272 @@
+"""What do fewer bits cost? One pretrained run, fine-tuned on MathQA: in bf16, rounded afterwards (PTQ), and trained
+under the rounding (QAT). Validation loss, bits per byte, accuracy, size of the file, speed and memory of decoding here.
+
+For each seed two runs of the command line's own training, of src/config/run/mathqa_full.yaml and mathqa_qat.yaml: the
+same data, batches, steps and learning rate. Each is then measured and exported as its variants say. What is complete is
+not repeated: the same command goes on where it stopped.
+
+    python benchmarks/quantisation.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
+        [--seeds 3] [--group-size 32] [--stored int4] [--page docs/how-to/quantization.md] [-- key=value]
+
+Without --base (or with --quick) a tiny model is pretrained and tuned on generated problems: that shows that it works,
+and nothing else. One JSON line for each variant and seed, one for all at the end; beside the runs lie quantisation.md
+and .png. `--page` puts table and picture into a page of the documentation, between its two comments. Keys after `--` go
+to every run.
+
+Recovered is the part of what rounding afterwards costs that training under the rounding wins back, on int8_int4, of the
+means over seeds: (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain, both as trained here, from tokens per
+second, the median of all reports. Speed and memory of decoding are those of task=generate on this machine, where
+PyTorch multiplies with floats, whatever they stand for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from finetuning import MAIN, QUICK, QUICK_MORE, RUN_FILES, command, publish, quick_base, records, shape_of
+
+ROOT = Path(__file__).parent.parent
+TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
+           "qat_int8_int4": "qat"}  # fmt: skip
+"""Which training each variant is measured on."""
+PROMPT, NEW, REPEATS = 32, 64, 3
+
+
+@dataclass(frozen=True)
+class Study:
+    """What all runs share, and how weights are stored."""
+
+    folder: Path
+    shared: tuple[str, ...]
+    rounding: tuple[str, ...]
+
+    def train(self, kind: str, seed: int) -> None:
+        """Train, unless that is done."""
+        run = self.folder / f"{kind}-seed{seed}"
+        if (run / "summary.json").is_file():
+            return
+        began = time.perf_counter()
+        command([*self._command("qat_int8_int4" if kind == "qat" else "bf16", seed)], run.with_suffix(".train.log"))
+        print(f"{run.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
+
+    def measure(self, variant: str, seed: int) -> dict[str, Any]:
+        """A variant's figures, measured once."""
+        kept, run = self.folder / f"{variant}-seed{seed}.json", self.folder / f"{TRAINED[variant]}-seed{seed}"
+        if not kept.is_file():
+            log = kept.with_suffix(".log")
+            command([*self._command(variant, seed), "task=evaluate"], log)
+            evaluated = json.loads((run / "evaluation.json").read_text())
+            files = self.folder / "files" / kept.stem
+            form = ["dtype=bfloat16"] if variant == "bf16" else ["format=integers", "measure=false"]
+            if not files.is_dir():
+                keys = [f"export.{key}" for key in (*form, f"output={files}")]
+                command([*self._command(variant, seed), "task=export", *keys], log)
+            decoded = self.folder / f"{kept.stem}.decoding.json"
+            command([__file__, "--decode", variant, str(run), str(decoded), *self.rounding], log)
+            figures = {
+                "variant": variant,
+                "seed": seed,
+                "val_loss": evaluated["val/loss"],
+                "bits_per_byte": evaluated["val/bits_per_byte"],
+                "accuracy": evaluated.get("mathqa/accuracy"),
+                "accuracy_error": evaluated.get("mathqa/accuracy_error"),
+                "file_bytes": (files / "model.safetensors").stat().st_size,
+                **json.loads(decoded.read_text()),
+            }
+            kept.write_text(json.dumps(figures))
+        found = json.loads(kept.read_text())
+        print(json.dumps(found), flush=True)
+        return found
+
+    def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
+        """The median over all reports of a training's seeds."""
+        rows = [
+            json.loads(line)
+            for seed in seeds
+            for line in (self.folder / f"{kind}-seed{seed}" / "metrics.jsonl").read_text().splitlines()
+        ]
+        return statistics.median(row["train/tokens_per_second"] for row in rows if "train/tokens_per_second" in row)
+
+    def _command(self, variant: str, seed: int) -> list[str]:
+        kind = TRAINED[variant]
+        rounded = [f"quantization={variant}", *self.rounding] if variant != "bf16" else []
+        mine = [f"name={kind}-seed{seed}", f"seed={seed}", f"output_dir={self.folder}"]
+        return [MAIN, "--config", str(RUN_FILES / "mathqa_full.yaml"), *mine, *self.shared, *rounded]
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--decode"]:
+        variant, run, output, *rounding = sys.argv[2:]
+        Path(output).write_text(json.dumps(decode(variant, Path(run), rounding)))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--train", type=Path, help="records in MathQA's fields; without it they come from the hub")
+    parser.add_argument("--validation", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--group-size", type=int, default=32, help="numbers that share a scale")
+    parser.add_argument("--stored", choices=("int4", "int8", "none"), default="int4", help="embedding and head")
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a tiny model and one seed: does it work?")
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
+    options = parser.parse_args()
+    sys.path.insert(0, str(ROOT / "src"))
+    if (options.train is None) != (options.validation is None):
+        parser.error("--train and --validation belong together")
+    if options.base is None or options.quick:
+        with tempfile.TemporaryDirectory() as folder:
+            study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), 1, 20)
+        return
+    base = next((path for path in (options.output_dir / options.base, Path(options.base)) if path.is_dir()), None)
+    if base is None:
+        parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
+    folder = options.output_dir / f"quantisation-{base.name}-{options.group_size}-{options.stored}"
+    study(options, folder, base, records(options), options.seeds, options.steps)
+
+
+def study(
+    options: argparse.Namespace, folder: Path, base: Path, data: Sequence[str], num_seeds: int, steps: int
+) -> None:
+    """Train, measure, and write down what came of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    start = [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base), *data, *options.overrides]
+    keys = (f"group_size={options.group_size}", f"embedding={options.stored}", f"head={options.stored}")
+    runs, seeds = Study(folder.resolve(), tuple(start), tuple(f"quantization.{key}" for key in keys)), range(num_seeds)
+    measured: dict[str, list[dict[str, Any]]] = {variant: [] for variant in TRAINED}
+    for seed in (one + 1 for one in seeds):
+        for kind in ("full", "qat"):
+            runs.train(kind, seed)
+        for variant in TRAINED:
+            measured[variant].append(runs.measure(variant, seed))
+    rows = {variant: means(found) for variant, found in measured.items()}
+    numbered = [one + 1 for one in seeds]
+    whole = {
+        "recovered": recovered(rows),
+        "recovered_by_seed": [recovered({name: found[seed] for name, found in measured.items()}) for seed in seeds],
+        "step_time_ratio": runs.tokens_per_second("full", numbered) / runs.tokens_per_second("qat", numbered),
+    }
+    table = markdown(rows, whole)
+    (folder / "quantisation.md").write_text(table)
+    draw(rows, folder / "quantisation.png")
+    if options.page is not None:
+        publish(options.page, table, folder / "quantisation.png", "Validation loss against the size of the file")
+    print(table)
+    claim = "QAT recovers what 4-bit PTQ costs, in little more time a step"
+    print(json.dumps({"claim": claim, "target": {"recovered": 0.7, "step_time_ratio": 1.35}, "base": base.name,
+                      "steps": steps, "seeds": num_seeds, **whole, "variants": rows}))  # fmt: skip
+
+
+def means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Figures of a variant over its seeds, and the spread of its loss."""
+    names = [name for name, value in found[0].items() if isinstance(value, int | float) and name != "seed"]
+    losses = [one["val_loss"] for one in found]
+    spread = statistics.stdev(losses) if len(losses) > 1 else None
+    return {**{name: statistics.mean(one[name] for one in found) for name in names}, "val_loss_spread": spread}
+
+
+def recovered(rows: Mapping[str, Mapping[str, Any]]) -> float:
+    """The part of what rounding afterwards costs that training under it wins back."""
+    whole, after, trained = (rows[name]["val_loss"] for name in ("bf16", "int8_int4", "qat_int8_int4"))
+    return (after - trained) / (after - whole)
+
+
+def markdown(rows: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
+    """The table for a page."""
+    lines = [
+        "| | validation loss | bits per byte | accuracy | file | decoding here | its memory |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, one in rows.items():
+        spread = f" ± {one['val_loss_spread']:.4f}" if one["val_loss_spread"] is not None else ""
+        asked = one.get("accuracy") is not None
+        cells = (
+            {"bf16": "bf16", "qat_int8_int4": "**QAT** int8_int4"}.get(name, f"PTQ {name}"),
+            f"{one['val_loss']:.4f}{spread}",
+            f"{one['bits_per_byte']:.4f}",
+            f"{one['accuracy']:.1%} ± {one['accuracy_error']:.1%}" if asked else "not measured",
+            f"{one['file_bytes'] / 2**20:,.2f} MiB ({one['file_bytes'] / rows['bf16']['file_bytes']:.2f}x)",
+            f"{one['tokens_per_second']:,.0f} tokens/s",
+            f"{one['peak_bytes'] / 2**20:,.0f} MiB",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    text = (
+        f"QAT recovers {whole['recovered']:.0%} of the loss that rounding afterwards costs (int8_int4, "
+        f"seeds: {', '.join(f'{one:.0%}' for one in whole['recovered_by_seed'])}); "
+        f"its steps take {whole['step_time_ratio']:.2f} times those of plain training."
+    )
+    return "\n".join(lines) + f"\n\n{text}\n"
+
+
+def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
+    """Loss against size."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+    for name, one in rows.items():
+        size, loss = one["file_bytes"] / 2**20, one["val_loss"]
+        axes.errorbar(size, loss, yerr=one["val_loss_spread"], fmt="o", capsize=3, label=name)
+        axes.annotate(name, (size, loss), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    axes.set(xlabel="file (MiB)", ylabel="validation loss", xlim=(0, None))
+    axes.margins(x=0.25, y=0.15)
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+
+
+def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]:
+    """New tokens per second after one prompt, and the memory that it takes at its peak, the model's included."""
+    sys.path.insert(0, str(ROOT / "src"))
+    import torch
+
+    from pretune.assembly import measured_model, pick_device
+    from pretune.config import validate
+    from pretune.generation.decode import Decoder, Vocabulary
+    from pretune.generation.texts import in_batches
+    from pretune.precision import autocast
+    from pretune.run_config import RunConfig
+    from pretune.run_folder import find_run, read_config
+    from side_by_side import peak_memory, reset_peak_memory
+
+    settings = read_config(run / "config.yaml")
+    if variant != "bf16":
+        values = dict(key.removeprefix("quantization.").split("=") for key in rounding)
+        section = {"kind": variant, **values, "group_size": int(values["group_size"])}
+        settings["quantization"] = section | ({"start": 0.0} if variant.startswith("qat") else {})
+    config = validate(RunConfig, {**settings, "task": "generate"})
+    device = pick_device(config.device)
+    at_rest = reset_peak_memory(device.type)
+    model = measured_model(config, find_run(config.name, config.output_dir), device).eval()
+    decoder = Decoder(model, Vocabulary(config.model.vocab_size, frozenset()), device, None)
+    prompt = torch.randint(0, config.model.vocab_size, (PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
+    asked, seconds = config.generate.model_copy(update={"max_new_tokens": NEW, "temperature": 0.0, "stop": ()}), []
+    with autocast(config.precision, device):
+        for _ in range(REPEATS + 1):  # the first warms up
+            started = time.perf_counter()
+            list(in_batches(decoder, _Silent(), [prompt], asked, 1))
+            seconds.append(time.perf_counter() - started)
+    return {
+        "tokens_per_second": NEW / statistics.median(seconds[1:]),
+        "peak_bytes": peak_memory(device.type) - at_rest,
+    }
+
+
+class _Silent:
+    """Text does not matter here."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "" if not ids else "x"
+
+
+if __name__ == "__main__":
+    main()

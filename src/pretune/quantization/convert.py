@@ -1,0 +1,67 @@
+"""A trained model with its weights as integers: torchao's tensors, which exports know what to do with."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pretune.quantization.config import RoundingConfig
+from pretune.quantization.rounding import Grid, grids, rounds_activations, scales
+
+_ACTIVATIONS: Any = "int8_asym_per_token"
+
+
+def convert(model: nn.Module, config: RoundingConfig) -> None:
+    """Store the linear layers and tables of a plain model as integers, in place, for computing without gradients.
+
+    Their weights become torchao's IntxUnpackedToInt8Tensor: `qdata` [E, D] int8, `scale` and `zero_point` [E, G], and
+    `activation_quantization` where what goes into the layer is rounded too. Where the head was the embedding's table,
+    `model.head` is from now on a layer of its own with the same integers and scales (the same memory), which rounds its
+    inputs as other layers do. `model` holds float weights as trained, its adapter merged (assembly.converted_model).
+    """
+    active = rounds_activations(config)
+    for name, grid in grids(model, config).items():
+        layer = model.get_submodule(name)
+        assert type(layer) in (nn.Linear, nn.Embedding), f"{name} is no plain layer: convert a model as it is loaded"
+        weight = _integers(layer.weight, grid, active and isinstance(layer, nn.Linear))
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+    _give_head(model, active)
+
+
+def _integers(weight: Any, grid: Grid, active: bool) -> Tensor:
+    scale, weight = scales(weight, grid), weight.detach()
+    return _tensor_class().from_hp(
+        weight,
+        (1, grid.group_size or weight.shape[1]),  # pyright: ignore[reportArgumentType]  # it says one, and means two
+        getattr(torch, f"int{grid.bits}"),
+        activation_quantization=_ACTIVATIONS if active else None,
+        intx_choose_qparams_algorithm=None,
+        custom_scale=scale.to(weight.dtype),
+        custom_zero_point=torch.zeros_like(scale, dtype=torch.int8),
+    )
+
+
+def _give_head(model: nn.Module, active: bool) -> None:
+    """A head of its own for a model whose head is the embedding's table, if that is stored as integers."""
+    table: Any = model.get_submodule("embedding").weight
+    if getattr(model, "head", None) is not None or not isinstance(table, _tensor_class()):
+        return
+    integers = table.qdata, table.scale, table.zero_point, table.target_dtype, table.block_size, table.dtype
+    weight = _tensor_class()(*integers, _ACTIVATIONS if active else None)
+    head = nn.Linear(1, 1, bias=False, device="meta")
+    head.out_features, head.in_features = table.shape
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    model.head = head
+
+
+def _tensor_class() -> Any:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # torchao tells of each kernel that is not for this machine
+    try:
+        from torchao.quantization import IntxUnpackedToInt8Tensor
+    finally:
+        logging.disable(before)
+    return IntxUnpackedToInt8Tensor
