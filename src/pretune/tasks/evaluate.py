@@ -21,6 +21,7 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.files import write_json
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores
+from pretune.quantization.config import RoundingConfig
 from pretune.reference import with_reference
 from pretune.run_config import RunConfig
 from pretune.tasks.evaluate_answers import answer_metrics
@@ -40,8 +41,10 @@ def evaluate_run(config: RunConfig) -> int:
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
     figures = evaluate(config, parts)
-    write_json(folder.path / "evaluation.json", {"step": step, **figures})
-    table = Table("figure", "value", title=f"{folder.name} at step {step:,}")
+    kind = config.quantization.kind
+    write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **figures})
+    rounded = f", quantization={kind}" if isinstance(config.quantization, RoundingConfig) else ""
+    table = Table("figure", "value", title=f"{folder.name} at step {step:,}{rounded}")
     for name, value in figures.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     Console().print(table)
