@@ -149,6 +149,26 @@ class GenerateConfig(DecodingConfig):
     """Prompts of a file that are continued at once."""
     compile: bool
     """Compile the step for one token, for files: a second or so for each layer at the start, then faster."""
+    runtime: Literal["pretune", "executorch"]
+    """What computes: the model itself, or a .pte of task=export by ExecuTorch's runtime, on the CPU, one text at a
+    time."""
+    export: str | None
+    """Folder of that .pte; null takes the one of the run that was exported last."""
+
+    @property
+    def rows(self) -> int:
+        """Prompts of a file that are really continued at once."""
+        return 1 if self.runtime == "executorch" else self.batch
+
+    @pydantic.model_validator(mode="after")
+    def _programs_hold_one_text(self) -> Self:
+        if self.runtime == "executorch" and self.num_beams > 1:
+            raise ValueError("runtime = executorch holds one text at a time: set num_beams to 1")
+        if self.runtime == "executorch" and self.compile:
+            raise ValueError("runtime = executorch is compiled already: set compile to false")
+        if self.runtime == "pretune" and self.export is not None:
+            raise ValueError("export names a .pte, which runtime = executorch runs: set runtime to executorch")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _one_source_of_prompts(self) -> Self:
@@ -164,9 +184,10 @@ class ReportConfig(Section):
 
 
 class ExportConfig(Section):
-    format: Literal["huggingface", "integers"]
+    format: Literal["huggingface", "integers", "executorch", "onnx"]
     """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files). integers:
-    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte."""
+    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte. executorch: model.pte
+    for phones, as `quantization` stores it. onnx: model.onnx. The tokenizer is beside each."""
     adapter: Literal["merge", "keep"]
     """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
     weights that it was trained on."""
@@ -177,6 +198,22 @@ class ExportConfig(Section):
     measure: bool
     """Of a quantized model, measure the validation loss with and without its rounding, and write both beside the files
     (quantization.json); it takes the run's data."""
+    context: Annotated[int, Field(ge=32)] | None
+    """Of executorch: tokens of prompt and answer together that the file sets memory aside for; null takes
+    model.max_sequence_length."""
+
+    @pydantic.model_validator(mode="after")
+    def _runtimes_take_whole_models(self) -> Self:
+        if self.format in ("huggingface", "integers"):
+            return self
+        if self.adapter == "keep":
+            raise ValueError(f"format = {self.format} holds a whole model: set adapter to merge")
+        if self.dtype != "float32":
+            raise ValueError(
+                f"format = {self.format} computes in float32: set dtype to float32; what makes a phone's file small is "
+                "quantization=int8_int4"
+            )
+        return self
 
 
 class PlanConfig(Section):

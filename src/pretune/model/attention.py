@@ -73,7 +73,7 @@ class KVCache:
         return (causal(queries, keys, window) & real | (keys == queries))[:, None]
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
-        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all of them so far."""
+        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all so far."""
         memory = self._keys[layer], self._values[layer]
         for stored, new in zip(memory, (k, v), strict=True):
             stored.index_copy_(2, self._columns, new.transpose(1, 2).to(stored.dtype))

@@ -57,8 +57,8 @@ class Transformer(nn.Module):
         """Hidden states after the final norm, [B, T, D], of tokens [B, T].
 
         With document_ids [B, T], positions attend within their own document and are counted from its start. With a
-        cache, the tokens follow on what it holds (a KVCache: they fill the columns that it was advanced by). Raises InputError for a sequence longer than
-        max_sequence_length.
+        cache, the tokens follow on what it holds; those of a KVCache fill the columns that it was advanced by. Raises
+        InputError for a sequence longer than max_sequence_length.
         """
         self._check_length(tokens.shape[1])
         context = self._context(tokens, document_ids, cache)
@@ -74,8 +74,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], V being the ids that the model knows, without padding rows."""
-        table = self.embedding.weight
-        logits = F.linear(hidden, table) if self.head is None else self.head(hidden)
+        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         logits = logits[..., : self.config.vocab_size]
         if self.config.softcap is None:
             return logits

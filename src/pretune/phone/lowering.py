@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,8 +21,8 @@ XNNPACK_GROUP = 32
 
 
 class Interface(NamedTuple):
-    """What ExecuTorch's runner reads from a .pte beside the model: `context` tokens of memory for prompt and answer, the
-    ids that the tokenizer knows, and which of them end a text."""
+    """What ExecuTorch's runner reads from a .pte beside the model: `context` tokens of memory for prompt and answer,
+    the ids that the tokenizer knows, and which of them end a text."""
 
     context: int
     vocab_size: int
@@ -61,32 +62,39 @@ def check_lowerable(model: nn.Module) -> None:
         group = weight.block_size[-1]
         if isinstance(module, nn.Linear) and weight.activation_quantization is None:
             raise ConfigError(
-                f"XNNPACK multiplies integers by integers: it has no kernel for {name}, whose weights alone are rounded; "
-                "take quantization=int8_int4 (or qat_int8_int4, or none)"
+                f"XNNPACK multiplies integers by integers: it has no kernel for {name}, whose weights alone are "
+                "rounded; take quantization=int8_int4 (or qat_int8_int4, or none)"
             )
         if isinstance(module, nn.Linear) and group < weight.shape[-1] and group % XNNPACK_GROUP:
             raise ConfigError(
-                f"XNNPACK's matrices have a scale for each {XNNPACK_GROUP} numbers or a multiple of that: {name} has one "
-                f"for each {group}; take quantization.group_size={XNNPACK_GROUP}"
+                f"XNNPACK's matrices have a scale for each {XNNPACK_GROUP} numbers or a multiple of that: {name} has "
+                f"one for each {group}; take quantization.group_size={XNNPACK_GROUP}"
             )
 
 
-def lower(model: nn.Module, interface: Interface) -> bytes:
-    """The .pte of a transformer in evaluation mode, on the CPU, in float32 or with torchao's integers in its layers.
+STAGES = 3
+"""Stages of lowering."""
+
+
+def lower(model: nn.Module, interface: Interface, path: Path) -> Iterator[None]:
+    """Write the .pte of a transformer in evaluation mode, on the CPU, in float32 or with torchao's integers in its
+    layers; yields after each of its STAGES.
 
     Its method `forward` takes (tokens [1, T] int64, position of the first of them [1] int64) and returns logits [1, V]
-    after the last; T is at most `interface.longest_prompt`. Tables stored as integers are packed in place: use the model
-    before, not afterwards. Raises ConfigError for what XNNPACK lacks.
+    after the last; T is at most `interface.longest_prompt`. Tables stored as integers are packed in place: use the
+    model before, not afterwards. Raises ConfigError for what XNNPACK lacks.
     """
     check_installed()
     check_lowerable(model)
     config: Any = model.config
     with quiet():
-        import executorch.kernels.quantized
+        import executorch.kernels.quantized  # noqa: F401  # registers torch.ops.quantized_decomposed
         from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
         from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # registers torch.ops.llama
 
         captured = _capture(model, interface)
+    yield
+    with quiet():
         edge = to_edge_transform_and_lower(
             captured,
             partitioner=_partitioners(),
@@ -94,8 +102,11 @@ def lower(model: nn.Module, interface: Interface) -> bytes:
             # Their own export of language models sets both: the operators of the cache are not in core ATen.
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
-        _check_nothing_left(edge.exported_program())
-        return bytes(edge.to_executorch(_backend_config()).buffer)
+    _check_nothing_left(edge.exported_program())
+    yield
+    with quiet(), path.open("wb") as file:
+        edge.to_executorch(_backend_config()).write_to_file(file)
+    yield
 
 
 def _capture(model: nn.Module, interface: Interface) -> torch.export.ExportedProgram:
@@ -109,13 +120,16 @@ def _capture(model: nn.Module, interface: Interface) -> torch.export.ExportedPro
 
 
 def _partitioners() -> list[Any]:
+    from executorch.backends.xnnpack.partition.config import ALL_PARTITIONER_CONFIGS
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import (
         XnnpackDynamicallyQuantizedPartitioner,
         XnnpackPartitioner,
     )
 
+    # XNNPACK's gelu is the exact one, whatever it is asked for; ours is the tanh approximation.
+    others = [one for one in ALL_PARTITIONER_CONFIGS if getattr(one, "target_name", None) != "gelu.default"]
     # Layers that round what goes into them first: the other partitioner would tear them apart.
-    return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner()]
+    return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner(configs=others)]
 
 
 def _backend_config() -> Any:
@@ -151,5 +165,3 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
-
-

@@ -54,7 +54,7 @@ class Program(nn.Module):
                 self._forward = self._methods.load_method("forward")
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{path} is not a .pte that ExecuTorch can load ({reason}); export the run again") from None
+            raise InputError(f"{path} is no .pte that ExecuTorch can load ({reason}); export the run again") from None
         self.config = Limits(self.constant("get_max_context_len"))
         self.eval()
 

@@ -83,7 +83,7 @@ class PhoneModel(nn.Module):
 
 
 class PackedTable(nn.Module):
-    """A table of vectors stored as integers, two in a byte where they have 4 bits, as ExecuTorch's operators read it."""
+    """A table of vectors stored as integers, two in a byte where they have 4 bits, for ExecuTorch's operators."""
 
     packed: Tensor
     scales: Tensor
