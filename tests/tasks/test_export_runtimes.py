@@ -19,14 +19,9 @@ from pretune.run_folder import find_run
 
 Compose = Callable[..., dict[str, Any]]
 RUN = ("name=one", "budget.steps=12", "optimizer.lr=1e-2", "precision=fp32", "model.num_layers=1")
-PHONE = (
-    "quantization=int8_int4",
-    "quantization.group_size=32",
-    "model.dim=64",
-    "model.mlp_dim=64",
-    "model.head_dim=16",
-)
-GREEDY = ("task=generate", "generate.temperature=0", "generate.max_new_tokens=64", "model.max_sequence_length=128")
+SHAPE = ("model.dim=64", "model.mlp_dim=64", "model.head_dim=16", "model.max_sequence_length=128")
+ROUNDED = ("quantization=int8_int4", "quantization.group_size=32")
+GREEDY = ("task=generate", "generate.temperature=0", "generate.max_new_tokens=64")
 
 
 @pytest.fixture
@@ -34,8 +29,7 @@ def settings(tiny: Compose) -> Compose:
     """`settings(*overrides)` of a run that is trained."""
 
     def compose(*overrides: str) -> dict[str, Any]:
-        shape = [one for one in PHONE if not one.startswith("quantization")]
-        return tiny(*RUN, *shape, "model.max_sequence_length=128", *overrides)
+        return tiny(*RUN, *SHAPE, *overrides)
 
     assert run(compose()) == 0
     return compose
@@ -49,8 +43,7 @@ def printed(mapping: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_a_run_goes_to_the_phone(settings: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("executorch", reason="executorch is not installed (req-phone.txt)")
-    rounding = [one for one in PHONE if one.startswith("quantization")]
-    said = printed(settings(*rounding, "task=export", "export.format=executorch"), capsys)
+    said = printed(settings(*ROUNDED, "task=export", "export.format=executorch"), capsys)
     exports = tmp_path / "runs" / "one" / "export"
     folder = exports / "executorch-int8_int4-step_00000012"
     assert f"generate.runtime=executorch generate.export='{folder}'" in said
@@ -60,7 +53,7 @@ def test_a_run_goes_to_the_phone(settings: Compose, tmp_path: Path, capsys: pyte
     assert manifest["context"] == 128
     assert 0 <= manifest["largest_difference"] < 0.05
 
-    ours = printed(settings(*rounding, *GREEDY, "generate.prompt=The cat"), capsys)
+    ours = printed(settings(*ROUNDED, *GREEDY, "generate.prompt=The cat"), capsys)
     phone = (*GREEDY, "generate.runtime=executorch")
     assert printed(settings(*phone, "generate.prompt=The cat"), capsys) == ours
     plain = printed(settings(*GREEDY, "generate.prompt=The cat"), capsys)
