@@ -46,7 +46,7 @@ def test_a_run_goes_to_the_phone(settings: Compose, tmp_path: Path, capsys: pyte
     said = printed(settings(*ROUNDED, "task=export", "export.format=executorch"), capsys)
     exports = tmp_path / "runs" / "one" / "export"
     folder = exports / "executorch-int8_int4-step_00000012"
-    assert f"generate.runtime=executorch generate.export='{folder}'" in said
+    assert f"generate.runtime=executorch 'generate.export={folder}'" in said
     assert {path.name for path in folder.iterdir()} >= {"model.pte", "pretune.json", "tokenizer.json"}
     manifest = json.loads((folder / "pretune.json").read_text())
     assert manifest["quantization"] == "int8_int4"
@@ -133,7 +133,7 @@ def test_what_is_refused(changes: tuple[str, ...], message: str, settings: Compo
         (("generate.compile=true",), "set compile to false"),
         (("generate.runtime=pretune", "generate.export=x"), "set runtime to executorch"),
         (("generate.export=nowhere",), r"nowhere holds no model\.pte"),
-        ((), r"has no \.pte yet; make one: python src/main\.py"),
+        ((), r"has no \.pte yet; make one by the command that trained it"),
     ],
 )
 def test_what_cannot_be_run(changes: tuple[str, ...], message: str, settings: Compose) -> None:

@@ -50,7 +50,7 @@ class Program(nn.Module):
         check_installed()
         try:
             with quiet(), _runtime_is_silent():
-                self._methods = _load(path)
+                self._methods = load_runtime().load_program(path)
                 self._forward = self._methods.load_method("forward")
         except Exception as error:
             reason = str(error).splitlines()[0]
@@ -78,12 +78,13 @@ class Program(nn.Module):
         return hidden
 
 
-def _load(path: Path) -> Any:
+def load_runtime() -> Any:
+    """ExecuTorch's runtime with all kernels that a .pte of ours needs."""
     import executorch.kernels.quantized  # noqa: F401  # registers the tables' kernels
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # and those of attention
     from executorch.runtime import Runtime
 
-    return Runtime.get().load_program(path)
+    return Runtime.get()
 
 
 @contextlib.contextmanager

@@ -92,7 +92,7 @@ class PackedTable(nn.Module):
         """weight [V, D]: torchao's IntxUnpackedToInt8Tensor of 4 or 8 bits, with a scale for each group or row."""
         super().__init__()
         self.dtype: torch.dtype = weight.dtype
-        self.bits = 4 if weight.target_dtype == torch.int4 else 8
+        self.bits = 4 if str(weight.target_dtype) == "torch.int4" else 8
         numbers, scales = weight.qdata, weight.scale
         if self.bits == 4:
             shifted = (numbers + 8).to(torch.uint8)

@@ -49,7 +49,7 @@ def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) ->
     _write_beside(config, run, step, folder, PROGRAM, tokenizer, about | {"largest_difference": difference})
     return (
         f"{_described(folder / PROGRAM, difference)} Let it write: python src/main.py --config {run.config} "
-        "task=generate generate.runtime=executorch generate.export='{output}' generate.prompt='some text'"
+        "task=generate generate.runtime=executorch 'generate.export={output}' 'generate.prompt=...'"
     )
 
 
