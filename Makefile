@@ -57,6 +57,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 	$(BENCH)/finetuning.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1
+	@test ! -e $(PHONE) || $(BENCH)/phone.py --sides eager pte --repeats 2
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py

@@ -133,7 +133,7 @@ def test_what_is_refused(changes: tuple[str, ...], message: str, settings: Compo
         (("generate.compile=true",), "set compile to false"),
         (("generate.runtime=pretune", "generate.export=x"), "set runtime to executorch"),
         (("generate.export=nowhere",), r"nowhere holds no model\.pte"),
-        ((), r"has no \.pte yet; make one by the command that trained it"),
+        ((), r"has no \.pte yet; make one: python src/main\.py"),
     ],
 )
 def test_what_cannot_be_run(changes: tuple[str, ...], message: str, settings: Compose) -> None:

@@ -66,8 +66,8 @@ def _model(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: t
     exported = newest_program(folder.path / "export") if named is None else Path(named).expanduser()
     if exported is None:
         raise InputError(
-            f"{folder.name} has no .pte yet; make one by the command that trained it, with task=export "
-            "export.format=executorch (and quantization=int8_int4, unless it was trained rounded)"
+            f"{folder.name} has no .pte yet; make one: python src/main.py --config {folder.config} task=export "
+            "export.format=executorch" + (" quantization=int8_int4" if config.quantization.kind == "none" else "")
         )
     return Program(checked_program(exported, tokenizer.fingerprint))
 
