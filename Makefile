@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PHONE := $(VENV)/.phone
 MAIN := $(BIN)/python src/main.py
 RUNS := src/config/run
 
@@ -26,17 +27,17 @@ quickstart: $(READY) ## Pretrain a small model and fine-tune it: ten minutes on 
 # Each test process keeps to one thread: two of them on two cores are faster than one that has both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(READY) ## Run the tests but for the slow ones
+test: $(PHONE) ## Run the tests but for the slow ones
 	$(PYTEST)
 
-test-all: $(READY) ## Run all tests
+test-all: $(PHONE) ## Run all tests
 	$(PYTEST) -m ''
 
 lint: $(READY) ## Look for mistakes and bad style (ruff)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-types: $(READY) ## Check types (pyright)
+types: $(PHONE) ## Check types (pyright)
 	$(BIN)/pyright
 
 docs: $(READY) ## Build the site into site/ (mkdocs)
@@ -56,6 +57,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 	$(BENCH)/finetuning.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1
+	@test ! -e $(PHONE) || $(BENCH)/phone.py --sides eager pte --repeats 2
 
 schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
 	PYTHONPATH=src $(BIN)/python docs/generate.py
@@ -70,4 +72,9 @@ $(READY): req.txt
 	@echo "Making $(VENV) from req.txt, once. The downloads take some minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement req.txt
+	@touch $@
+
+# What only exports to phones need, and so the tests of these.
+$(PHONE): $(READY) req-phone.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement req.txt --requirement req-phone.txt
 	@touch $@

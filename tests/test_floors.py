@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
 GROUND = {"config", "batch", "files", "tensor_files"}
-FRAME = {"run_config", "run_folder", "assembly", "reference", "author", "footprint", "footprint_nf4"}
+FRAME = {"run_config", "task_config", "run_folder", "assembly", "reference", "author", "footprint", "footprint_nf4"}
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")
 
@@ -196,9 +196,10 @@ def test_nothing_shadows_a_library(folder: str) -> None:
 
 
 def test_every_import_is_pinned() -> None:
+    requirements = "".join((ROOT / name).read_text() for name in ("req.txt", "req-phone.txt"))
     pinned = {
         match[1].lower().replace("_", "-")
-        for match in re.finditer(r"^(?:#   )?([\w.-]+)(?:\[\w+\])?==\S+", (ROOT / "req.txt").read_text(), re.MULTILINE)
+        for match in re.finditer(r"^(?:#   )?([\w.-]+)(?:\[\w+\])?==\S+", requirements, re.MULTILINE)
     }
     packages = importlib.metadata.packages_distributions()
     local = {path.stem for folder in ("tests", "benchmarks", "docs") for path in (ROOT / folder).rglob("*.py")}

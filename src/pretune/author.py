@@ -15,9 +15,8 @@ from pretune.data.formats import Formatter
 from pretune.data.segments import Segment
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.config import DecodingConfig
-from pretune.generation.decode import Decoder, Vocabulary
+from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
 from pretune.generation.texts import Piece, Text, in_batches, stream
-from pretune.model.transformer import Transformer
 from pretune.precision import PrecisionConfig, autocast
 from pretune.run_config import RunConfig
 
@@ -59,7 +58,7 @@ class Author:
 def assemble_author(
     config: RunConfig,
     decoding: DecodingConfig,
-    model: Transformer,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     device: torch.device,
     compiled_rows: int | None = None,

@@ -10,7 +10,6 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune import hardware
 from pretune.adapters.config import AdapterConfig
 from pretune.averaging import AveragingConfig
 from pretune.checkpoint import CheckpointConfig
@@ -22,6 +21,7 @@ from pretune.objectives.config import DPOConfig, ObjectiveConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
+from pretune.task_config import ExportConfig, GenerateConfig, PlanConfig, ReportConfig
 from pretune.tracker.config import TrackerConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -130,75 +130,6 @@ class SamplesConfig(DecodingConfig):
     """Texts to continue, or questions to answer; none switches sampling off."""
     template: bool
     """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
-
-
-class GenerateConfig(DecodingConfig):
-    prompt: str | None
-    """Text to continue, or question to answer."""
-    file: str | None
-    """File of prompts: lines of text, or JSON lines with `prompt`, `messages` or the fields of the run's data."""
-    output: str | None
-    """Where the texts after a file's prompts go, as JSON lines; null takes generated/ in the run's folder."""
-    chat: bool
-    """Talk to the model on the terminal instead."""
-    system: str | None
-    """What a chat begins with, for templates that have a place for it."""
-    template: bool
-    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
-    batch: Count
-    """Prompts of a file that are continued at once."""
-    compile: bool
-    """Compile the step for one token, for files: a second or so for each layer at the start, then faster."""
-
-    @pydantic.model_validator(mode="after")
-    def _one_source_of_prompts(self) -> Self:
-        given = [name for name in ("prompt", "file", "chat") if getattr(self, name) not in (None, False)]
-        if len(given) > 1:
-            raise ValueError(f"{' and '.join(given)} exclude each other: set one of them")
-        return self
-
-
-class ReportConfig(Section):
-    runs: tuple[str, ...]
-    """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
-
-
-class ExportConfig(Section):
-    format: Literal["huggingface", "integers"]
-    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files). integers:
-    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte."""
-    adapter: Literal["merge", "keep"]
-    """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
-    weights that it was trained on."""
-    dtype: Literal["float32", "bfloat16", "float16"]
-    """Type of the exported numbers."""
-    output: str | None
-    """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
-    measure: bool
-    """Of a quantized model, measure the validation loss with and without its rounding, and write both beside the files
-    (quantization.json); it takes the run's data."""
-
-
-class PlanConfig(Section):
-    device: str | None
-    """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes the one at hand, measured if unknown."""
-    mfu: Annotated[float, Field(gt=0, le=1)]
-    """Share of the device's peak that training is assumed to reach (model FLOPs utilization)."""
-    tokens_per_parameter: Annotated[float, Field(gt=0)]
-    """Training tokens per parameter that count as compute-optimal."""
-    finetune_tokens: Count
-    """Tokens that a fine-tuning reads, in the search for the biggest model."""
-    adapter_rank: Count
-    """Rank of LoRA and QLoRA in that search; every matrix of the layers has an adapter."""
-    tokens_per_second: Annotated[float, Field(gt=0)]
-    """Slowest generation, one text at a time, that the search accepts for inference."""
-    file: str | None
-    """Where to write the plan as JSON too; null prints only."""
-
-    @pydantic.field_validator("device")
-    @classmethod
-    def _known(cls, device: str | None) -> str | None:
-        return device if device is None else hardware.named(device).name
 
 
 class RunConfig(Section):

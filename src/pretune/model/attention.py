@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,23 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from pretune.model.config import ModelConfig
 from pretune.model.layers import Norm
 from pretune.model.rope import rotate
+
+
+class Cache(Protocol):
+    """What the model asks of the memory for the tokens that it has read."""
+
+    def positions(self) -> Tensor:
+        """Positions [B, T] of the tokens that are read now."""
+        ...
+
+    def mask(self, window: int | None) -> Mask:
+        """What `attend` gets in layers with that window."""
+        ...
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all of them so far,
+        of the same shape."""
+        ...
 
 
 class KVCache:
@@ -54,13 +72,13 @@ class KVCache:
         real = keys >= self.starts[:, None, None]  # [B, 1, S]
         return (causal(queries, keys, window) & real | (keys == queries))[:, None]
 
-    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store new keys and values [B, G, T, K] of a layer; return all of them so far, [B, G, S, K]."""
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all so far."""
         memory = self._keys[layer], self._values[layer]
-        for stored, new in zip(memory, (keys, values), strict=True):
-            stored.index_copy_(2, self._columns, new.to(stored.dtype))
-        all_keys, all_values = (stored[:, :, : self._visible].to(keys.dtype) for stored in memory)
-        return all_keys, all_values
+        for stored, new in zip(memory, (k, v), strict=True):
+            stored.index_copy_(2, self._columns, new.transpose(1, 2).to(stored.dtype))
+        keys, values = (stored[:, :, : self._visible].to(k.dtype) for stored in memory)  # [B, G, S, K]
+        return attend(q.transpose(1, 2), keys, values, mask, scale, 0.0).transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with these rows of the batch: integer indices, some perhaps more than once."""
@@ -90,7 +108,7 @@ class Context:
     tokens: Tensor
     cos_sin: Tensor
     masks: Mapping[int | None, Mask]
-    cache: KVCache | None
+    cache: Cache | None
 
 
 def skips_blocks(tokens: Tensor, dropout: float) -> bool:
@@ -165,8 +183,9 @@ class Attention(nn.Module):
             gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0
             table = self.value_embedding(context.tokens).unflatten(-1, (-1, self.head_dim))  # [B, T, G, K]
             v = v + gate[..., None] * table.to(v.dtype)
-        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H or G, T, K]
+        mask = context.masks[self.window]
         if context.cache is not None:
-            k, v = context.cache.extend(self.layer, k, v)
-        y = attend(q, k, v, context.masks[self.window], self.scale, self.dropout if self.training else 0.0)
+            return self.output(context.cache.attend(self.layer, q, k, v, mask, self.scale).flatten(2))
+        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H or G, T, K]
+        y = attend(q, k, v, mask, self.scale, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))

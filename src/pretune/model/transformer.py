@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.config import InputError
-from pretune.model.attention import Attention, Context, KVCache, mask_of, skips_blocks
+from pretune.model.attention import Attention, Cache, Context, KVCache, mask_of, skips_blocks
 from pretune.model.config import ModelConfig
 from pretune.model.layers import MLP, Norm
 from pretune.model.rope import Rope
@@ -53,12 +53,12 @@ class Transformer(nn.Module):
         self.head = None if config.tied_embeddings else nn.Linear(config.dim, config.padded_vocab_size, bias=False)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, tokens: Tensor, document_ids: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, document_ids: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """Hidden states after the final norm, [B, T, D], of tokens [B, T].
 
         With document_ids [B, T], positions attend within their own document and are counted from its start. With a
-        cache, the tokens fill the columns that it was advanced by. Raises InputError for a sequence longer than
-        max_sequence_length.
+        cache, the tokens follow on what it holds; those of a KVCache fill the columns that it was advanced by. Raises
+        InputError for a sequence longer than max_sequence_length.
         """
         self._check_length(tokens.shape[1])
         context = self._context(tokens, document_ids, cache)
@@ -74,8 +74,7 @@ class Transformer(nn.Module):
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits [..., V] of hidden states [..., D], V being the ids that the model knows, without padding rows."""
-        table = self.embedding.weight
-        logits = F.linear(hidden, table) if self.head is None else self.head(hidden)
+        logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         logits = logits[..., : self.config.vocab_size]
         if self.config.softcap is None:
             return logits
@@ -128,7 +127,7 @@ class Transformer(nn.Module):
                 "shorten it or raise model.max_sequence_length"
             )
 
-    def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: KVCache | None) -> Context:
+    def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: Cache | None) -> Context:
         """Positions and masks of `tokens`: counted and closed by document, or following on what the cache holds."""
         length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
         if cache is not None:

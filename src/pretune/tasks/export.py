@@ -59,6 +59,14 @@ def _write(config: RunConfig, run: RunFolder, path: Path, keep: bool, folder: Pa
             return write_adapter(config, path, folder) if keep else write_model(config, run, folder)
         case "integers":
             return write_integers(config, run, folder)
+        case "executorch":
+            from pretune.tasks.export_runtimes import write_program
+
+            return write_program(config, run, checkpoint.step_of(path), folder)
+        case "onnx":
+            from pretune.tasks.export_runtimes import write_onnx_file
+
+            return write_onnx_file(config, run, checkpoint.step_of(path), folder)
 
 
 def _output(config: RunConfig, run: RunFolder, step: int) -> Path:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
 
 from pretune.assembly import Parts, assemble_tokenizer, measured_model, measured_run, pick_device
 from pretune.author import Author, assemble_author
 from pretune.config import ConfigError, InputError
+from pretune.data.tokenizer import Tokenizer
+from pretune.generation.decode import LanguageModel
 from pretune.generation.texts import Piece
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.run_config import RunConfig
+from pretune.run_folder import RunFolder
 from pretune.tasks.generate_chat import chat
 from pretune.tasks.generate_file import answer_file
 from pretune.tracker.console import printable
@@ -28,8 +34,8 @@ def generate(config: RunConfig) -> int:
     folder = measured_run(config)
     with Interrupts() as interrupts:
         try:
-            device, tokenizer = pick_device(config.device), assemble_tokenizer(config)
-            model = measured_model(config, folder, device)
+            device, tokenizer = _device(config), assemble_tokenizer(config)
+            model = _model(config, folder, tokenizer, device)
             rows = section.batch if section.compile and section.file else None
             author = assemble_author(config, section, model, tokenizer, device, rows)
             with author.arithmetic():
@@ -43,6 +49,27 @@ def generate(config: RunConfig) -> int:
     # A chat has a Ctrl-C of its own: the first one ends an answer, and not the talk.
     with author.arithmetic():
         return chat(author, config)
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cpu") if config.generate.runtime == "executorch" else pick_device(config.device)
+
+
+def _model(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: torch.device) -> LanguageModel:
+    """The model of the run, or the file that was made of it."""
+    if config.generate.runtime == "pretune":
+        return measured_model(config, folder, device)
+    from pretune.phone.manifest import checked_program, newest_program
+    from pretune.phone.program import Program
+
+    named = config.generate.export
+    exported = newest_program(folder.path / "export") if named is None else Path(named).expanduser()
+    if exported is None:
+        raise InputError(
+            f"{folder.name} has no .pte yet; make one: python src/main.py --config {folder.config} task=export "
+            "export.format=executorch" + (" quantization=int8_int4" if config.quantization.kind == "none" else "")
+        )
+    return Program(checked_program(exported, tokenizer.fingerprint))
 
 
 def answer_prompt(author: Author, prompt: str, template: bool) -> int:

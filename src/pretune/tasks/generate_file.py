@@ -38,7 +38,7 @@ def answer_file(author: Author, config: RunConfig, folder: RunFolder, interrupts
     done: dict[int, dict[str, Any]] = {}
     code = 0
     try:
-        for at, text in counted(author.write(prompts, section.batch), "writing", len(prompts)):
+        for at, text in counted(author.write(prompts, section.rows), "writing", len(prompts)):
             done[at] = {"prompt": rows[at], "text": text.text, "ended": text.reason, "tokens": text.num_tokens}
     except Stop:
         code = EXIT_STOPPED
