@@ -14,7 +14,7 @@ and nothing else. The last line is one JSON object; beside the runs lie finetuni
 run.
 
 Validation loss is that of the last evaluation. The error of accuracy is that of one run's finite number of problems;
-where there are several seeds, the spread over them is given too. Scored tokens per second are those of the last report.
+where there are several seeds, the spread over them is given too. Scored tokens/s are the median of all reports.
 Memory is measured apart, on three steps of the run at the best rate: what training holds at its peak (weights,
 gradients, optimizer state, activations), without the libraries.
 """
@@ -81,6 +81,12 @@ class Study:
         """Validation loss by step."""
         rows = map(json.loads, (self.folder / job.name / "metrics.jsonl").read_text().splitlines())
         return [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
+
+    def speeds(self, job: Job) -> list[float]:
+        """Scored tokens per second, report by report."""
+        rows = map(json.loads, (self.folder / job.name / "metrics.jsonl").read_text().splitlines())
+        key = "train/scored_tokens_per_second"
+        return [row[key] for row in rows if key in row]
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run those that are not complete yet."""
@@ -199,7 +205,7 @@ def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) ->
         "accuracy_error": mean("mathqa/accuracy_error"),
         "accuracy_spread": spread("mathqa/accuracy"),
         "chance": mean("mathqa/chance"),
-        "scored_tokens_per_second": mean("train/scored_tokens_per_second"),
+        "scored_tokens_per_second": statistics.median(speed for job in seeds for speed in runs.speeds(job)),
         "peak_memory_bytes": runs.memory(seeds[0]),
         "trainable_parameters": found[0]["trainable_parameters"],
         "parameters": found[0]["parameters"],

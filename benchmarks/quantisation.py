@@ -16,7 +16,8 @@ to every run.
 Recovered is the part of what rounding afterwards costs that training under the rounding wins back, on int8_int4, of the
 means over seeds: (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain, both as trained here, from tokens per
 second, the median of all reports. Speed and memory of decoding are those of task=generate on this machine, where
-PyTorch multiplies with floats, whatever they stand for.
+PyTorch multiplies with floats, whatever they stand for; and, where ExecuTorch is installed, those of the .pte of the
+first seed (of bf16: in float32), as a phone's runtime runs it on this CPU.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ ROOT = Path(__file__).parent.parent
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
            "qat_int8_int4": "qat"}  # fmt: skip
 """Which training each variant is measured on."""
+PROGRAMS = ("bf16", "int8_int4", "qat_int8_int4")
+"""Variants that become a .pte too: XNNPACK multiplies floats, or integers by integers."""
 PROMPT, NEW, REPEATS = 32, 64, 3
 
 
@@ -87,6 +91,19 @@ class Study:
         print(json.dumps(found), flush=True)
         return found
 
+    def program(self, variant: str) -> dict[str, Any]:
+        """Size, speed and memory of a variant's .pte, of the first seed, measured once."""
+        kept, files = self.folder / f"{variant}.program.json", self.folder / "files" / f"{variant}-program"
+        if not kept.is_file():
+            log = kept.with_suffix(".log")
+            if not files.is_dir():
+                keys = [f"export.{key}" for key in ("format=executorch", "measure=false", f"output={files}")]
+                command([*self._command(variant, 1), "task=export", *keys], log)
+            command([__file__, "--decode-program", str(files), str(kept)], log)
+        found = json.loads(kept.read_text())
+        print(json.dumps({"variant": variant, **found}), flush=True)
+        return found
+
     def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
         """The median over all reports of a training's seeds."""
         rows = [
@@ -107,6 +124,9 @@ def main() -> None:
     if sys.argv[1:2] == ["--decode"]:
         variant, run, output, *rounding = sys.argv[2:]
         Path(output).write_text(json.dumps(decode(variant, Path(run), rounding)))
+        return
+    if sys.argv[1:2] == ["--decode-program"]:
+        Path(sys.argv[3]).write_text(json.dumps(decode_program(Path(sys.argv[2]))))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
@@ -150,6 +170,8 @@ def study(
         for variant in TRAINED:
             measured[variant].append(runs.measure(variant, seed))
     rows = {variant: means(found) for variant, found in measured.items()}
+    if find_spec("executorch") is not None:
+        rows = {name: one | (runs.program(name) if name in PROGRAMS else {}) for name, one in rows.items()}
     numbered = [one + 1 for one in seeds]
     whole = {
         "recovered": recovered(rows),
@@ -184,8 +206,8 @@ def recovered(rows: Mapping[str, Mapping[str, Any]]) -> float:
 def markdown(rows: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
     """The table for a page."""
     lines = [
-        "| | validation loss | bits per byte | accuracy | file | decoding here | its memory |",
-        "|---|---|---|---|---|---|---|",
+        "| | validation loss | bits per byte | accuracy | file | decoding in PyTorch | .pte | decoding the .pte |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for name, one in rows.items():
         spread = f" ± {one['val_loss_spread']:.4f}" if one["val_loss_spread"] is not None else ""
@@ -196,8 +218,9 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any]) ->
             f"{one['bits_per_byte']:.4f}",
             f"{one['accuracy']:.1%} ± {one['accuracy_error']:.1%}" if asked else "not measured",
             f"{one['file_bytes'] / 2**20:,.2f} MiB ({one['file_bytes'] / rows['bf16']['file_bytes']:.2f}x)",
-            f"{one['tokens_per_second']:,.0f} tokens/s",
-            f"{one['peak_bytes'] / 2**20:,.0f} MiB",
+            speed(one["tokens_per_second"], one["peak_bytes"]),
+            f"{one['program_bytes'] / 2**20:,.2f} MiB" if "program_bytes" in one else "",
+            speed(one["program_tokens_per_second"], one["program_peak_bytes"]) if "program_bytes" in one else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
     text = (
@@ -206,6 +229,10 @@ def markdown(rows: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any]) ->
         f"its steps take {whole['step_time_ratio']:.2f} times those of plain training."
     )
     return "\n".join(lines) + f"\n\n{text}\n"
+
+
+def speed(tokens_per_second: float, peak_bytes: float) -> str:
+    return f"{tokens_per_second:,.0f} tokens/s, {peak_bytes / 2**20:,.0f} MiB"
 
 
 def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -227,12 +254,10 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]:
     """New tokens per second after one prompt, and the memory that it takes at its peak, the model's included."""
     sys.path.insert(0, str(ROOT / "src"))
-    import torch
 
     from pretune.assembly import measured_model, pick_device
     from pretune.config import validate
     from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.generation.texts import in_batches
     from pretune.precision import autocast
     from pretune.run_config import RunConfig
     from pretune.run_folder import find_run, read_config
@@ -248,24 +273,41 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     at_rest = reset_peak_memory(device.type)
     model = measured_model(config, find_run(config.name, config.output_dir), device).eval()
     decoder = Decoder(model, Vocabulary(config.model.vocab_size, frozenset()), device, None)
-    prompt = torch.randint(0, config.model.vocab_size, (PROMPT,), generator=torch.Generator().manual_seed(1)).tolist()
-    asked, seconds = config.generate.model_copy(update={"max_new_tokens": NEW, "temperature": 0.0, "stop": ()}), []
     with autocast(config.precision, device):
-        for _ in range(REPEATS + 1):  # the first warms up
-            started = time.perf_counter()
-            list(in_batches(decoder, _Silent(), [prompt], asked, 1))
-            seconds.append(time.perf_counter() - started)
+        return {"tokens_per_second": writing_speed(decoder), "peak_bytes": peak_memory(device.type) - at_rest}
+
+
+def decode_program(files: Path) -> dict[str, float]:
+    """The same of an exported .pte in ExecuTorch's runtime, and its size."""
+    sys.path.insert(0, str(ROOT / "src"))
+    import torch
+
+    from pretune.generation.decode import Decoder, Vocabulary
+    from pretune.phone.manifest import PROGRAM
+    from pretune.phone.program import Program, load_runtime
+    from side_by_side import peak_memory, reset_peak_memory
+
+    load_runtime()
+    at_rest, about = reset_peak_memory("cpu"), json.loads((files / "pretune.json").read_text())
+    vocabulary = Vocabulary(about["vocab_size"], frozenset())
+    decoder = Decoder(Program(files / PROGRAM), vocabulary, torch.device("cpu"))
     return {
-        "tokens_per_second": NEW / statistics.median(seconds[1:]),
-        "peak_bytes": peak_memory(device.type) - at_rest,
+        "program_tokens_per_second": writing_speed(decoder),
+        "program_peak_bytes": peak_memory("cpu") - at_rest,
+        "program_bytes": (files / PROGRAM).stat().st_size,
     }
 
 
-class _Silent:
-    """Text does not matter here."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return "" if not ids else "x"
+def writing_speed(decoder: Any) -> float:
+    """New tokens a second after one prompt, the likeliest each time, reading the prompt included."""
+    seconds = []
+    for _ in range(REPEATS + 1):  # the first warms up
+        started = time.perf_counter()
+        logits, cache = decoder.read([list(range(1, PROMPT + 1))], NEW)
+        for _ in range(NEW - 1):
+            logits = decoder.next(logits.argmax(-1), cache)
+        seconds.append(time.perf_counter() - started)
+    return NEW / statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -293,8 +293,9 @@ def choose(run: Run, loss_of: LossOf) -> MicroBatch:
     def trial(rows: int) -> None:
         run.optimizer.zero_grad(set_to_none=True)
         batch = run.loader.batch(0, rows)
-        for _ in range(2):  # memory is scarcer once there are gradients to add to
-            loss_of(batch)["loss"].backward()
+        with as_used(run.config, run.parts.model):  # rounding, even if it begins later, takes memory too
+            for _ in range(2):  # memory is scarcer once there are gradients to add to
+                loss_of(batch)["loss"].backward()
 
     try:
         return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
