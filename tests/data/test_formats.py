@@ -114,7 +114,8 @@ def test_options_are_compared_after_the_very_prompt_of_training(options: bool, r
     tokenizer = byte_tokenizer(280, ["answer : 12 rs . 14"] * 9)
     for problem, text in zip(problems(other), training_texts(same, TOKENS), strict=True):
         continuation = problem.prompt + problem.options[problem.correct]
-        assert text.startswith(continuation)
+        assert text.startswith(continuation + (problem.closing or ""))
+        assert (text == continuation) == (problem.closing is None) == (rationale == "none")
         assert len(set(problem.options)) == 5
         assert not problem.prompt.endswith(" ")
         # One after the other or in one piece, the tokens are the same.

@@ -43,6 +43,8 @@ class Problem:
     prompt: str
     options: tuple[str, ...]
     correct: int
+    closing: str | None
+    """What follows the answer in training; None: the document ends with it."""
 
 
 class Formatter:
@@ -163,7 +165,9 @@ def problems(config: DataConfig) -> Iterator[Problem]:
             options, correct = options_of(row, place)
         except Unusable:
             continue
-        yield Problem(_mathqa_prompt(format, row, place), tuple(_answer(option) for option in options), correct)
+        closing = _RATIONALE if format.rationale == "after" and _rationale(row, place) else None
+        answers = tuple(_answer(option) for option in options)
+        yield Problem(_mathqa_prompt(format, row, place), answers, correct, closing)
 
 
 def side_source(config: DataConfig, side: Side) -> SourceConfig:
@@ -232,6 +236,9 @@ def _gsm8k_answer(format: GSM8KFormat, row: Row, place: Place) -> str:
 # MathQA: without options, "{Problem} {answer}" as the reference system has it.
 
 
+_RATIONALE = "\nrationale :"
+
+
 def _mathqa_document(format: MathQAFormat, row: Row, place: Place) -> list[Segment]:
     options, correct = options_of(row, place)
     prompt = Segment(_mathqa_prompt(format, row, place), format.score_prompt)
@@ -240,8 +247,8 @@ def _mathqa_document(format: MathQAFormat, row: Row, place: Place) -> list[Segme
     if not rationale:
         return [prompt, answer]
     if format.rationale == "after":
-        return [prompt, answer, Segment(f"\nrationale : {rationale}", True)]
-    return [prompt, Segment(f"\nrationale : {rationale}\nanswer :", True), answer]
+        return [prompt, answer, Segment(f"{_RATIONALE} {rationale}", True)]
+    return [prompt, Segment(f"{_RATIONALE} {rationale}\nanswer :", True), answer]
 
 
 def _mathqa_prompt(format: MathQAFormat, row: Row, place: Place) -> str:

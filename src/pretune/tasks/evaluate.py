@@ -120,7 +120,7 @@ def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Ten
 def option_accuracy(
     score: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer, micro_batch: int, max_length: int
 ) -> dict[str, float]:
-    """Share of problems whose right option is the likeliest continuation of the prompt, end of document included.
+    """Share of problems whose right option is the likeliest continuation of the prompt, what ends it included.
 
     `accuracy` compares summed log-likelihoods, `accuracy_normalized` those divided by the number of tokens; `chance`
     is what guessing gives. The end counts because otherwise an option that begins another one ("1", "12") always wins.
@@ -132,7 +132,8 @@ def option_accuracy(
         rows, owners = [], []
         for problem in group:
             prompt = tokenizer.encode(problem.prompt)
-            options = [[*tokenizer.encode(option), tokenizer.eos_id] for option in problem.options]
+            end = [tokenizer.eos_id] if problem.closing is None else tokenizer.encode(problem.closing)
+            options = [[*tokenizer.encode(option), *end] for option in problem.options]
             if len(prompt) + max(map(len, options)) > max_length:
                 skipped += 1
                 continue
