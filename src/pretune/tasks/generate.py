@@ -8,7 +8,15 @@ from pathlib import Path
 
 import torch
 
-from pretune.assembly import Parts, assemble_tokenizer, measured_model, measured_run, pick_device
+from pretune import checkpoint
+from pretune.assembly import (
+    Parts,
+    assemble_tokenizer,
+    chosen_checkpoint,
+    measured_model,
+    measured_run,
+    pick_device,
+)
 from pretune.author import Author, assemble_author
 from pretune.config import ConfigError, InputError
 from pretune.data.tokenizer import Tokenizer
@@ -35,12 +43,12 @@ def generate(config: RunConfig) -> int:
     with Interrupts() as interrupts:
         try:
             device, tokenizer = _device(config), assemble_tokenizer(config)
-            model = _model(config, folder, tokenizer, device)
+            model, named = _model(config, folder, tokenizer, device)
             rows = section.batch if section.compile and section.file else None
             author = assemble_author(config, section, model, tokenizer, device, rows)
             with author.arithmetic():
                 if section.file:
-                    return answer_file(author, config, folder, interrupts)
+                    return answer_file(author, config, folder.path / "generated", named, interrupts)
                 if section.prompt:
                     return answer_prompt(author, section.prompt, section.template)
         except Stop:
@@ -55,10 +63,14 @@ def _device(config: RunConfig) -> torch.device:
     return torch.device("cpu") if config.generate.runtime == "executorch" else pick_device(config.device)
 
 
-def _model(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: torch.device) -> LanguageModel:
-    """The model of the run, or the file that was made of it."""
+def _model(
+    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: torch.device
+) -> tuple[LanguageModel, str]:
+    """The model of the run, or the file that was made of it; and its name among the run's models."""
     if config.generate.runtime == "pretune":
-        return measured_model(config, folder, device)
+        rounding = "" if config.quantization.kind == "none" else f"{config.quantization.kind}-"
+        name = f"{rounding}step-{checkpoint.step_of(chosen_checkpoint(folder))}"
+        return measured_model(config, folder, device), name
     from pretune.phone.manifest import checked_program, newest_program
     from pretune.phone.program import Program
 
@@ -69,7 +81,7 @@ def _model(config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: t
             f"{folder.name} has no .pte yet; make one: python src/main.py --config {folder.config} task=export "
             "export.format=executorch" + (" quantization=int8_int4" if config.quantization.kind == "none" else "")
         )
-    return Program(checked_program(exported, tokenizer.fingerprint))
+    return Program(checked_program(exported, tokenizer.fingerprint)), exported.name
 
 
 def answer_prompt(author: Author, prompt: str, template: bool) -> int:

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pretune import checkpoint
-from pretune.assembly import chosen_checkpoint
 from pretune.author import Author
 from pretune.config import InputError
 from pretune.data.config import ChatFormat, FilesSource
@@ -15,25 +13,23 @@ from pretune.data.segments import Place, Segment
 from pretune.files import write_atomic
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop
 from pretune.run_config import RunConfig
-from pretune.run_folder import RunFolder
 from pretune.tracker.console import counted
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
-def answer_file(author: Author, config: RunConfig, folder: RunFolder, interrupts: Interrupts) -> int:
+def answer_file(author: Author, config: RunConfig, folder: Path, model: str, interrupts: Interrupts) -> int:
     """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
 
-    What is done when Ctrl-C comes is written.
+    Where generate.output is null, the file is named after prompts and `model`, in `folder`. What is done when Ctrl-C
+    comes is written.
     """
     section = config.generate
     assert section.file is not None
     path = Path(section.file).expanduser()
     rows = read_prompts(path)
     prompts = [author.ids(segments(author, path, at, row, section.template)) for at, row in enumerate(rows)]
-    step = checkpoint.step_of(chosen_checkpoint(folder))
-    name = f"{path.stem}-step-{step}.jsonl"
-    output = Path(section.output).expanduser() if section.output else folder.path / "generated" / name
+    output = Path(section.output).expanduser() if section.output else folder / f"{path.stem}-{model}.jsonl"
     check_writable(output)
     done: dict[int, dict[str, Any]] = {}
     code = 0
