@@ -83,7 +83,7 @@ class BatchedMuon(Muon):
         for matrix, update in zip(self._split(weight, weight), updates, strict=True):
             if self.cautious_decay:
                 matrix.sub_(matrix * (matrix * update >= 0), alpha=decay)
-            else:
+            elif decay:
                 matrix.mul_(1 - decay)
             matrix.add_(update, alpha=-group["lr"] * _scale(group["adjust_lr_fn"], *matrix.shape))
 

@@ -101,6 +101,8 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
+    if norm.device.type == "cpu" and torch.isfinite(norm) and (max_norm is None or norm <= max_norm):
+        return norm  # looking waits for no device here, and saves two passes over all gradients
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     # Multiplying by zero would keep what is not a number.
