@@ -240,12 +240,15 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for name, one in rows.items():
+    for (name, one), marker in zip(rows.items(), "os^vD", strict=True):
         size, loss = one["file_bytes"] / 2**20, one["val_loss"]
-        axes.errorbar(size, loss, yerr=one["val_loss_spread"], fmt="o", capsize=3, label=name)
-        axes.annotate(name, (size, loss), textcoords="offset points", xytext=(6, 4), fontsize=8)
-    axes.set(xlabel="file (MiB)", ylabel="validation loss", xlim=(0, None))
-    axes.margins(x=0.25, y=0.15)
+        # Hollow: two of them may lie on each other.
+        axes.errorbar(
+            size, loss, yerr=one["val_loss_spread"], fmt=marker, markerfacecolor="none", capsize=3, label=name
+        )
+    axes.set(xlabel="file (MiB)", ylabel="validation loss", xlim=(0, 1.1 * rows["bf16"]["file_bytes"] / 2**20))
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8)
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
