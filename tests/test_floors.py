@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
-GROUND = {"config", "batch", "files", "tensor_files"}
+GROUND = {"config", "batch", "files", "tensor_files", "quiet"}
 FRAME = {"run_config", "task_config", "run_folder", "assembly", "reference", "author", "footprint", "footprint_nf4"}
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")

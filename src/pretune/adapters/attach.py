@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import logging
-import warnings
 from collections.abc import Iterator
 from typing import assert_never
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
 from pretune.adapters.layers import ADAPTER, quicken
 from pretune.config import ConfigError, InputError, nearest
+from pretune.quiet import quiet
 
 _ROLES = {"attention": ".attention.", "mlp": ".mlp."}
 _NO_ROLE = ".value_gate"
@@ -38,8 +37,7 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
     assert not adapted_layers(model), "a model has one adapter"
     # peft's field for "which version of the base model": a saved adapter knows what it was trained on.
     config.revision = _fingerprint(model)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(), _silence():
-        warnings.simplefilter("ignore")  # peft's advice speaks of arguments that nobody here passes
+    with torch.random.fork_rng(devices=[]), quiet():  # peft's advice speaks of arguments that nobody here passes
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
     quicken(model)
@@ -123,17 +121,6 @@ def merge(model: nn.Module) -> None:
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)
-
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """No warnings in the log: peft loads torchao, which tells of each kernel that is not for this machine."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targets: list[str]) -> peft.PeftConfig:

@@ -6,11 +6,8 @@ state by the names of the model's parameters.
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, assert_never
 
 import torch
@@ -22,6 +19,7 @@ from pretune.optim.config import AdamW8bitConfig, AdamWConfig, LionConfig, MuonC
 from pretune.optim.groups import Role, Trained, trained_parameters
 from pretune.optim.muon import BatchedMuon
 from pretune.optim.schedules import schedule_factor
+from pretune.quiet import quiet
 
 
 def build_optimizer(
@@ -38,7 +36,7 @@ def build_optimizer(
             groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
             return AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
         case AdamW8bitConfig():
-            with _quiet():
+            with quiet():
                 from torchao.optim import AdamW8bit
 
             groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
@@ -85,7 +83,7 @@ def compile_update(optimizer: Optimizer) -> None:
         group["lr"].zero_()
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
-    with _quiet():
+    with quiet():
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     optimizer.state = state
@@ -101,8 +99,9 @@ def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
-    if norm.device.type == "cpu" and torch.isfinite(norm) and (max_norm is None or norm <= max_norm):
-        return norm  # looking waits for no device here, and saves two passes over all gradients
+    # Looking waits for no device on the CPU, and saves two passes over all gradients. NaN is below nothing.
+    if norm.device.type == "cpu" and norm <= (torch.finfo(norm.dtype).max if max_norm is None else max_norm):
+        return norm
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     # Multiplying by zero would keep what is not a number.
@@ -185,18 +184,6 @@ def _group(role: str, trained: Sequence[Trained], lr: float, weight_decay: float
     params = [(one.name, one.parameter) for one in trained]
     peaks = {"peak_lr": lr, "peak_weight_decay": weight_decay}
     return {"params": params, "role": role, "lr": lr, "weight_decay": weight_decay, **peaks}
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what torchao and torch say when the one is loaded and compiled: kernels for other machines, caching."""
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _set(group: dict[str, Any], name: str, value: float) -> None:

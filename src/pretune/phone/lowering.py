@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +12,7 @@ from torch import nn
 
 from pretune.config import ConfigError
 from pretune.phone.static import PhoneModel, pack_tables
+from pretune.quiet import quiet
 
 XNNPACK_GROUP = 32
 """XNNPACK's 4-bit matrices have a scale for a multiple of this many numbers."""
@@ -152,16 +150,3 @@ def _check_nothing_left(program: Any) -> None:
             "XNNPACK took not all layers that are stored as integers; take quantization=int8_int4 with "
             f"quantization.group_size={XNNPACK_GROUP}, or quantization=none ({', '.join(sorted(left))} would remain)"
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what torch and executorch warn of inside of each other."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.config import ConfigError
-from pretune.phone.lowering import quiet
+from pretune.quiet import quiet
 
 OPSET = 18
 """Which operators the file may use."""

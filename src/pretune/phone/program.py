@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from pretune.config import InputError
-from pretune.phone.lowering import check_installed, quiet
+from pretune.phone.lowering import check_installed
+from pretune.quiet import quiet
 
 
 class Limits(NamedTuple):

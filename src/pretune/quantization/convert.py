@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 
 from pretune.quantization.config import RoundingConfig
 from pretune.quantization.rounding import Grid, grids, rounds_activations, scales
+from pretune.quiet import muted_logs
 
 _ACTIVATIONS: Any = "int8_asym_per_token"
 
@@ -58,10 +58,6 @@ def _give_head(model: nn.Module, active: bool) -> None:
 
 
 def _tensor_class() -> Any:
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # torchao tells of each kernel that is not for this machine
-    try:
+    with muted_logs():
         from torchao.quantization import IntxUnpackedToInt8Tensor
-    finally:
-        logging.disable(before)
     return IntxUnpackedToInt8Tensor

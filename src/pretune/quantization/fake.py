@@ -125,8 +125,8 @@ def settle(model: nn.Module) -> None:
     model.requires_grad_(False)
 
 
-def _switches(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if "rounding" in vars(module)]
+def _switches(model: nn.Module) -> Iterator[Any]:
+    return (module for module in model.modules() if "rounding" in vars(module))
 
 
 def _round_output(module: nn.Module, _: object, output: Tensor) -> Tensor:
