@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,35 @@ def composed() -> Callable[..., dict[str, Any]]:
         return {str(key): value for key, value in mapping.items()}
 
     return compose_run
+
+
+@pytest.fixture
+def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """`with power_cut(14): run(...)`: the power goes in the middle of the fourteenth step of training. Nothing that the
+    run does catches it, and the block sees that it came."""
+
+    class Killed(Exception):
+        """Stands for a power cut."""
+
+    @contextmanager
+    def cut_in(step: int) -> Iterator[None]:
+        import pretune.tasks.train as module
+
+        genuine, calls = module.clip_gradients, 0
+
+        def cut(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == step:
+                raise Killed
+            return genuine(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "clip_gradients", cut)
+            with pytest.raises(Killed):
+                yield
+
+    return cut_in
 
 
 @pytest.fixture

@@ -38,10 +38,6 @@ def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
     return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows(folder)]
 
 
-class Killed(Exception):
-    """Stands for a power cut: nothing catches it."""
-
-
 NORMUON = ["optimizer.neuron_beta=0.95", "optimizer.cautious_decay=true", "optimizer.momentum_warmup=0.7"]
 WARMUP = ["batch.warmup={start: 64, over: 3000}", "batch.micro_batch=2", "optimizer.weight_decay_final=0.2"]
 
@@ -59,25 +55,13 @@ WARMUP = ["batch.warmup={start: 64, over: 3000}", "batch.micro_batch=2", "optimi
     ids=["adamw", "adamw-warmup", "lion", "muon", "normuon", "adamw_8bit"],
 )
 def test_resumed_is_bit_for_bit_the_uninterrupted_run(
-    optimizer: str, more: list[str], tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    optimizer: str, more: list[str], tiny: Compose, power_cut: Callable[[int], Any], tmp_path: Path
 ) -> None:
     settings = [f"optimizer={optimizer}", "model.dropout=0.1", "budget.steps=20", "optimizer.lr=1e-3", *more]
     assert run(tiny("name=whole", *settings)) == 0
 
-    # A power cut in the middle of step 14, after the checkpoint of step 10.
-    import pretune.tasks.train as module
-
-    genuine, calls = module.clip_gradients, 0
-
-    def cut(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 14:
-            raise Killed
-        return genuine(*arguments)
-
-    monkeypatch.setattr(module, "clip_gradients", cut)
-    with pytest.raises(Killed):
+    # After the checkpoint of step 10.
+    with power_cut(14):
         run(tiny("name=cut", *settings))
     assert run(tiny("name=cut", *settings)) == 0
 

@@ -88,23 +88,11 @@ def test_the_same_updates_whatever_the_micro_batch(dpo: Compose, tmp_path: Path)
 
 @pytest.mark.parametrize("reference", ["model", "cached"])
 def test_resumed_is_bit_for_bit_the_uninterrupted_run(
-    reference: str, dpo: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    reference: str, dpo: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
 ) -> None:
-    import pretune.tasks.train as module
-
     settings = [f"stage.objective.reference={reference}"]
     assert run(dpo("name=whole", *settings)) == 0
-    genuine, calls = module.clip_gradients, 0
-
-    def cut(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyError("power cut")
-        return genuine(*arguments)
-
-    monkeypatch.setattr(module, "clip_gradients", cut)
-    with pytest.raises(KeyError, match="power cut"):
+    with power_cut(4):
         run(dpo("name=cut", *settings))
     assert run(dpo("name=cut", *settings)) == 0
     for name in ("train/loss", "val/loss", "preference/margin"):

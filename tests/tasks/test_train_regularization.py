@@ -49,22 +49,6 @@ class Killed(Exception):
     """Stands for a power cut: nothing catches it."""
 
 
-def cut_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The power goes in the middle of that step; once."""
-    import pretune.tasks.train as module
-
-    genuine, calls = module.clip_gradients, 0
-
-    def cut(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == step:
-            raise Killed
-        return genuine(*arguments)
-
-    monkeypatch.setattr(module, "clip_gradients", cut)
-
-
 def test_averages_are_measured_kept_and_used(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     mapping = tiny("name=one", "averaging.decay=0.9", "averaging.measure_raw=true", "optimizer.lr=1e-2")
     assert run(mapping) == 0
@@ -144,15 +128,14 @@ def test_a_run_that_gets_better_to_its_end_does_not_stop_early(tiny: Compose, tm
     [("none", "false"), ("lora", "false"), pytest.param("none", "true", marks=pytest.mark.slow)],
 )
 def test_resumed_with_all_of_them_is_bit_for_bit_the_uninterrupted_run(
-    adapter: str, compiled: str, tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    adapter: str, compiled: str, tiny: Compose, power_cut: Callable[[int], Any], tmp_path: Path
 ) -> None:
     settings = [*ALL_ON, "evaluation.every=4", f"precision.compile={compiled}", "model.num_layers=1"]
     if adapter != "none":
         assert run(tiny("name=base", "budget.steps=3", "model.num_layers=1")) == 0
         settings += ["stage=finetune", "stage.init_from=base", f"adapter={adapter}", "adapter.dropout=0.1"]
     assert run(tiny("name=whole", *settings)) == 0
-    cut_at(14, monkeypatch)
-    with pytest.raises(Killed):
+    with power_cut(14):
         run(tiny("name=cut", *settings))
     assert run(tiny("name=cut", *settings)) == 0
     whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"

@@ -63,29 +63,16 @@ def test_what_is_converted_is_what_was_trained(more: tuple[str, ...], tiny: Comp
 
 
 def test_rounding_begins_within_the_budget_and_goes_on_bit_for_bit(
-    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
 ) -> None:
-    import pretune.tasks.train as module
-
     plain = ("budget.steps=8", "optimizer.lr=1e-2", "checkpoint.every=2")
     settings = (*plain, *QAT, "quantization.start=0.5")
     run(tiny("name=whole", *settings))
     run(tiny("name=never", *plain))
     same = weights(tmp_path / "runs" / "whole", 6), weights(tmp_path / "runs" / "never", 6)
     assert not all(torch.equal(same[0][name], same[1][name]) for name in same[0])
-    genuine, calls = module.clip_gradients, 0
-
-    def cut(*arguments: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        if calls == 8:
-            raise KeyError("a power cut")
-        return genuine(*arguments)
-
-    monkeypatch.setattr(module, "clip_gradients", cut)
-    with pytest.raises(KeyError):
+    with power_cut(8):
         run(tiny("name=cut", *settings))
-    monkeypatch.setattr(module, "clip_gradients", genuine)
     run(tiny("name=cut", *settings))
     whole, gone_on = (weights(tmp_path / "runs" / name, 8) for name in ("whole", "cut"))
     assert all(torch.equal(tensor, gone_on[name]) for name, tensor in whole.items())
