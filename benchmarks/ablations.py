@@ -16,13 +16,12 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from pathlib import Path
 from typing import Any
 
+from studies import publish
 from time_to_loss import OURS, Study, data
 
-MARKS = ("<!-- ablations: begin -->", "<!-- ablations: end -->")
 SWITCHES: dict[str, tuple[str, ...]] = {
     "the recipe": (),
     "AdamW for all (learning rate 2e-3, decay 0.1)": ("optimizer=adamw", "optimizer.lr=2e-3"),
@@ -72,7 +71,7 @@ def main() -> None:
     rows = [row(name, by_name[name], by_name["the recipe"]) for name in names]
     table = markdown(rows)
     if args.page is not None:
-        publish(args.page, table)
+        publish(args.page, table, "ablations")
     print(table)
     print(json.dumps({"claim": f"what the switches of {OURS} buy", "seconds": args.seconds, "switches": rows}))
 
@@ -100,15 +99,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         cells = (one["switch"], f"{one['loss']:.3f}", difference, f"{one['steps']:.0f}", f"{one['parameters']:,}")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def publish(page: Path, table: str) -> None:
-    """Put the table into a page, between its two comments."""
-    before, begin, rest = page.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
-    page.write_text(f"{before}{begin}\n\n{table}\n{end}{after}")
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import argparse
 import csv
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,13 +34,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-RUN_FILES = ROOT / "src" / "config" / "run"
-MAIN = str(ROOT / "src" / "main.py")
+from studies import (
+    MAIN,
+    QUICK,
+    QUICK_MORE,
+    ROOT,
+    RUN_FILES,
+    base_of,
+    command,
+    publish,
+    quick_base,
+    records,
+    series,
+    shape_of,
+    tuning_parser,
+)
+
 METHODS = ("full", "lora", "dora", "loha", "lokr", "qlora")
-MARKS = ("<!-- measured: begin -->", "<!-- measured: end -->")
-QUICK = ("data=word_problems", "data.source.num_problems=400", "data.sequence_length=128", "batch.tokens=512")
-QUICK_MORE = ("batch.micro_batch=4", "evaluation.every=10", "evaluation.max_problems=20", "precision.compile=false")
 
 
 @dataclass(frozen=True)
@@ -77,17 +86,6 @@ class Study:
             command([__file__, "--memory-of", str(kept.parent)], kept.with_suffix(".log"))
         return json.loads(kept.read_text())["bytes"]
 
-    def losses(self, job: Job) -> list[tuple[int, float]]:
-        """Validation loss by step."""
-        rows = map(json.loads, (self.folder / job.name / "metrics.jsonl").read_text().splitlines())
-        return [(row["step"], row["val/loss"]) for row in rows if "val/loss" in row]
-
-    def speeds(self, job: Job) -> list[float]:
-        """Scored tokens per second, report by report."""
-        rows = map(json.loads, (self.folder / job.name / "metrics.jsonl").read_text().splitlines())
-        key = "train/scored_tokens_per_second"
-        return [row[key] for row in rows if key in row]
-
     def run(self, jobs: Sequence[Job]) -> None:
         """Run those that are not complete yet."""
         missing = [job for job in dict.fromkeys(jobs) if self.figures(job) is None]
@@ -106,35 +104,22 @@ class Study:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--train", type=Path, help="records in MathQA's fields; without it they come from the hub")
-    parser.add_argument("--validation", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
+    parser = tuning_parser(__doc__)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--factors", nargs="+", type=float, default=[0.25, 0.5, 1, 2, 4], help="of the run file's rate")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; more than one falsifies speed")
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a tiny model, two rates, one seed: does it work?")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
     if options.memory_of:
         found = {"bytes": measure_memory(options.memory_of)}
         (options.memory_of / "training_memory.json").write_text(json.dumps(found))
         return
-    if (options.train is None) != (options.validation is None):
-        parser.error("--train and --validation belong together")
-    if options.base is None or options.quick:
+    base = base_of(parser, options)
+    if base is None:
         with tempfile.TemporaryDirectory() as folder:
             study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), [0.5, 1], 1, 20)
         return
-    base = next((path for path in (options.output_dir / options.base, Path(options.base)) if path.is_dir()), None)
-    if base is None:
-        parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
     folder = options.output_dir / f"finetuning-{base.name}"
     study(options, folder, base, records(options), options.factors, options.seeds, options.steps)
 
@@ -166,9 +151,8 @@ def study(
         writer.writerows(rows)
     draw(all_runs, sweep, best, folder / "finetuning.png")
     if options.page is not None:
-        publish(
-            options.page, table, folder / "finetuning.png", "Validation loss over the learning rate, and over steps"
-        )
+        title = "Validation loss over the learning rate, and over steps"
+        publish(options.page, table, "measured", folder / "finetuning.png", title)
     print(table)
     print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
                       "steps": steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
@@ -205,7 +189,9 @@ def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) ->
         "accuracy_error": mean("mathqa/accuracy_error"),
         "accuracy_spread": spread("mathqa/accuracy"),
         "chance": mean("mathqa/chance"),
-        "scored_tokens_per_second": statistics.median(speed for job in seeds for speed in runs.speeds(job)),
+        "scored_tokens_per_second": statistics.median(
+            speed for job in seeds for _, speed in series(runs.folder / job.name, "train/scored_tokens_per_second")
+        ),
         "peak_memory_bytes": runs.memory(seeds[0]),
         "trainable_parameters": found[0]["trainable_parameters"],
         "parameters": found[0]["parameters"],
@@ -247,7 +233,7 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
     for method, jobs in sweep.items():
         ordered = sorted(jobs, key=lambda job: job.lr)
         left.plot([job.lr for job in ordered], [loss_of(runs, job) for job in ordered], marker="o", label=method)
-        steps, losses = zip(*runs.losses(best[method]), strict=True)
+        steps, losses = zip(*series(runs.folder / best[method].name, "val/loss"), strict=True)
         right.plot(steps, losses, label=f"{method}, {best[method].lr:.2g}")
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end", title="The sweep")
     right.set(xlabel="step", ylabel="validation loss", title="At each method's best rate")
@@ -256,18 +242,6 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
         axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def publish(page: Path, table: str, picture: Path, title: str) -> None:
-    """Put table and picture into a page, between its two comments."""
-    before, begin, rest = page.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
-    if not begin or not end:
-        sys.exit(f"{page} has no place for the table: it lacks {MARKS[0]} or {MARKS[1]}")
-    image = page.with_suffix(".png")
-    image.write_bytes(picture.read_bytes())
-    shown = f"![{title}]({image.name})"
-    page.write_text(f"{before}{begin}\n\n{table}\n{shown}\n\n{end}{after}")
 
 
 def rate(method: str) -> float:
@@ -281,47 +255,6 @@ def rate(method: str) -> float:
             return float(content["optimizer"]["lr"])
         name = next((one for one in content["defaults"] if isinstance(one, str) and one.startswith("mathqa_")), None)
     sys.exit(f"{RUN_FILES / f'mathqa_{method}.yaml'} sets no optimizer.lr")
-
-
-def shape_of(base: Path) -> list[str]:
-    """Overrides that make the model that of the run `base`."""
-    from pretune.run_folder import read_config
-
-    def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
-        lines = []
-        for key, value in mapping.items():
-            # A section that is null in the one may be a mapping in the other: `++` replaces either.
-            inner = isinstance(value, dict)
-            lines += flat(value, f"{prefix}{key}.") if inner else [f"++{prefix}{key}={json.dumps(value)}"]
-        return lines
-
-    return flat(read_config(base / "config.yaml")["model"], "model.")
-
-
-def records(options: argparse.Namespace) -> list[str]:
-    """Overrides that name the records."""
-    if options.train is None:
-        return []
-    held_out = "data/source@data.validation.source=files"
-    files = [f"data.source.files=[{options.train.resolve()}]"]
-    return ["data/source=files", held_out, *files, f"data.validation.source.files=[{options.validation.resolve()}]"]
-
-
-def quick_base(folder: Path) -> Path:
-    """A tiny model that has seen twenty steps."""
-    settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]"]
-    command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
-    return folder / "base"
-
-
-def command(arguments: Sequence[str], log: Path) -> None:
-    """Run a Python script to its end, and end with it where it fails."""
-    with log.open("w") as file:
-        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False)
-    if done.returncode:
-        sys.exit(
-            f"{' '.join(arguments)}\nended with code {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}"
-        )
 
 
 def measure_memory(run: Path) -> int:

@@ -34,9 +34,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from finetuning import MAIN, QUICK, QUICK_MORE, RUN_FILES, command, publish, quick_base, records, shape_of
+from studies import (
+    MAIN,
+    QUICK,
+    QUICK_MORE,
+    ROOT,
+    RUN_FILES,
+    base_of,
+    command,
+    publish,
+    quick_base,
+    records,
+    series,
+    shape_of,
+    tuning_parser,
+)
 
-ROOT = Path(__file__).parent.parent
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
            "qat_int8_int4": "qat"}  # fmt: skip
 """Which training each variant is measured on."""
@@ -106,12 +119,8 @@ class Study:
 
     def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
         """The median over all reports of a training's seeds."""
-        rows = [
-            json.loads(line)
-            for seed in seeds
-            for line in (self.folder / f"{kind}-seed{seed}" / "metrics.jsonl").read_text().splitlines()
-        ]
-        return statistics.median(row["train/tokens_per_second"] for row in rows if "train/tokens_per_second" in row)
+        runs = [self.folder / f"{kind}-seed{seed}" for seed in seeds]
+        return statistics.median(speed for run in runs for _, speed in series(run, "train/tokens_per_second"))
 
     def _command(self, variant: str, seed: int) -> list[str]:
         kind = TRAINED[variant]
@@ -128,29 +137,16 @@ def main() -> None:
     if sys.argv[1:2] == ["--decode-program"]:
         Path(sys.argv[3]).write_text(json.dumps(decode_program(Path(sys.argv[2]))))
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
-    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
-    parser.add_argument("--train", type=Path, help="records in MathQA's fields; without it they come from the hub")
-    parser.add_argument("--validation", type=Path)
-    parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser = tuning_parser(__doc__)
     parser.add_argument("--group-size", type=int, default=32, help="numbers that share a scale")
     parser.add_argument("--stored", choices=("int4", "int8", "none"), default="int4", help="embedding and head")
-    parser.add_argument("--page", type=Path)
-    parser.add_argument("--quick", action="store_true", help="a tiny model and one seed: does it work?")
-    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "src"))
-    if (options.train is None) != (options.validation is None):
-        parser.error("--train and --validation belong together")
-    if options.base is None or options.quick:
+    base = base_of(parser, options)
+    if base is None:
         with tempfile.TemporaryDirectory() as folder:
             study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), 1, 20)
         return
-    base = next((path for path in (options.output_dir / options.base, Path(options.base)) if path.is_dir()), None)
-    if base is None:
-        parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
     folder = options.output_dir / f"quantisation-{base.name}-{options.group_size}-{options.stored}"
     study(options, folder, base, records(options), options.seeds, options.steps)
 
@@ -182,7 +178,9 @@ def study(
     (folder / "quantisation.md").write_text(table)
     draw(rows, folder / "quantisation.png")
     if options.page is not None:
-        publish(options.page, table, folder / "quantisation.png", "Validation loss against the size of the file")
+        publish(
+            options.page, table, "measured", folder / "quantisation.png", "Validation loss against the size of the file"
+        )
     print(table)
     claim = "QAT recovers what 4-bit PTQ costs, in little more time a step"
     print(json.dumps({"claim": claim, "target": {"recovered": 0.7, "step_time_ratio": 1.35}, "base": base.name,

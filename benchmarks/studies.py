@@ -1,0 +1,110 @@
+"""What the studies share: fine-tuning runs of one pretrained run, as the command line makes them, and pages to show.
+
+Run by itself it measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RUN_FILES = ROOT / "src" / "config" / "run"
+MAIN = str(ROOT / "src" / "main.py")
+QUICK = ("data=word_problems", "data.source.num_problems=400", "data.sequence_length=128", "batch.tokens=512")
+QUICK_MORE = ("batch.micro_batch=4", "evaluation.every=10", "evaluation.max_problems=20", "precision.compile=false")
+
+
+def tuning_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of a study of MathQA runs from one base."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
+    parser.add_argument("--output-dir", type=Path, default=Path("runs"))
+    parser.add_argument("--train", type=Path, help="records in MathQA's fields; without it they come from the hub")
+    parser.add_argument("--validation", type=Path)
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--page", type=Path)
+    parser.add_argument("--quick", action="store_true", help="a tiny model, as few runs as possible: does it work?")
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
+    return parser
+
+
+def base_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Path | None:
+    """The folder of the pretrained run; None where a tiny one is to be made."""
+    if (options.train is None) != (options.validation is None):
+        parser.error("--train and --validation belong together")
+    if options.base is None or options.quick:
+        return None
+    folders = (options.output_dir / options.base, Path(options.base))
+    base = next((path for path in folders if path.is_dir()), None)
+    if base is None:
+        parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
+    return base
+
+
+def series(run: Path, name: str) -> list[tuple[int, float]]:
+    """A figure of a run's metrics, by step."""
+    rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def shape_of(base: Path) -> list[str]:
+    """Overrides that make the model that of the run `base`."""
+    from pretune.run_folder import read_config
+
+    def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
+        lines = []
+        for key, value in mapping.items():
+            # A section that is null in the one may be a mapping in the other: `++` replaces either.
+            inner = isinstance(value, dict)
+            lines += flat(value, f"{prefix}{key}.") if inner else [f"++{prefix}{key}={json.dumps(value)}"]
+        return lines
+
+    return flat(read_config(base / "config.yaml")["model"], "model.")
+
+
+def records(options: argparse.Namespace) -> list[str]:
+    """Overrides that name the records."""
+    if options.train is None:
+        return []
+    held_out = "data/source@data.validation.source=files"
+    files = [f"data.source.files=[{options.train.resolve()}]"]
+    return ["data/source=files", held_out, *files, f"data.validation.source.files=[{options.validation.resolve()}]"]
+
+
+def quick_base(folder: Path) -> Path:
+    """A tiny model that has seen twenty steps."""
+    settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]"]
+    command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
+    return folder / "base"
+
+
+def command(arguments: Sequence[str], log: Path) -> None:
+    """Run a Python script to its end, and end with it where it fails."""
+    with log.open("w") as file:
+        done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False)
+    if done.returncode:
+        sys.exit(
+            f"{' '.join(arguments)}\nended with code {done.returncode}; the end of {log}:\n{log.read_text()[-2000:]}"
+        )
+
+
+def publish(page: Path, table: str, place: str, picture: Path | None = None, title: str = "") -> None:
+    """Put a table, and perhaps a picture, into a page, between the comments `PLACE: begin` and `PLACE: end`."""
+    marks = f"<!-- {place}: begin -->", f"<!-- {place}: end -->"
+    before, begin, rest = page.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    if not begin or not end:
+        sys.exit(f"{page} has no place for the table: it lacks {marks[0]} or {marks[1]}")
+    shown = ""
+    if picture is not None:
+        image = page.with_suffix(".png")
+        image.write_bytes(picture.read_bytes())
+        shown = f"![{title}]({image.name})\n\n"
+    page.write_text(f"{before}{begin}\n\n{table}\n{shown}{end}{after}")
