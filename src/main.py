@@ -28,10 +28,11 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--config")
     known, rest = parser.parse_known_args(argv)
     try:
+        # Hydra's own page would list no groups: ours come through its search path.
+        if {"-h", "--help"} & set(rest) or argv == []:
+            print(overview())
+            return 0
         if known.config is None:
-            if set(rest) <= {"-h", "--help"}:
-                print(overview())
-                return 0
             raise ConfigError(f"--config FILE is missing; there is\n{run_files()}")
         return compose_and_run(Path(known.config), rest)
     except UserError as error:

@@ -26,8 +26,8 @@ def refused(*arguments: str | Path, cwd: Path = ROOT) -> str:
     return done.stderr
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_without_config_it_shows_what_there_is_to_run(arguments: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("--config", "src/config/run/smoke.yaml", "--help")])
+def test_it_shows_what_there_is_to_run(arguments: tuple[str, ...]) -> None:
     done = pretune(*arguments)
     assert done.returncode == 0
     for word in ("quickstart_pretrain", "slimpajama_3h_baseline", "noam_wide", "generate", "cycle"):
