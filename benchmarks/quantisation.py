@@ -15,9 +15,9 @@ to every run.
 
 Recovered is the part of what rounding afterwards costs that training under the rounding wins back, on int8_int4, of the
 means over seeds: (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain, both as trained here, from tokens per
-second, the median of all reports. Speed and memory of decoding are those of task=generate on this machine, where
-PyTorch multiplies with floats, whatever they stand for; and, where ExecuTorch is installed, those of the .pte of the
-first seed (of bf16: in float32), as a phone's runtime runs it on this CPU.
+second, the median of all reports (of QAT: of those since it rounds). Speed and memory of decoding are those of
+task=generate on this machine, where PyTorch multiplies with floats, whatever they stand for; and, where ExecuTorch is
+installed, those of the .pte of the first seed (of bf16: in float32), as a phone's runtime runs it on this CPU.
 """
 
 from __future__ import annotations
@@ -118,9 +118,15 @@ class Study:
         return found
 
     def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
-        """The median over all reports of a training's seeds."""
-        runs = [self.folder / f"{kind}-seed{seed}" for seed in seeds]
-        return statistics.median(speed for run in runs for _, speed in series(run, "train/tokens_per_second"))
+        """The median over all reports of a training's seeds; of QAT, of those since it rounds."""
+        from pretune.run_folder import read_config
+
+        speeds = []
+        for run in (self.folder / f"{kind}-seed{seed}" for seed in seeds):
+            section = read_config(run / "config.yaml")
+            first = section["quantization"].get("start", 0.0) * section["budget"]["steps"] + section["report_every"]
+            speeds += [speed for step, speed in series(run, "train/tokens_per_second") if step >= first]
+        return statistics.median(speeds)
 
     def _command(self, variant: str, seed: int) -> list[str]:
         kind = TRAINED[variant]

@@ -19,7 +19,7 @@ from pretune.run import run
 Compose = Callable[..., dict[str, Any]]
 LN2 = math.log(2)
 QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
-QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
+QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:

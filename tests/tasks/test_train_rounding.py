@@ -18,7 +18,7 @@ from pretune.run_config import RunConfig
 from pretune.run_folder import find_run
 
 Compose = Callable[..., dict[str, Any]]
-QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
+QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
 BASE = ("name=base", "budget.steps=4")
 TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=6", "optimizer.lr=1e-2")
 CPU = torch.device("cpu")
