@@ -126,6 +126,8 @@ def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
             return f"'{key}'", " is missing"
         case "union_tag_invalid" | "union_tag_not_found":
             return f"'{key}.kind': ", complaint
+        case "too_short":
+            return f"'{key}': ", f"needs at least {fault['ctx']['min_length']}"
         case "value_error":
             return f"'{key}': " if key else "", str(fault["ctx"]["error"])
         case _:
