@@ -372,6 +372,13 @@ def test_weights_that_are_not_there_or_unreadable(tmp_path: Path):
             checkpoint.load_weights(tmp_path / name, Model())
 
 
+def test_a_checkpoint_without_its_weights_says_so_and_what_to_delete(tmp_path: Path):
+    path = saved(tmp_path)
+    (path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors .*; delete its folder to go on"):
+        checkpoint.load_weights(path, Model())
+
+
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: Not a directory; make room or mend"):

@@ -180,6 +180,8 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if path.is_dir():
         checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
         if checkpoint is None:
+            if (path / STATE).is_file():
+                check(path)  # it says which file is gone
             raise InputError(f"{path} holds no checkpoint")
         path = checkpoint / WEIGHTS
         if (checkpoint / STATE).is_file():

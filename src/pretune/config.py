@@ -35,7 +35,9 @@ class Section(pydantic.BaseModel):
     Sections hold no default values: YAML is their only home.
     """
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = pydantic.ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 _UNITS = {
@@ -84,7 +86,7 @@ def validate(section: type[T], mapping: Mapping[str, Any]) -> T:
         # JSON mode: strict about types, yet lists become tuples, as a frozen section needs.
         return section.model_validate_json(json.dumps(mapping))
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_explain(section, fault) for fault in error.errors())) from None
+        raise ConfigError("\n".join(_explained(section, error.errors()))) from None
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
@@ -103,34 +105,50 @@ def field_paths(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
             yield from field_paths(inner, f"{prefix}{name}.")
 
 
-def _explain(section: type[Section], fault: Any) -> str:
+def _explained(section: type[Section], faults: Iterable[Any]) -> Iterator[str]:
+    """A line per fault; what the members of a union have against one value is one line."""
+    complaints: dict[str, list[str]] = {}
+    for fault in faults:
+        subject, complaint = _explain(section, fault)
+        complaints.setdefault(subject, []).append(complaint)
+    for subject, said in complaints.items():
+        yield subject + " or ".join([said[0], *(complaint.removeprefix("input should be ") for complaint in said[1:])])
+
+
+def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
+    """What is wrong, and what is wrong with it."""
     loc, owner = _drop_union_tags(section, fault["loc"])
-    key = ".".join(str(part) for part in loc)
+    key, complaint = ".".join(str(part) for part in loc), f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
     match fault["type"]:
         case "extra_forbidden":
-            return f"unknown key '{key}'{nearest(str(loc[-1]), owner.model_fields if owner else ())}"
+            return f"unknown key '{key}'", nearest(str(loc[-1]), owner.model_fields if owner else ())
         case "missing":
-            return f"'{key}' is missing"
+            return f"'{key}'", " is missing"
         case "union_tag_invalid" | "union_tag_not_found":
-            return f"'{key}.kind': {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            return f"'{key}.kind': ", complaint
+        case "too_short":
+            return f"'{key}': ", f"needs at least {fault['ctx']['min_length']}"
         case "value_error":
-            text = str(fault["ctx"]["error"])
-            return f"'{key}': {text}" if key else text
+            return f"'{key}': " if key else "", str(fault["ctx"]["error"])
         case _:
-            got = fault["input"] if isinstance(fault["input"], str | int | float | bool | None) else "a mapping or list"
-            return f"'{key}' = {got!r}: {fault['msg'][0].lower()}{fault['msg'][1:]}"
+            got = fault["input"]
+            shown = repr(got) if isinstance(got, str | int | float | bool | None) else "a mapping or list"
+            return f"'{key}' = {shown}: ", complaint
 
 
 def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[Any], type[Section] | None]:
-    """The path as the user writes it (pydantic adds a union's tag to it) and the section that its last key is in."""
+    """The path as the user writes it and the section that its last key is in: pydantic adds to it the tag of a union's
+    section, or the type that it tried."""
     path: list[Any] = []
     options: list[type[Section]] = [section]
     owner: type[Section] | None = section
-    names_an_entry = False
+    names_an_entry = names_a_type = False
     for part in loc:
         tagged = [option for option in options if len(options) > 1 and part in _tags(option)]
         if tagged:
             options = tagged
+            continue
+        if names_a_type and isinstance(part, str):
             continue
         path.append(part)
         if names_an_entry:
@@ -142,6 +160,7 @@ def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list
             annotation = fields[part].annotation if part in fields else None
             options = list(_sections_in(annotation))
             names_an_entry = typing.get_origin(annotation) is dict
+            names_a_type = typing.get_origin(annotation) in (typing.Union, types.UnionType) and not options
     return path, owner
 
 

@@ -60,7 +60,7 @@ class BatchWarmupConfig(Section):
 
 
 class BatchConfig(Section):
-    tokens: Count
+    tokens: Annotated[int, Field(ge=1, le=2**28)]
     """Input tokens of one optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
     micro_batch: Count | Literal["auto"]
     """Sequences that go through the model at once; the rest of the batch is accumulated. auto takes as many as memory
@@ -137,7 +137,7 @@ class RunConfig(Section):
     """The run's name and the name of its folder in output_dir."""
     task: Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"]
     """What to do."""
-    seed: int
+    seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Weights, order of the data and dropout."""
     device: Literal["auto", "cpu", "cuda", "mps"]
     """Where to compute; auto takes a GPU if there is one."""

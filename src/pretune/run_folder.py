@@ -160,7 +160,8 @@ def read_config(path: Path) -> dict[str, Any]:
         # OmegaConf's reader, as for every other YAML file: to plain YAML 1.1 `1e-3` is a string.
         mapping = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:
-        raise InputError(f"{path} is not readable YAML ({error}); restore it or choose another name=...") from None
+        fault = " ".join(str(error).split())
+        raise InputError(f"{path} is not readable YAML ({fault}); restore it or choose another name=...") from None
     if not isinstance(mapping, dict):
         raise InputError(f"{path} holds no configuration; restore it or choose another name=...")
     return {str(key): value for key, value in mapping.items()}

@@ -12,7 +12,7 @@ from pretune.config import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-DAMAGED = "delete it to go on from an older checkpoint, or restore it from a copy"
+DAMAGED = "delete its folder to go on from an older checkpoint, or restore it from a copy"
 """What to do about a file of a checkpoint that cannot be read."""
 
 

@@ -196,6 +196,7 @@ def test_any_other_target_is_refused(target: str) -> None:
     ("changes", "message"),
     [
         ({"rank": 0}, "adapter.rank"),
+        ({"rank": 10**22}, "adapter.rank"),
         ({"alpha": 0.0}, "adapter.alpha"),
         ({"dropout": 1.0}, "adapter.dropout"),
         ({"targets": []}, "adapter.targets"),

@@ -8,6 +8,7 @@ from decoding import CPU, decoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pretune.config import ConfigError
 from pretune.generation.sampling import History, choose, filtered, penalized
 
 V = 700  # more than the first look at the nucleus
@@ -83,7 +84,7 @@ def test_the_frequency_penalty_counts_what_was_written() -> None:
 @settings(deadline=None, max_examples=80)
 @given(
     logits=st.lists(st.floats(-20, 20, width=32), min_size=1, max_size=12, unique=True),
-    temperature=st.sampled_from([1e-30, 0.3, 1.0, 5.0]),
+    temperature=st.sampled_from([1e-320, 1e-30, 0.3, 1.0, 5.0]),
     top_k=st.one_of(st.none(), st.integers(1, 15)),
     top_p=st.one_of(st.none(), st.floats(0.01, 1.0)),
     luck=st.sampled_from([0.0, 0.3, 1 - 2**-53]),
@@ -99,8 +100,14 @@ def test_the_choice_is_among_the_likeliest(logits, temperature, top_k, top_p, lu
         kept = probabilities.topk(min(top_k or len(logits), len(logits))).values
         above = kept[kept > probabilities[token]].sum() / kept.sum()
         assert above < top_p + 1e-6
-    if temperature == 1e-30:
+    if temperature <= 1e-30:
         assert logits[token] == max(logits)
+
+
+@pytest.mark.parametrize("key", ["repetition_penalty", "frequency_penalty", "length_penalty"])
+def test_a_penalty_that_would_overflow_is_refused(key) -> None:
+    with pytest.raises(ConfigError, match=f"'{key}' = 1e\\+308"):
+        decoding(**{key: 1e308})
 
 
 def test_tokens_come_as_often_as_they_are_probable() -> None:

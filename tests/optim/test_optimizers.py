@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from pretune.optim.config import LinearConfig, OptimizerConfig
 from pretune.optim.groups import Trained
 from pretune.optim.muon import BatchedMuon
-from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
+from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, compiles_update, set_progress
 
 ADAMW, LION, MUON = adamw(), lion(), muon()
 SCHEDULE = LinearConfig.model_validate({"kind": "linear", "warmup": 0.0, "initial": 0.0, "final": 0.0})
@@ -313,7 +313,8 @@ def test_8bit_adamw_is_nearly_adamw_and_compiles_once():
         layer = nn.Linear(64, 64, bias=False)  # 4,096 weights are the fewest that it keeps in 8 bits
         optimizer = build_optimizer(config, layer)
         before = layer.weight.detach().clone()
-        compile_update(optimizer)
+        if compiles_update(optimizer):
+            compile_update(optimizer)
         assert torch.equal(layer.weight, before)
         assert not optimizer.state
         compiled = counters["unique_graphs"]

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from pretune import hardware
-from pretune.config import ConfigError, validate
+from pretune.config import ConfigError, InputError, validate
 from pretune.footprint import Footprint
 from pretune.run import run
 from pretune.run_config import RunConfig
@@ -112,6 +112,9 @@ def test_a_plan_is_printed_and_written(tiny: Compose, tmp_path: Path, capsys: py
     assert written["device"]["name"] == "a100-40gb"
     assert written["biggest"][0]["way"] == "pretraining"
     assert not Path(mapping["output_dir"]).exists()
+    mapping["plan"]["file"] = str(tmp_path)
+    with pytest.raises(InputError, match=r"cannot write .*: Is a directory; choose another plan\.file"):
+        run(mapping)
 
 
 def test_a_plan_for_the_device_at_hand(tiny: Compose) -> None:

@@ -280,3 +280,12 @@ def test_the_smoke_run_works_as_it_is(composed: Compose, tmp_path: Path) -> None
     assert run(composed("smoke", f"output_dir={tmp_path / 'runs'}")) == 0
     losses = series(tmp_path / "runs" / "smoke", "val/loss")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_is_full_ends_the_run_with_one_line(tiny: Compose, tmp_path: Path) -> None:
+    metrics = tmp_path / "runs" / "full" / "metrics.jsonl"
+    metrics.parent.mkdir(parents=True)
+    metrics.symlink_to("/dev/full")
+    with pytest.raises(InputError, match="no space left on device; make room"):
+        run(tiny("name=full"))

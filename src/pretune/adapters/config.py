@@ -16,7 +16,7 @@ class NoAdapterConfig(Section):
 
 
 class AdapterBase(Section):
-    rank: Annotated[int, Field(ge=1)]
+    rank: Annotated[int, Field(ge=1, le=2**17)]
     """Inner width of the factors that an update is made of."""
     alpha: Annotated[float, Field(gt=0)]
     """Updates are multiplied by alpha / rank."""

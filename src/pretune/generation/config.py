@@ -23,13 +23,13 @@ class DecodingConfig(Section):
     """Sample among the fewest tokens whose probabilities sum to this; null among all."""
     min_p: Annotated[float, Field(ge=0, le=1)] | None
     """Leave out tokens less probable than this share of the likeliest one's probability; null leaves out none."""
-    repetition_penalty: Annotated[float, Field(gt=0)]
+    repetition_penalty: Annotated[float, Field(ge=0.001, le=1000)]
     """Above 1, tokens that stand in the prompt or the text so far become less likely (CTRL, arXiv 1909.05858)."""
-    frequency_penalty: float
+    frequency_penalty: Annotated[float, Field(ge=-1000, le=1000)]
     """Taken off a token's logit for each time that it stands in the text so far, the prompt not counted; 0 is off."""
     num_beams: Count
     """Texts that are kept at each step, of which the likeliest is the answer; 1 is no search. Needs temperature 0."""
-    length_penalty: float
+    length_penalty: Annotated[float, Field(ge=-10, le=10)]
     """A beam's log-probability is divided by its length to this power: above 0 favours long texts."""
     stop: tuple[Annotated[str, Field(min_length=1)], ...]
     """A text ends before the first of these strings."""

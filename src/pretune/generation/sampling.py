@@ -16,6 +16,9 @@ from pretune.generation.config import DecodingConfig
 _FIRST_LOOK = 256
 """Tokens among which the nucleus is looked for first: sorting all 50,000 takes longer than a small model does."""
 
+_COLDEST = torch.finfo(torch.float32).tiny
+"""What is smaller would be 0 in float32."""
+
 
 class History:
     """Which ids each row has read, and how often it has written each: what penalties look at.
@@ -58,7 +61,7 @@ def filtered(logits: Tensor, config: DecodingConfig) -> Tensor:
     Tokens as likely as the last one that is kept are kept too.
     """
     # Shifted before it is divided: the smallest temperature then makes -inf of the others, not NaN of all.
-    logits = (logits - logits.amax(-1, keepdim=True)) / config.temperature
+    logits = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, _COLDEST)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         logits = _at_least(logits, logits.topk(config.top_k).values[:, -1:])
     if config.top_p is not None and config.top_p < 1:

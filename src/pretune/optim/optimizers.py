@@ -74,10 +74,13 @@ def set_progress(optimizer: Optimizer, config: OptimizerConfig, schedule: Schedu
     return float(optimizer.param_groups[0]["lr"])
 
 
+def compiles_update(optimizer: Optimizer) -> bool:
+    """Whether the optimizer compiles its own update (adamw_8bit)."""
+    return isinstance(optimizer.param_groups[0]["lr"], Tensor)
+
+
 def compile_update(optimizer: Optimizer) -> None:
-    """Let an optimizer that compiles its update do so now (adamw_8bit); weights and state stay as they are."""
-    if not isinstance(optimizer.param_groups[0]["lr"], Tensor):
-        return
+    """Let an optimizer that compiles its update do so now; weights and state stay as they are."""
     state, optimizer.state = optimizer.state, defaultdict(dict)
     for group in optimizer.param_groups:
         group["lr"].zero_()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pretune.config import InputError
 from pretune.files import write_json
 from pretune.run_config import RunConfig
 from pretune.tasks.plan_estimate import make_plan
@@ -15,6 +16,9 @@ def plan(config: RunConfig) -> int:
     made = make_plan(config)
     show(made)
     if config.plan.file is not None:
-        write_json(Path(config.plan.file), made.as_json())
+        try:
+            write_json(Path(config.plan.file), made.as_json())
+        except OSError as error:
+            raise InputError(f"cannot write {config.plan.file}: {error.strerror}; choose another plan.file") from None
         print(f"written to {config.plan.file}")
     return 0

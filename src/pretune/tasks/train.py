@@ -44,7 +44,7 @@ from pretune.model.counts import count_parameters
 from pretune.model.transformer import Transformer
 from pretune.optim.budget import Step
 from pretune.optim.config import Aside
-from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, set_progress
+from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, compiles_update, set_progress
 from pretune.optim.trace import Trace
 from pretune.patience import best, out_of_patience, why_stopped
 from pretune.precision import check_arithmetic
@@ -309,7 +309,9 @@ def compile_ahead(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
     run.parts.model.train()
     if run.state.finished:
         return
-    compile_update(run.optimizer)
+    if compiles_update(run.optimizer):
+        run.tracker.message(f"compiling the update of optimizer={run.config.optimizer.kind} (once) ...")
+        compile_update(run.optimizer)
     if not run.config.precision.compile:
         return
     run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
