@@ -54,8 +54,9 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/throughput.py --bursts 3
 	$(BENCH)/adapters_speed.py --bursts 2 --seconds 2 --sides full lora dora loha lokr
 	$(BENCH)/finetune_packing.py --seconds 15
+	$(BENCH)/time_budget.py --runs 3
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
-	$(BENCH)/ablations.py --seconds 5 --seeds 1 --only 'tied head' 'no value embeddings'
+	$(BENCH)/ablations.py --seconds 5 --seeds 1 --only 'tied head' 'value embeddings'
 	$(BENCH)/finetuning.py --quick
 	$(BENCH)/quantisation.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1

@@ -48,10 +48,10 @@ def base_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Pat
     return base
 
 
-def series(run: Path, name: str) -> list[tuple[int, float]]:
-    """A figure of a run's metrics, by step."""
+def series(run: Path, name: str, by: str = "step") -> list[tuple[float, float]]:
+    """A figure of a run's metrics, by step or another figure."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [(row["step"], row[name]) for row in rows if name in row]
+    return [(row[by], row[name]) for row in rows if name in row]
 
 
 def shape_of(base: Path) -> list[str]:

@@ -7,6 +7,7 @@ the best of --rates, swept at the full time with the first seed (one rate: no sw
 
     python benchmarks/time_to_loss.py [--minutes 5] [--seeds 3] [--rates 1e-3 2e-3 4e-3] [--data 'texts/*.jsonl.xz']
         [--validation held_out.jsonl.xz] [--shares 0.2 0.25 0.3 0.4 0.6 1] [--runs runs/time_to_loss]
+        [--picture docs/how-to/budget.png]
 
 Runs are kept in --runs; a run that is there already is not repeated, so that an interrupted measurement goes on. Prints
 a line of JSON a run and a table; the last line has `ratio`: the mean over seeds of our seconds over the baseline's.
@@ -26,6 +27,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+
+from studies import series
 
 ROOT = Path(__file__).parent.parent
 CORPUS = ROOT.parent / "shared" / "data" / "corpus"
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--data", help="files to train on; the default needs no network")
     parser.add_argument("--validation", help="files to measure on, with --data")
     parser.add_argument("--runs", type=Path, default=Path("runs/time_to_loss"))
+    parser.add_argument("--picture", type=Path, help="where to draw loss against training seconds")
     args = parser.parse_args()
     study = Study(data(args), args.runs.resolve())
     seconds = 60 * args.minutes
@@ -75,6 +79,8 @@ def main() -> None:
     rate = min(sweep, key=lambda one: sweep[one]["val/loss"])
     results = [compare(study, seconds, seed, rate, args.shares) for seed in range(1, args.seeds + 1)]
     show(results)
+    if args.picture is not None:
+        draw(results, study.folder, args.picture)
     reached = [one["ratio"] for one in results if one["ratio"] is not None]
     print(
         json.dumps(
@@ -131,6 +137,26 @@ def show(results: list[dict[str, Any]]) -> None:
             row = [f"{run['seconds']:.0f}", f"{run['val/loss']:.3f}", f"{run['val/bits_per_byte']:.3f}"]
             table.add_row(str(run["seed"]), run["recipe"], *row, f"{run['tokens']:,}")
     Console(stderr=True).print(table)
+
+
+def draw(results: list[dict[str, Any]], folder: Path, path: Path) -> None:
+    """Loss against training seconds: the baselines, and of ours each seed's last run."""
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
+    sides = {BASELINE: [one["baseline"]["run"] for one in results], OURS: [one["ours"][-1]["run"] for one in results]}
+    for color, (recipe, runs) in zip(("#ea580c", "#2563eb"), sides.items(), strict=True):
+        for number, run in enumerate(runs):
+            label = {"label": f"{recipe}: training"} if number == 0 else {}
+            axes.plot(*zip(*series(folder / run, "train/loss", "seconds"), strict=True), color=color, lw=1, **label)
+            label = {"label": "validation at the end"} if number == 0 else {}
+            axes.plot(*zip(*series(folder / run, "val/loss", "seconds"), strict=True), "o", color=color, ms=5, **label)
+    # Above it are the first few steps, below it nothing.
+    axes.set(xlabel="training seconds", ylabel="nats a token", ylim=(None, 7.2))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 if __name__ == "__main__":
