@@ -118,14 +118,14 @@ def test_same_seed_same_text_whoever_else_is_in_the_batch() -> None:
 def test_penalties_see_the_prompt_or_the_text() -> None:
     model = tiny_model(seed=3)
     assert len(set(ids(decoder(model, -1), [[5]], max_new_tokens=12)[0])) < 12
-    never_twice = ids(decoder(model, -1), [[5]], max_new_tokens=12, frequency_penalty=1e9)[0]
+    never_twice = ids(decoder(model, -1), [[5]], max_new_tokens=12, frequency_penalty=1000.0)[0]
     assert len(set(never_twice)) == 12
     # A prompt of all ids but one: a repetition penalty leaves that one, frequency does not look there.
     prompt = [token for token in range(27) if token != 9]
     (free,) = ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1)
-    (repelled,) = ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1, repetition_penalty=1e9)
+    (repelled,) = ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1, repetition_penalty=1000.0)
     assert repelled == [9]
-    assert ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1, frequency_penalty=1e9) == [free]
+    assert ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1, frequency_penalty=1000.0) == [free]
 
 
 def test_the_global_generator_and_the_mode_of_the_model_are_left_alone() -> None:
