@@ -59,8 +59,9 @@ def _budget(plan: Plan) -> Table:
 
 
 def _biggest(plan: Plan) -> Table:
+    """Layers x dim of the biggest models, and what the next size up would lack. Fits 80 columns."""
     title = f"the biggest model of these proportions on {plan.device.name}"
-    table = _table(title, "for", "parameters", "layers x dim", "memory", "tokens/s", "time", "next lacks")
+    table = _table(title, "for", "size", "shape", "memory", "tokens/s", "time", "limit")
     for one in plan.biggest:
         table.add_row(*_biggest_row(one))
     return table
@@ -75,7 +76,7 @@ def _biggest_row(one: Biggest) -> tuple[str, ...]:
 
 
 def _table(title: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns))
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns), pad_edge=False)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in (1, 3, 4, 5) else "left", no_wrap=index == 0)
     return table
