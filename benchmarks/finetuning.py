@@ -151,7 +151,7 @@ def study(
         writer.writerows(rows)
     draw(all_runs, sweep, best, folder / "finetuning.png")
     if options.page is not None:
-        title = "Validation loss over the learning rate, and over steps"
+        title = "Validation loss over the learning rate, and loss over steps"
         publish(options.page, table, "measured", folder / "finetuning.png", title)
     print(table)
     print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
@@ -226,17 +226,19 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: Path) -> None:
-    """Loss over the learning rate, where each method's valley is, and over steps at the best rate."""
+    """Loss over the learning rate, where each method's valley is, and over steps at the best rate: training's and, as
+    dots, validation's."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for method, jobs in sweep.items():
         ordered = sorted(jobs, key=lambda job: job.lr)
         left.plot([job.lr for job in ordered], [loss_of(runs, job) for job in ordered], marker="o", label=method)
-        steps, losses = zip(*series(runs.folder / best[method].name, "val/loss"), strict=True)
-        right.plot(steps, losses, label=f"{method}, {best[method].lr:.2g}")
+        run = runs.folder / best[method].name
+        (line,) = right.plot(*zip(*series(run, "train/loss"), strict=True), lw=1, label=method)
+        right.plot(*zip(*series(run, "val/loss"), strict=True), "o", ms=4, color=line.get_color())
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end", title="The sweep")
-    right.set(xlabel="step", ylabel="validation loss", title="At each method's best rate")
+    right.set(xlabel="step", ylabel="loss (dots: validation)", title="At each method's best rate")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)

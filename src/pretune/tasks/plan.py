@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from rich.console import Console
+
 from pretune.config import InputError
 from pretune.files import write_json
 from pretune.run_config import RunConfig
@@ -13,7 +15,8 @@ from pretune.tasks.plan_table import show
 
 def plan(config: RunConfig) -> int:
     """task=plan: print the plan, and write it as JSON where plan.file says."""
-    made = make_plan(config)
+    with Console(stderr=True).status("rehearsing a step without data, and looking for the biggest model ..."):
+        made = make_plan(config)
     show(made)
     if config.plan.file is not None:
         try:
