@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,7 @@ from pretune.adapters.config import NoAdapterConfig
 from pretune.config import ConfigError, InputError
 from pretune.model.counts import count_parameters
 
+SOURCES = Path(__file__).parents[2] / "src"
 KINDS = ["lora", "dora", "loha", "lokr"]
 TOKENS = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(1))
 
@@ -42,6 +46,12 @@ def adapted(kind: str, seed: int = 0, model_seed: int = 0, **changes: Any) -> An
     attach(model, adapter_section(kind, **changes), seed)
     perturb(model)
     return model
+
+
+def test_what_libraries_say_of_other_machines_is_not_heard() -> None:
+    command = [sys.executable, "-c", "import pretune.adapters.attach, pretune.adapters.files"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(SOURCES)})
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def save(model: nn.Module, folder: Path) -> Path:

@@ -7,13 +7,12 @@ import hashlib
 from collections.abc import Iterator
 from typing import assert_never
 
-import peft
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
 from pretune.adapters.layers import ADAPTER, quicken
+from pretune.adapters.quiet_peft import BaseTunerLayer, peft
 from pretune.config import ConfigError, InputError, nearest
 from pretune.quiet import quiet
 

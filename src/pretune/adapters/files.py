@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
+from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.config import InputError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"

@@ -22,11 +22,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners.loha.layer import Linear as PeftLoha
-from peft.tuners.lokr.layer import Linear as PeftLokr
-from peft.tuners.lora.layer import Linear as PeftLora
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+
+from pretune.adapters.quiet_peft import BaseTunerLayer, PeftLoha, PeftLokr, PeftLora
 
 ADAPTER = "default"
 """The only adapter of a model."""

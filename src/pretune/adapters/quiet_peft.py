@@ -1,0 +1,15 @@
+"""peft, imported without what torchao, which it brings, says of other machines and of torch's next release."""
+
+from __future__ import annotations
+
+from pretune.quiet import quiet
+
+with quiet():
+    import peft
+    from peft.tuners.loha.layer import Linear as PeftLoha
+    from peft.tuners.lokr.layer import Linear as PeftLokr
+    from peft.tuners.lora.layer import Linear as PeftLora
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import get_peft_model_state_dict
+
+__all__ = ["BaseTunerLayer", "PeftLoha", "PeftLokr", "PeftLora", "get_peft_model_state_dict", "peft"]
