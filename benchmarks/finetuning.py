@@ -236,7 +236,7 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
         left.plot([job.lr for job in ordered], [loss_of(runs, job) for job in ordered], marker="o", label=method)
         run = runs.folder / best[method].name
         (line,) = right.plot(*zip(*series(run, "train/loss"), strict=True), lw=1, label=method)
-        right.plot(*zip(*series(run, "val/loss"), strict=True), "o", ms=4, color=line.get_color())
+        right.plot(*zip(*series(run, "val/loss"), strict=True), ls="", marker="o", ms=4, color=line.get_color())
     left.set(xscale="log", xlabel="learning rate", ylabel="validation loss at the end", title="The sweep")
     right.set(xlabel="step", ylabel="loss (dots: validation)", title="At each method's best rate")
     for axes in (left, right):

@@ -147,10 +147,12 @@ def draw(results: list[dict[str, Any]], folder: Path, path: Path) -> None:
     sides = {BASELINE: [one["baseline"]["run"] for one in results], OURS: [one["ours"][-1]["run"] for one in results]}
     for color, (recipe, runs) in zip(("#ea580c", "#2563eb"), sides.items(), strict=True):
         for number, run in enumerate(runs):
-            label = {"label": f"{recipe}: training"} if number == 0 else {}
-            axes.plot(*zip(*series(folder / run, "train/loss", "seconds"), strict=True), color=color, lw=1, **label)
-            label = {"label": "validation at the end"} if number == 0 else {}
-            axes.plot(*zip(*series(folder / run, "val/loss", "seconds"), strict=True), "o", color=color, ms=5, **label)
+            training, validation = (series(folder / run, name, "seconds") for name in ("train/loss", "val/loss"))
+            first = number == 0  # a run of each side is named
+            label = f"{recipe}: training" if first else None
+            axes.plot(*zip(*training, strict=True), color=color, lw=1, label=label)
+            label = "validation at the end" if first else None
+            axes.plot(*zip(*validation, strict=True), color=color, ls="", marker="o", ms=5, label=label)
     # Above it are the first few steps, below it nothing.
     axes.set(xlabel="training seconds", ylabel="nats a token", ylim=(None, 7.2))
     axes.grid(alpha=0.3)
