@@ -159,7 +159,8 @@ def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:
 
 @pytest.mark.parametrize("more", [(), ("model.tied_embeddings=false", *ADAPTED, "adapter=lora")])
 def test_rounding_keeps_rounded_weights_and_inputs(tiny: Compose, more: tuple[str, ...]) -> None:
-    settings = (*SMALL, "quantization=qat_int8_int4", "quantization.group_size=16", *more)
+    rounding = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
+    settings = (*SMALL, *rounding, *more)
     config = validate(RunConfig, tiny(*settings, "precision.compile=false"))
     footprint, measured = Footprint(config), Measured(config, 8)
     assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
