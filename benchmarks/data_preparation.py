@@ -58,7 +58,7 @@ def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
     trained = {"kind": "trained", "vocab_size": 8192, "max_bytes": 8_000_000, "split_digits": False}
     return {
         "source": source,
-        "validation": {"source": None, "fraction": 0.001, "seed": 1},
+        "validation": {"source": None, "fraction": 0.001, "seed": 1, "group_by": None},
         "format": {"kind": "text", "column": "text"},
         "tokenizer": {"kind": "file", "path": tokenizer, "eos": "<|endoftext|>"} if tokenizer else trained,
         "sequence_length": 512,

@@ -82,7 +82,7 @@ def section(mode: str, isolate: bool) -> DataConfig:
         DataConfig,
         {
             "source": {"kind": "word_problems", "num_problems": 1, "max_number": 20, "seed": 1},
-            "validation": {"source": None, "fraction": 0.1, "seed": 1},
+            "validation": {"source": None, "fraction": 0.1, "seed": 1, "group_by": None},
             "format": {"kind": "text", "column": "text"},
             "tokenizer": {"kind": "inherited"},
             "sequence_length": LENGTH,
