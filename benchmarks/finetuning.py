@@ -26,7 +26,6 @@ import csv
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,21 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from studies import (
-    MAIN,
-    QUICK,
-    QUICK_MORE,
-    ROOT,
-    RUN_FILES,
-    base_of,
-    command,
-    publish,
-    quick_base,
-    records,
-    series,
-    shape_of,
-    tuning_parser,
-)
+from studies import MAIN, ROOT, RUN_FILES, Setting, command, publish, series, setting, tuning_parser
 
 METHODS = ("full", "lora", "dora", "loha", "lokr", "qlora")
 
@@ -110,33 +95,21 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; more than one falsifies speed")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "src"))
     if options.memory_of:
+        sys.path.insert(0, str(ROOT / "src"))
         found = {"bytes": measure_memory(options.memory_of)}
         (options.memory_of / "training_memory.json").write_text(json.dumps(found))
         return
-    base = base_of(parser, options)
-    if base is None:
-        with tempfile.TemporaryDirectory() as folder:
-            study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), [0.5, 1], 1, 20)
-        return
-    folder = options.output_dir / f"finetuning-{base.name}"
-    study(options, folder, base, records(options), options.factors, options.seeds, options.steps)
+    with setting(parser, options, "finetuning-{}") as given:
+        study(options, given)
 
 
-def study(
-    options: argparse.Namespace,
-    folder: Path,
-    base: Path,
-    data: Sequence[str],
-    factors: Sequence[float],
-    num_seeds: int,
-    steps: int,
-) -> None:
+def study(options: argparse.Namespace, given: Setting) -> None:
     """Sweep, repeat, and write down what came of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    start = [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base), *data, *options.overrides]
-    all_runs = Study(folder.resolve(), tuple(start), options.jobs)
+    folder, factors, num_seeds = given.folder, options.factors, options.seeds
+    if given.quick:
+        factors, num_seeds = [0.5, 1], 1
+    all_runs = Study(folder, given.shared, options.jobs)
     sweep = {method: [Job(method, rate(method) * factor, 1) for factor in factors] for method in options.methods}
     all_runs.run([job for jobs in sweep.values() for job in jobs])
     best = {method: min(jobs, key=lambda job: loss_of(all_runs, job)) for method, jobs in sweep.items()}
@@ -154,8 +127,8 @@ def study(
         title = "Validation loss over the learning rate, and loss over steps"
         publish(options.page, table, "measured", folder / "finetuning.png", title)
     print(table)
-    print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": base.name,
-                      "steps": steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
+    print(json.dumps({"claim": "fine-tunings of one run, each at its best learning rate", "base": given.base,
+                      "steps": given.steps, "seeds": num_seeds, "methods": rows}))  # fmt: skip
 
 
 def loss_of(runs: Study, job: Job) -> float:

@@ -26,7 +26,6 @@ import argparse
 import json
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,21 +33,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from studies import (
-    MAIN,
-    QUICK,
-    QUICK_MORE,
-    ROOT,
-    RUN_FILES,
-    base_of,
-    command,
-    publish,
-    quick_base,
-    records,
-    series,
-    shape_of,
-    tuning_parser,
-)
+from studies import MAIN, ROOT, RUN_FILES, Setting, command, publish, series, setting, tuning_parser
 
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
            "qat_int8_int4": "qat"}  # fmt: skip
@@ -147,24 +132,15 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=32, help="numbers that share a scale")
     parser.add_argument("--stored", choices=("int4", "int8", "none"), default="int4", help="embedding and head")
     options = parser.parse_args()
-    sys.path.insert(0, str(ROOT / "src"))
-    base = base_of(parser, options)
-    if base is None:
-        with tempfile.TemporaryDirectory() as folder:
-            study(options, Path(folder), quick_base(Path(folder)), (*QUICK, *QUICK_MORE), 1, 20)
-        return
-    folder = options.output_dir / f"quantisation-{base.name}-{options.group_size}-{options.stored}"
-    study(options, folder, base, records(options), options.seeds, options.steps)
+    with setting(parser, options, f"quantisation-{{}}-{options.group_size}-{options.stored}") as given:
+        study(options, given)
 
 
-def study(
-    options: argparse.Namespace, folder: Path, base: Path, data: Sequence[str], num_seeds: int, steps: int
-) -> None:
+def study(options: argparse.Namespace, given: Setting) -> None:
     """Train, measure, and write down what came of it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    start = [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base), *data, *options.overrides]
+    folder, num_seeds = given.folder, 1 if given.quick else options.seeds
     keys = (f"group_size={options.group_size}", f"embedding={options.stored}", f"head={options.stored}")
-    runs, seeds = Study(folder.resolve(), tuple(start), tuple(f"quantization.{key}" for key in keys)), range(num_seeds)
+    runs, seeds = Study(folder, given.shared, tuple(f"quantization.{key}" for key in keys)), range(num_seeds)
     measured: dict[str, list[dict[str, Any]]] = {variant: [] for variant in TRAINED}
     for seed in (one + 1 for one in seeds):
         for kind in ("full", "qat"):
@@ -189,8 +165,8 @@ def study(
         )
     print(table)
     claim = "QAT recovers what 4-bit PTQ costs, in little more time a step"
-    print(json.dumps({"claim": claim, "target": {"recovered": 0.7, "step_time_ratio": 1.35}, "base": base.name,
-                      "steps": steps, "seeds": num_seeds, **whole, "variants": rows}))  # fmt: skip
+    print(json.dumps({"claim": claim, "target": {"recovered": 0.7, "step_time_ratio": 1.35}, "base": given.base,
+                      "steps": given.steps, "seeds": num_seeds, **whole, "variants": rows}))  # fmt: skip
 
 
 def means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

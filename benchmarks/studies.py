@@ -9,15 +9,26 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RUN_FILES = ROOT / "src" / "config" / "run"
 MAIN = str(ROOT / "src" / "main.py")
-QUICK = ("data=word_problems", "data.source.num_problems=400", "data.sequence_length=128", "batch.tokens=512")
-QUICK_MORE = ("batch.micro_batch=4", "evaluation.every=10", "evaluation.max_problems=20", "precision.compile=false")
+QUICK = (
+    "data=word_problems",
+    "data.source.num_problems=400",
+    "data.sequence_length=128",
+    "batch.tokens=512",
+    "batch.micro_batch=4",
+    "evaluation.every=10",
+    "evaluation.max_problems=20",
+    "precision.compile=false",
+)
 
 
 def tuning_parser(description: str | None) -> argparse.ArgumentParser:
@@ -35,17 +46,42 @@ def tuning_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def base_of(parser: argparse.ArgumentParser, options: argparse.Namespace) -> Path | None:
-    """The folder of the pretrained run; None where a tiny one is to be made."""
+@dataclass(frozen=True)
+class Setting:
+    """What all runs of a study share: where they lie, and the keys that name start, steps, shape and records."""
+
+    folder: Path
+    base: str
+    steps: int
+    shared: tuple[str, ...]
+    quick: bool
+    """A tiny model, as few runs as possible."""
+
+
+@contextmanager
+def setting(parser: argparse.ArgumentParser, options: argparse.Namespace, study: str) -> Iterator[Setting]:
+    """The setting of a study of that name (`{}`: the pretrained run's), for as long as its runs are needed."""
     if (options.train is None) != (options.validation is None):
         parser.error("--train and --validation belong together")
+    sys.path.insert(0, str(ROOT / "src"))
     if options.base is None or options.quick:
-        return None
+        with tempfile.TemporaryDirectory() as folder:
+            base = quick_base(Path(folder))
+            yield Setting(Path(folder), base.name, 20, (*start(base, 20), *QUICK, *options.overrides), True)
+        return
     folders = (options.output_dir / options.base, Path(options.base))
     base = next((path for path in folders if path.is_dir()), None)
     if base is None:
         parser.error(f"no run {options.base} in {options.output_dir}; pretrain one first, or name its folder")
-    return base
+    folder = (options.output_dir / study.format(base.name)).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    shared = (*start(base, options.steps), *records(options), *options.overrides)
+    yield Setting(folder, base.name, options.steps, shared, False)
+
+
+def start(base: Path, steps: int) -> list[str]:
+    """Overrides that start from the run `base`, for so many steps."""
+    return [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base)]
 
 
 def series(run: Path, name: str, by: str = "step") -> list[tuple[float, float]]:

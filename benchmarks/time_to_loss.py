@@ -19,8 +19,6 @@ import argparse
 import json
 import re
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,9 +26,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from studies import series
+from studies import MAIN, ROOT, RUN_FILES, command, series
 
-ROOT = Path(__file__).parent.parent
 CORPUS = ROOT.parent / "shared" / "data" / "corpus"
 OURS, BASELINE = "budget_5m", "budget_5m_baseline"
 
@@ -45,19 +42,13 @@ class Study:
     def run(self, recipe: str, seconds: float, seed: int, *more: str) -> dict[str, Any]:
         """The summary of a run of a recipe, trained now unless it is there."""
         name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(_as_name(one) for one in more)])
-        command = [
-            sys.executable,
-            str(ROOT / "src" / "main.py"),
-            "--config",
-            str(ROOT / f"src/config/run/{recipe}.yaml"),
-        ]
-        command += [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}"]
-        done = subprocess.run([*command, "tracker=none", *self.data, *more], capture_output=True, text=True)
-        if done.returncode:
-            sys.exit(done.stderr or done.stdout)
+        keys = [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}", "tracker=none"]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        config = str(RUN_FILES / f"{recipe}.yaml")
+        command([MAIN, "--config", config, *keys, *self.data, *more], self.folder / f"{name}.log")
         summary = json.loads((self.folder / name / "summary.json").read_text())
-        keys = ("val/loss", "val/bits_per_byte", "seconds", "step", "tokens", "parameters", "device")
-        figures = {"run": name, "recipe": recipe, "seed": seed, **{key: summary[key] for key in keys}}
+        wanted = ("val/loss", "val/bits_per_byte", "seconds", "step", "tokens", "parameters", "device")
+        figures = {"run": name, "recipe": recipe, "seed": seed, **{key: summary[key] for key in wanted}}
         print(json.dumps(figures), flush=True)
         return figures
 
