@@ -27,7 +27,7 @@ from side_by_side import show
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from pretune.compilation import keep_freed_memory
+from pretune.compute.compilation import keep_freed_memory
 from pretune.objectives.cross_entropy import linear_cross_entropy
 
 SHAPES = {"nano": (4096, 256, 4096), "14m": (4096, 384, 8192), "gpt2": (2048, 768, 50304)}

@@ -238,10 +238,11 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     """New tokens per second after one prompt, and the memory that it takes at its peak, the model's included."""
     sys.path.insert(0, str(ROOT / "src"))
 
-    from pretune.assembly import measured_model, pick_device
+    from pretune.assembly import measured_model
+    from pretune.compute.device import pick_device
+    from pretune.compute.precision import autocast
     from pretune.config import validate
     from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.precision import autocast
     from pretune.run_config import RunConfig
     from pretune.run_folder import find_run, read_config
     from side_by_side import peak_memory, reset_peak_memory

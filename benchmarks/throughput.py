@@ -81,7 +81,7 @@ def main() -> None:
 
 def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:
     """Let the sides take turns; the figures of a side are the median over its bursts."""
-    from pretune.hardware import measure_matmul
+    from pretune.compute.hardware import measure_matmul
 
     matmul = measure_matmul(torch.device(args.device), "bfloat16")
     if args.device == "cuda":
@@ -128,7 +128,7 @@ def flops_per_token(shape: Shape) -> float:
 
 def work(side: str, shape: Shape, device: str) -> None:
     """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
-    from pretune.compilation import keep_freed_memory
+    from pretune.compute.compilation import keep_freed_memory
 
     torch.manual_seed(0)
     if side in ("pretune", "transformers_tuned_allocator"):
@@ -212,7 +212,7 @@ def model_config(shape: Shape) -> Any:
 
 def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     from pretune.batch import Batch
-    from pretune.compilation import compile_step
+    from pretune.compute.compilation import compile_step
     from pretune.model.transformer import Transformer
     from pretune.objectives.language_modeling import language_modeling
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 # Tests run side by side, one thread each: threads that wait for each other's cores are slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# What torch compiles is kept from one session of tests to the next, whatever becomes of their caches.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / "pretune-tests-compiled"))
 
 
 @pytest.fixture(scope="session")
@@ -65,7 +68,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContex
     def cut_in(step: int) -> Iterator[None]:
         import pretune.tasks.train as module
 
-        genuine, calls = module.clip_gradients, 0
+        genuine, calls = module.set_progress, 0
 
         def cut(*arguments: Any) -> Any:
             nonlocal calls
@@ -75,7 +78,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContex
             return genuine(*arguments)
 
         with monkeypatch.context() as patch:
-            patch.setattr(module, "clip_gradients", cut)
+            patch.setattr(module, "set_progress", cut)
             with pytest.raises(Killed):
                 yield
 
@@ -114,9 +117,11 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(composed: Callable[..., dict[str, Any]], texts: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`tiny(*overrides)`: a run that trains in a second or two, on `texts`, into a folder of its own."""
+    """`tiny(*overrides)`: a run that trains in a second or two, on `texts`, into a folder of its own; in float32, so
+    that it computes the same on every machine, unless an override says otherwise."""
 
     def compose_tiny(*overrides: str) -> dict[str, Any]:
+        chosen = any(override.startswith(("precision=", "precision.compute=")) for override in overrides)
         return composed(
             "smoke",
             "data=files",
@@ -131,6 +136,7 @@ def tiny(composed: Callable[..., dict[str, Any]], texts: Path, tmp_path: Path) -
             "model.mlp_dim=48",
             "model.head_dim=16",
             f"output_dir={tmp_path / 'runs'}",
+            *(() if chosen else ("precision.compute=float32",)),
             *overrides,
         )
 

@@ -10,6 +10,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pretune.averaging import Averaged
 
+TAKEN, SKIPPED = torch.zeros(()), torch.ones(())
+
 
 def trained_steps(model: nn.Module, steps: int):
     """Yield after each of some updates with random gradients."""
@@ -29,7 +31,7 @@ def test_the_average_is_torchs(tied: bool) -> None:
     reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     reference.update_parameters(model)  # the first one copies
     for step in trained_steps(model, 20):
-        average.update(step)
+        average.update(step, TAKEN)
         reference.update_parameters(model)
     expected = dict(reference.module.named_parameters())
     for name, parameter in average.model.named_parameters():
@@ -42,7 +44,7 @@ def test_the_decay_grows_so_that_short_runs_forget_their_start() -> None:
     average = Averaged(model, 0.95, warmup=True)
     expected = model.embedding.weight.detach().clone()
     for step in trained_steps(model, 200):
-        average.update(step)
+        average.update(step, TAKEN)
         decay = min(0.95, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.embedding.weight.detach()
     torch.testing.assert_close(average.model.embedding.weight.detach(), expected, rtol=1e-12, atol=1e-12)
@@ -73,7 +75,17 @@ def test_averages_of_half_precision_are_float32() -> None:
         model.weight.fill_(1.0)
     average.model.weight.zero_()
     for step in range(1, 11):
-        average.update(step)
+        average.update(step, TAKEN)
     # In bfloat16, steps of a thousandth would soon be too small to count.
     assert average.model.weight.dtype == torch.float32
     torch.testing.assert_close(average.model.weight[0, 0].item(), 1 - 0.999**10, rtol=1e-5, atol=0)
+
+
+def test_a_skipped_step_is_none_of_the_average() -> None:
+    model = nn.Linear(4, 4)
+    average = Averaged(model, 0.9, warmup=False)
+    before = average.model.weight.clone()
+    with torch.no_grad():
+        model.weight.add_(1.0)
+    average.update(1, SKIPPED)
+    assert torch.equal(average.model.weight, before)

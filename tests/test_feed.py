@@ -67,15 +67,15 @@ def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer:
                             "precision.compile=false")) == 0  # fmt: skip
         counts[steps] = waits.counts
     # What is scored is counted on the host, before the batch leaves it: what the loss is divided by, and the tokens.
-    # The gradients' norm is looked at on the CPU alone; on a GPU the test below would fail.
-    assert counts[5] - counts[2] == Counter({"_local_scalar_dense": (2 + 1) * 3})
+    # The gradients' norm is looked at on the CPU alone, three times; on a GPU the test below would fail.
+    assert counts[5] - counts[2] == Counter({"_local_scalar_dense": (2 + 3) * 3})
 
 
 @cuda
 def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pretune.tasks import train
+    from pretune.tasks import train, train_gradients
 
-    plain = train.accumulate
+    plain = train_gradients.accumulate
 
     calls: list[int] = []
 
@@ -90,7 +90,7 @@ def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> Non
         return figures(*args)
 
     figures = train.Window.figures
-    monkeypatch.setattr(train, "accumulate", watched)
+    monkeypatch.setattr(train_gradients, "accumulate", watched)
     monkeypatch.setattr(train.Window, "figures", reporting)
     settings = ["budget.steps=6", "report_every=3", "evaluation.every=null", "checkpoint.every=null"]
     assert run(tiny("device=cuda", *settings, "samples.prompts=[]")) == 0

@@ -15,7 +15,17 @@ ROOT = Path(__file__).parent.parent
 SRC = ROOT / "src"
 
 GROUND = {"config", "batch", "files", "tensor_files", "quiet"}
-FRAME = {"run_config", "task_config", "run_folder", "assembly", "reference", "author", "footprint", "footprint_nf4"}
+FRAME = {
+    "run_config",
+    "task_config",
+    "run_folder",
+    "arithmetic",
+    "assembly",
+    "reference",
+    "author",
+    "footprint",
+    "footprint_nf4",
+}
 ROOF = {"run"}
 FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")
 

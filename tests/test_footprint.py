@@ -11,12 +11,12 @@ import torch
 from pretune.adapters.attach import attach
 from pretune.assembly import quantize, set_arithmetic
 from pretune.batch import Batch
+from pretune.compute.precision import autocast
 from pretune.config import validate
 from pretune.footprint import CPU, Footprint
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
-from pretune.precision import autocast
 from pretune.quantization.nf4 import NF4Linear
 from pretune.run_config import RunConfig
 

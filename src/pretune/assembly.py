@@ -23,7 +23,9 @@ from torch import Tensor
 from pretune import checkpoint
 from pretune.averaging import Averaged
 from pretune.batch import Batch
-from pretune.compilation import checkpoint_activations, compile_step, keep_freed_memory
+from pretune.compute.compilation import checkpoint_activations, compile_step, keep_freed_memory
+from pretune.compute.device import pick_device
+from pretune.compute.precision import autocast, use_float8
 from pretune.config import ConfigError, InputError, validate
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import Prepared, prepare
@@ -34,7 +36,6 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import TokenScores, language_modeling, score_tokens
 from pretune.objectives.preference import PairScores, dpo, num_pairs, score_pairs
-from pretune.precision import autocast, use_float8
 from pretune.quantization.config import QatConfig, QloraConfig, RoundingConfig
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, find_run, read_config
@@ -345,17 +346,6 @@ def _evaluating(model: Transformer) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def pick_device(name: str) -> torch.device:
-    """The device that `device` names; auto takes CUDA, then Apple's GPU, then the CPU."""
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    present = [kind for kind, there in available.items() if there]
-    if name == "auto":
-        return torch.device(present[0])
-    if name not in present:
-        raise ConfigError(f"device={name}: torch {torch.__version__} finds none here; it finds {', '.join(present)}")
-    return torch.device(name)
 
 
 def cache_folder() -> Path:

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from pretune.compute.config import PrecisionConfig
+from pretune.compute.precision import autocast
 from pretune.config import ConfigError, nearest
 from pretune.data.formats import Formatter
 from pretune.data.segments import Segment
@@ -17,7 +19,6 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.generation.config import DecodingConfig
 from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
 from pretune.generation.texts import Piece, Text, in_batches, stream
-from pretune.precision import PrecisionConfig, autocast
 from pretune.run_config import RunConfig
 
 

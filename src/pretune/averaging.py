@@ -7,7 +7,7 @@ or the data is small (arXiv 1803.05407, 2411.18704).
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import Field
 
@@ -53,11 +53,18 @@ class Averaged(Generic[M]):
         self._pairs = [averages[id(parameter)] for parameter in trained], trained
         self._decay, self._warmup = decay, warmup
 
-    def update(self, step: int) -> None:
-        """Move the averages towards the weights as they are after `step` steps."""
-        from torch.optim.swa_utils import get_ema_multi_avg_fn
+    def update(self, step: int, skipped: Tensor) -> None:
+        """Move the averages towards the weights as they are after `step` steps; not where the newest was `skipped`, a
+        scalar of 0 or 1."""
+        import torch
 
         averages, trained = self._pairs
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
         wide = [one.detach().to(mean.dtype) for mean, one in zip(averages, trained, strict=True)]
-        get_ema_multi_avg_fn(decay)(averages, wide, None)
+        new: Any = 1 - decay
+        if skipped.device.type != "cpu":  # where looking would wait for the device
+            new = [new * (1 - skipped)] * len(wide)
+        elif skipped:
+            return
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, wide, new)  # pyright: ignore[reportPrivateImportUsage]

@@ -17,7 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretune.assembly import trained_form
 from pretune.batch import Batch
-from pretune.compilation import MEMORY_BUDGET, checkpoint_activations
+from pretune.compute.compilation import MEMORY_BUDGET, checkpoint_activations
+from pretune.compute.precision import autocast
 from pretune.dry_run import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
@@ -25,7 +26,6 @@ from pretune.objectives.config import DPOConfig
 from pretune.objectives.language_modeling import language_modeling
 from pretune.objectives.preference import dpo
 from pretune.optim.optimizers import build_optimizer
-from pretune.precision import autocast
 from pretune.quantization.config import QatConfig
 from pretune.run_config import RunConfig
 
@@ -213,7 +213,7 @@ def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, ro
     backward pass (gradients of the widest feed-forward activation and of the residual stream, and what is computed
     `again`), or at its end, when the gradients of this micro-batch wait to be added to those of the ones before.
     """
-    model, itemsize = config.model, 2 if config.precision.activations == "bfloat16" else 4
+    model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
     tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     whole = config.adapter.kind == "none"  # an adapter leaves the head without a gradient

@@ -66,20 +66,27 @@ class Window:
     since: float = 0.0
     """Training seconds at the last report."""
     mfu: float = math.nan
-    """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s."""
+    """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s. What a run has reached is
+    never above its peak."""
     sums: Mapping[str, Tensor | float] = field(default_factory=dict)
     """The loss, and what else the objective tells, summed over what is scored."""
     scored: int = 0
     """What the sums are over: scored tokens, or pairs."""
     tokens: int = 0
     scored_tokens: int = 0
+    skipped: Tensor | float = 0.0
+    """Steps of the whole run whose gradients were not finite, and that changed nothing."""
     shown_loss: float = math.nan
     """Training loss of the last report, in nats per scored token or pair."""
     speed: float = 0.0
     """Tokens per second up to the last report."""
 
-    def add_step(self, sums: Mapping[str, Tensor], scored: int, tokens: int, scored_tokens: int) -> None:
-        """Count a step that read `tokens`: `sums` are over `scored` tokens or pairs."""
+    def add_step(
+        self, sums: Mapping[str, Tensor], skipped: Tensor, scored: int, tokens: int, scored_tokens: int
+    ) -> None:
+        """Count a step that read `tokens`: `sums` are over `scored` tokens or pairs; `skipped` is 1 where it changed
+        nothing, else 0."""
+        self.skipped = self.skipped + skipped
         self.sums = {name: value + self.sums.get(name, 0) for name, value in sums.items()}
         self.scored += scored
         self.tokens += tokens
@@ -87,7 +94,8 @@ class Window:
 
     def stored(self) -> dict[str, Any]:
         """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same figures."""
-        return {**vars(self), "sums": {name: float(value) for name, value in self.sums.items()}}
+        sums = {name: float(value) for name, value in self.sums.items()}
+        return {**vars(self), "sums": sums, "skipped": float(self.skipped)}
 
     def figures(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
         """The row to report after `seconds` of training; a new window begins."""
@@ -96,6 +104,8 @@ class Window:
         elapsed = seconds - self.since
         self.shown_loss = means["train/loss"]
         self.speed, scored_speed = self.tokens / elapsed, self.scored_tokens / elapsed
+        if self.speed * self.mfu > 1:  # a device that was measured, and at a bad moment
+            self.mfu = 1 / self.speed
         self.since, self.sums, self.scored, self.tokens, self.scored_tokens = seconds, {}, 0, 0, 0
         return {
             **means,
@@ -104,6 +114,7 @@ class Window:
             "train/tokens_per_second": self.speed,
             "train/mfu": self.speed * self.mfu,
             "train/scored_tokens_per_second": scored_speed,
+            "train/skipped_steps": float(self.skipped),
         }
 
 

@@ -26,6 +26,7 @@ from pretune.assembly import (
     set_arithmetic,
     start_run,
 )
+from pretune.compute.precision import autocast
 from pretune.config import InputError
 from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
@@ -35,7 +36,6 @@ from pretune.files import atomic_folder, fingerprint
 from pretune.model.transformer import Transformer
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.preference import num_pairs, pair_log_probs
-from pretune.precision import autocast
 from pretune.run_config import RunConfig
 
 VERSION = 1

@@ -13,13 +13,13 @@ from pydantic import Field
 from pretune.adapters.config import AdapterConfig
 from pretune.averaging import AveragingConfig
 from pretune.checkpoint import CheckpointConfig
+from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.config import Every, Section
 from pretune.data.config import DataConfig
 from pretune.generation.config import DecodingConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig, ObjectiveConfig
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
-from pretune.precision import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
 from pretune.task_config import ExportConfig, GenerateConfig, PlanConfig, ReportConfig
 from pretune.tracker.config import TrackerConfig
@@ -141,6 +141,9 @@ class RunConfig(Section):
     """Weights, order of the data and dropout."""
     device: Literal["auto", "cpu", "cuda", "mps"]
     """Where to compute; auto takes a GPU if there is one."""
+    threads: Annotated[int, Field(ge=1)] | None
+    """Threads of the CPU that compute; null leaves it to torch, which takes one for each core. Fewer, where others use
+    the machine too."""
     output_dir: str
     """Folder of all runs, relative to the working directory."""
     resume: Literal["auto", "never", "must"]

@@ -15,10 +15,11 @@ from pretune.config import ConfigError, InputError, nearest
 from pretune.files import exclusive, write_atomic
 
 # Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
-FREE = ("task", "resume", "output_dir", "name", "device", "tracker", "generate", "export", "report", "plan",
+FREE = ("task", "resume", "output_dir", "name", "device", "threads", "tracker", "generate", "export", "report", "plan",
         "report_every", "samples", "show", "checkpoint")  # fmt: skip
 FREE_PATHS = ("evaluation.every", "evaluation.micro_batch", "evaluation.answers.batch", "evaluation.answers.compile",
-              "data.num_workers", "precision.activation_checkpointing")  # fmt: skip
+              "data.num_workers", "precision.compute", "precision.compile",
+              "precision.activation_checkpointing")  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune import hardware
+from pretune.compute import devices
 from pretune.config import Section
 from pretune.generation.config import DecodingConfig
 
@@ -117,4 +117,4 @@ class PlanConfig(Section):
     @pydantic.field_validator("device")
     @classmethod
     def _known(cls, device: str | None) -> str | None:
-        return device if device is None else hardware.named(device).name
+        return device if device is None else devices.named(device).name

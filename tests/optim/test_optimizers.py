@@ -17,8 +17,15 @@ from torch.optim import Optimizer
 
 from pretune.optim.config import LinearConfig, OptimizerConfig
 from pretune.optim.groups import Trained
-from pretune.optim.muon import BatchedMuon
-from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, compiles_update, set_progress
+from pretune.optim.muon import BatchedMuon, orthogonalize
+from pretune.optim.optimizers import (
+    build_optimizer,
+    clip_gradients,
+    compile_update,
+    compiles_update,
+    set_progress,
+    update,
+)
 
 ADAMW, LION, MUON = adamw(), lion(), muon()
 SCHEDULE = LinearConfig.model_validate({"kind": "linear", "warmup": 0.0, "initial": 0.0, "final": 0.0})
@@ -59,7 +66,7 @@ def train(model: nn.Module, steps: int, update: Callable[[int], None]) -> dict[s
 
 def train_ours(config: OptimizerConfig) -> dict[str, Tensor]:
     model = Model()
-    optimizer = build_optimizer(config, model)
+    optimizer = build_optimizer(config, model, dtype=torch.bfloat16)  # torch's Muon knows no other
 
     def update(step: int) -> None:
         set_progress(optimizer, config, SCHEDULE, 1 - FACTORS[step])
@@ -179,8 +186,10 @@ def test_state_dicts_go_round(config: OptimizerConfig):
 def batched(
     weights: list[nn.Parameter], rows: tuple[int, ...] | None = None, neuron_beta=None, cautious_decay=False, **settings
 ) -> BatchedMuon:
+    """Ours, in the arithmetic of torch's."""
     trained = [Trained("", weight, "hidden", rows or (len(weight),)) for weight in weights]
-    return BatchedMuon(weights, trained, neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
+    switches = {"dtype": torch.bfloat16, "neuron_beta": neuron_beta, "cautious_decay": cautious_decay}
+    return BatchedMuon(weights, trained, **switches, **settings)
 
 
 def hidden_update(steps: int, neuron_beta: float | None, cautious_decay: bool, **settings: Any) -> Tensor:
@@ -357,20 +366,83 @@ def test_a_model_without_gradients_has_norm_zero():
     assert clip_gradients(Model(), 1.0) == 0
 
 
+def test_gradients_of_a_scaled_loss_are_divided_before_they_are_clipped():
+    ours, reference = Model(), Model()
+    for model, factor in ((ours, 2.0**10), (reference, 1.0)):
+        (factor * loss(model, 0)).backward()
+    assert clip_gradients(ours, 0.05, 2.0**10) == clip_gradients(reference, 0.05)
+    for a, b in zip(ours.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=0, atol=0)
+
+
+def everything(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Weights and state, step counters too, as they are now."""
+    state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
+    return [torch.as_tensor(tensor).detach().clone() for tensor in (*model.parameters(), *state)]
+
+
 @every_optimizer
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e38])
 @pytest.mark.parametrize("max_norm", [1.0, None])
-def test_what_is_not_finite_never_reaches_weights_or_state(
+def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
     config: OptimizerConfig, value: float, max_norm: float | None
 ):
-    """1e38 is finite, but its square, and so the norm, is not."""
+    """No weight, no momentum, no decay, no counter. 1e38 is finite, but its square, and so the norm, is not."""
     model = Model()
     optimizer = build_optimizer(config, model)
     train(model, 1, lambda _: optimizer.step())
+    before = everything(model, optimizer)
     loss(model, 1).backward()
     assert model.head.weight.grad is not None
     model.head.weight.grad[0, 0] = value
-    assert not torch.isfinite(clip_gradients(model, max_norm))
+    norm = clip_gradients(model, max_norm)
+    assert not torch.isfinite(norm)
+    assert update(optimizer, norm) == 1
+    for now, then in zip(everything(model, optimizer), before, strict=True):
+        assert torch.equal(now, then)
+    optimizer.zero_grad()
+    loss(model, 1).backward()
+    assert update(optimizer, clip_gradients(model, max_norm)) == 0
+    assert not torch.equal(model.head.weight, before[-1])
+
+
+@pytest.mark.parametrize("config", [adamw(), muon(), normuon(cautious_decay=True)], ids=["adamw", "muon", "normuon"])
+@pytest.mark.parametrize("first", [True, False], ids=["the first step", "a later step"])
+def test_a_step_can_be_left_undone_on_the_device(config: OptimizerConfig, first: bool):
+    """As on CUDA, where the host does not wait to know: found_inf is 1 or 0, and the step is called in either case."""
+    model, plain = Model(), Model()
+    optimizer, reference = build_optimizer(config, model), build_optimizer(config, plain)
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    if not first:
+        train(model, 2, lambda _: optimizer.step())
+        train(plain, 2, lambda _: reference.step())
+        torch.testing.assert_close(everything(model, optimizer), everything(plain, reference), rtol=1e-5, atol=1e-7)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # what is not a number has been taken out by then
     optimizer.step()
-    tensors = [*model.parameters(), *(value for slots in optimizer.state.values() for value in slots.values())]
-    assert all(bool(tensor.isfinite().all()) for tensor in tensors)
+    for parameter, then in zip(model.parameters(), before, strict=True):
+        assert torch.equal(parameter, then)
+    # And what comes after it is what would have come without it.
+    optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
+    train(model, 3, lambda _: optimizer.step())
+    train(plain, 3, lambda _: reference.step())
+    torch.testing.assert_close(everything(model, optimizer), everything(plain, reference), rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.08)], ids=str
+)
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
+def test_orthogonalizing_follows_the_arithmetic(dtype: torch.dtype, tolerance: float, size: float):
+    """Against the same polynomial of the singular values in float64, for gradients far outside of float16 too."""
+    generator = torch.Generator().manual_seed(3)
+    matrices = [size * torch.randn(24, 40, generator=generator) for _ in range(2)]
+    coefficients = (3.4445, -4.775, 2.0315)
+    for found, matrix in zip(orthogonalize(matrices, dtype, coefficients, 5, 1e-7), matrices, strict=True):
+        assert found.dtype == dtype
+        left, values, right = torch.linalg.svd(matrix.double() / matrix.double().norm(), full_matrices=False)
+        for _ in range(5):
+            values = sum(factor * values ** (2 * power + 1) for power, factor in enumerate(coefficients))
+        torch.testing.assert_close(found.double(), left @ torch.diag(values) @ right, rtol=0, atol=tolerance)

@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pretune import hardware
+from pretune.compute import devices, hardware
 from pretune.config import ConfigError, InputError, validate
 from pretune.footprint import Footprint
 from pretune.run import run
 from pretune.run_config import RunConfig
-from pretune.tasks.plan_estimate import Plan, make_plan
+from pretune.tasks.plan_estimate import Plan, make_plan, planned_arithmetic
 from pretune.tasks.plan_family import Family
 from pretune.tasks.plan_loss import fitted_loss, scaled_loss
 from pretune.tasks.plan_table import duration, show
 
 Compose = Callable[..., dict[str, Any]]
+EAGER = ("precision=bf16", "precision.compile=false")
+"""The arithmetic of an A100; compiled, a step would take longer to trace, and only memory depends on it."""
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,7 @@ def reference(request: pytest.FixtureRequest) -> dict[str, Plan]:
 
 def plan_of(composed: Compose, kept: dict[str, Plan], mfu: float) -> Plan:
     if str(mfu) not in kept:
-        # Eager: tracing the compiled step takes longer, and only memory depends on it.
-        mapping = composed(
-            "slimpajama_3h_baseline", "plan.device=a100-40gb", f"plan.mfu={mfu}", "precision.compile=false"
-        )
+        mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", f"plan.mfu={mfu}", *EAGER)
         kept[str(mfu)] = make_plan(validate(RunConfig, mapping))
     return kept[str(mfu)]
 
@@ -62,7 +61,7 @@ def test_with_attention_counted_the_reference_reached_44_percent(composed: Compo
 
 def test_the_largest_micro_batch_fits_and_twice_as_many_do_not(composed: Compose, reference: dict[str, Plan]) -> None:
     plan = plan_of(composed, reference, 0.42)
-    mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", "precision.compile=false")
+    mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", *EAGER)
     footprint = Footprint(validate(RunConfig, mapping))
     assert plan.largest_micro_batch is not None
     assert 256 % plan.largest_micro_batch == 0
@@ -87,9 +86,9 @@ def test_the_biggest_models_use_what_there_is(composed: Compose, reference: dict
 
 
 def test_the_family_agrees_with_the_run(composed: Compose) -> None:
-    mapping = composed("slimpajama_3h_baseline", "batch.micro_batch=1", "precision.compile=false")
+    mapping = composed("slimpajama_3h_baseline", "batch.micro_batch=1", *EAGER)
     config = validate(RunConfig, mapping)
-    family = Family(config, hardware.named("a100-40gb"), "cuda", 3600)
+    family = Family(config, devices.named("a100-40gb"), "cuda", 3600)
     same = next(size for size in range(1, 99) if family.shape(size).dim == 1024)
     assert family.shape(same) == config.model
     lacking, found = family._measure("full fine-tuning", same)
@@ -133,6 +132,15 @@ def test_what_does_not_fit_is_noted(tiny: Compose, monkeypatch: pytest.MonkeyPat
     assert ["not even one row" in note for note in plan.notes].count(True) == 1
     assert any("no bfloat16" in note for note in plan.notes)
     show(plan, Console(file=io.StringIO()))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [("a100-40gb", "auto", "bf16"), ("t4", "auto", "fp16"), ("t4", "fp32", "fp32"), ("v100", "auto", "fp16")],
+)
+def test_a_plan_computes_as_its_device_will(tiny: Compose, device: str, asked: str, expected: str) -> None:
+    config = validate(RunConfig, tiny(f"plan.device={device}", f"precision={asked}", "precision.compile=false"))
+    assert make_plan(planned_arithmetic(config)).precision == expected
 
 
 def test_an_unknown_device_is_one_error_that_names_the_nearest(tiny: Compose) -> None:

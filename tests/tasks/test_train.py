@@ -17,6 +17,7 @@ from pretune.config import ConfigError, InputError
 from pretune.optim.trace import read_trace
 from pretune.run import run
 from pretune.tasks import train as train_module
+from pretune.tasks import train_gradients
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -93,7 +94,7 @@ def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
     monkeypatch.setattr(train_module, "peak_flops", lambda *_: 1e12)  # it would be measured, by that clock
 
     def let_take(name: str, seconds: Callable[..., float]) -> None:
-        place = train_module.checkpoint if name == "save" else train_module
+        place = {"save": train_module.checkpoint, "accumulate": train_gradients}.get(name, train_module)
         genuine = getattr(place, name)
 
         def slow(*arguments: Any, **named: Any) -> Any:

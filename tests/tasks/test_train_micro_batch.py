@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretune import hardware
 from pretune.batch import Batch
+from pretune.compute import hardware
 from pretune.config import ConfigError, InputError, validate
 from pretune.footprint import Footprint
 from pretune.run import run

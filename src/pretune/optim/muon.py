@@ -17,7 +17,7 @@ from pretune.optim.groups import Trained
 
 
 class BatchedMuon(Muon):
-    """torch's Muon, up to the rounding of bfloat16, for the parameters of `trained`.
+    """torch's Muon, up to rounding, for the parameters of `trained`; it orthogonalizes in `dtype` (torch's: bfloat16).
 
     Matrices of the same shape are orthogonalized together, which spares most of the time of small ones; a parameter
     that holds several (queries, keys and values) is orthogonalized and scaled piece by piece. Sharded parameters
@@ -28,19 +28,26 @@ class BatchedMuon(Muon):
     set to 0.2 sqrt(rows * columns), which is what the update has here with `adjust_lr_fn` match_rms_adamw, up to how
     far the orthogonalization is from exact). cautious_decay: weights are decayed only where the update has their own
     sign, and so takes them nearer to zero too (arXiv:2510.12402).
+
+    Like torch's fused optimizers it looks at `found_inf`, a scalar on the device that its caller may set: where it is
+    1, a step changes nothing, and the host need not wait to know.
     """
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
         params: Any,
         trained: Sequence[Trained],
         *,
+        dtype: torch.dtype,
         neuron_beta: float | None,
         cautious_decay: bool,
         **settings: Any,
     ) -> None:
         super().__init__(params, **settings)
-        self.neuron_beta, self.cautious_decay = neuron_beta, cautious_decay
+        self.dtype, self.neuron_beta, self.cautious_decay = dtype, neuron_beta, cautious_decay
         self.rows: Mapping[Tensor, tuple[int, ...]] = {one.parameter: one.rows for one in trained}
         """Of each parameter, the rows of the matrices in it."""
 
@@ -51,7 +58,7 @@ class BatchedMuon(Muon):
         for group in self.param_groups:
             weights = [weight for weight in group["params"] if weight.grad is not None]
             pieces = [piece for weight in weights for piece in self._split(weight, self._direction(weight, group))]
-            updates = iter(orthogonalize(pieces, group["ns_coefficients"], group["ns_steps"], group["eps"]))
+            updates = iter(orthogonalize(pieces, self.dtype, group["ns_coefficients"], group["ns_steps"], group["eps"]))
             for weight in weights:
                 self._update(weight, [next(updates) for _ in self._split(weight, weight)], group)
 
@@ -68,62 +75,80 @@ class BatchedMuon(Muon):
             if self.neuron_beta is not None:
                 state["neuron_square"] = torch.zeros_like(weight.grad[:, :1], dtype=torch.float32)
         average = state["momentum_buffer"]
-        average.lerp_(weight.grad, 1 - momentum)
+        average.lerp_(weight.grad, self._unless_skipped(1 - momentum))
         return weight.grad.lerp(average, momentum) if group["nesterov"] else average
+
+    def _unless_skipped(self, amount: float) -> Any:
+        """How much of something a step does: none of it where it is skipped."""
+        return amount if self.found_inf is None else amount * (1 - self.found_inf)
 
     def _update(self, weight: Tensor, updates: Sequence[Tensor], group: dict[str, Any]) -> None:
         """Move the matrices in `weight` against their orthogonalized directions."""
         if self.neuron_beta is not None:
             squares = self._split(weight, self.state[weight]["neuron_square"])
             updates = [
-                _normalize(update.float(), square, self.neuron_beta, group["eps"])
+                _normalize(update.float(), square, self._unless_skipped(1 - self.neuron_beta), group["eps"])
                 for update, square in zip(updates, squares, strict=True)
             ]
-        decay = group["lr"] * group["weight_decay"]
+        lr = self._unless_skipped(group["lr"])
         for matrix, update in zip(self._split(weight, weight), updates, strict=True):
             if self.cautious_decay:
-                matrix.sub_(matrix * (matrix * update >= 0), alpha=decay)
-            elif decay:
-                matrix.mul_(1 - decay)
-            matrix.add_(update, alpha=-group["lr"] * _scale(group["adjust_lr_fn"], *matrix.shape))
+                _subtract(matrix, matrix * (matrix * update >= 0), lr * group["weight_decay"])
+            elif group["weight_decay"]:
+                matrix.mul_(1 - lr * group["weight_decay"])
+            _subtract(matrix, update, lr * _scale(group["adjust_lr_fn"], *matrix.shape))
 
 
 def orthogonalize(
-    matrices: Sequence[Tensor], coefficients: tuple[float, float, float], steps: int, eps: float
+    matrices: Sequence[Tensor], dtype: torch.dtype, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> list[Tensor]:
-    """Matrices [M, N] with their singular values brought near 1, in bfloat16, by Newton-Schulz iterations of degree 5
+    """Matrices [M, N] with their singular values brought near 1, in `dtype`, by Newton-Schulz iterations of degree 5
     (kellerjordan.github.io/posts/muon; torch.optim.Muon's own is private and takes one at a time)."""
-    flat = [(matrix.T if matrix.size(0) > matrix.size(1) else matrix).bfloat16() for matrix in matrices]
+    flat = [_unit(matrix.T if matrix.size(0) > matrix.size(1) else matrix, dtype, eps) for matrix in matrices]
     alike: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(flat):
         alike[index if isinstance(matrix, DTensor) else matrix.shape].append(index)
     for indices in alike.values():
         if len(indices) == 1:
-            flat[indices[0]] = _iterate(flat[indices[0]], coefficients, steps, eps)
+            flat[indices[0]] = _iterate(flat[indices[0]], coefficients, steps)
         else:
-            together = _iterate(torch.stack([flat[index] for index in indices]), coefficients, steps, eps)
+            together = _iterate(torch.stack([flat[index] for index in indices]), coefficients, steps)
             for index, matrix in zip(indices, together.unbind(), strict=True):
                 flat[index] = matrix
     return [x.T if matrix.size(0) > matrix.size(1) else x for x, matrix in zip(flat, matrices, strict=True)]
 
 
-def _iterate(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
+def _unit(x: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
+    """x in `dtype` with no singular value above 1."""
+    if dtype != torch.float16:  # which holds neither large gradients nor their squares; otherwise as torch does it
+        x = x.to(dtype)
+    return (x / x.norm().clamp(min=eps)).to(dtype)
+
+
+def _iterate(x: Tensor, coefficients: tuple[float, float, float], steps: int) -> Tensor:
     """Newton-Schulz on x [M, N] or [K, M, N], M at most N."""
     a, b, c = coefficients
     multiply_add = torch.addmm if x.ndim == 2 else torch.baddbmm
-    norm = x.norm() if x.ndim == 2 else x.norm(dim=(-2, -1), keepdim=True)
-    x = x / norm.clamp(min=eps)  # no singular value is above 1
     for _ in range(steps):
         gram = x @ x.mT
         x = multiply_add(x, multiply_add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x
 
 
-def _normalize(update: Tensor, square: Tensor, beta: float, eps: float) -> Tensor:
-    """`update` [M, N] with rows divided by the root of their running mean `square` [M, 1], at the norm it had."""
-    square.lerp_(update.square().mean(-1, keepdim=True), 1 - beta)
+def _normalize(update: Tensor, square: Tensor, new: Any, eps: float) -> Tensor:
+    """`update` [M, N] with rows divided by the root of their running mean `square` [M, 1], at the norm it had; `new` is
+    the share of this update in the mean."""
+    square.lerp_(update.square().mean(-1, keepdim=True), new)
     rows = update / (square.sqrt() + eps)
     return rows * (update.norm() / rows.norm().clamp(min=eps))
+
+
+def _subtract(matrix: Tensor, update: Tensor, amount: Any) -> None:
+    """matrix - amount * update, the product in the matrix's own type; `amount` is a number, or a scalar tensor."""
+    if isinstance(amount, Tensor):
+        matrix.addcmul_(update.to(matrix.dtype), amount, value=-1)
+    else:
+        matrix.sub_(update, alpha=amount)
 
 
 def _scale(adjustment: str, rows: int, columns: int) -> float:

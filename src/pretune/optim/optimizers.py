@@ -23,11 +23,15 @@ from pretune.quiet import quiet
 
 
 def build_optimizer(
-    config: OptimizerConfig, model: nn.Module, lr_factors: Mapping[str, float] | None = None
+    config: OptimizerConfig,
+    model: nn.Module,
+    lr_factors: Mapping[str, float] | None = None,
+    dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
     """The optimizer of every trainable parameter of `model`; build it last, when the model is in its final form.
 
     lr_factors: what the learning rate of a parameter is multiplied by, by its name; 1 for those that are not in it.
+    dtype: type of the matrix products in an update; Muon's is the only one that has any.
     Raises ConfigError where nothing is trainable, or nothing that the optimizer is meant for.
     """
     trained = trained_parameters(model)
@@ -54,7 +58,7 @@ def build_optimizer(
         case MuonConfig():
             if lr_factors:
                 raise ConfigError("optimizer=muon has no learning rate per factor; set adapter.lr_ratio=1 or use adamw")
-            return _muon(config, trained)
+            return _muon(config, trained, dtype)
         case _:
             assert_never(config)
 
@@ -93,29 +97,57 @@ def compile_update(optimizer: Optimizer) -> None:
 
 
 @torch.no_grad()
-def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
-    """Scale the gradients down to a global norm of `max_norm` (None: leave them) and return the norm before, a scalar.
+def clip_gradients(model: nn.Module, max_norm: float | None, scale: float = 1.0) -> Tensor:
+    """Divide the gradients by `scale` (that of the loss), scale them down to a global norm of `max_norm` (None: leave
+    them) and return the norm before that, a scalar on their device: the caller reads it when it reports.
 
-    Where the norm is not finite, every gradient becomes zero: what is not a number reaches neither weights nor
-    optimizer state. That happens on the device, and the norm stays there: the caller reads it when it reports.
+    Gradients whose norm is not finite are not clipped: `update` will leave them out.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if scale != 1:
+        torch._foreach_mul_(gradients, 1 / scale)  # pyright: ignore[reportPrivateImportUsage]
     norm = nn.utils.get_total_norm(gradients)
-    # Looking waits for no device on the CPU, and saves two passes over all gradients. NaN is below nothing.
-    if norm.device.type == "cpu" and norm <= (torch.finfo(norm.dtype).max if max_norm is None else max_norm):
-        return norm
-    if max_norm is not None:
+    # Looking waits for no device on the CPU, and saves a pass over all gradients.
+    if max_norm is not None and (norm.device.type != "cpu" or max_norm < norm < torch.inf):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
-    # Multiplying by zero would keep what is not a number.
-    bad = ~torch.isfinite(norm)
-    for gradient in gradients:
-        gradient.masked_fill_(bad, 0)
     return norm
 
 
+@torch.no_grad()
+def update(optimizer: Optimizer, norm: Tensor) -> Tensor:
+    """Let the optimizer step, unless `norm`, that of its gradients, is not finite: then weights, momentum and all other
+    state stay as they are. Returns 1 where the step was skipped, else 0: a scalar on the device of `norm`.
+
+    On CUDA the host does not wait to know, where the optimizer can leave a step undone on the device (Lion and 8-bit
+    AdamW cannot).
+    """
+    skipped = (~torch.isfinite(norm)).float()
+    if norm.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False):
+        _zero_where(skipped, optimizer)
+        optimizer.found_inf = skipped  # type: ignore[attr-defined]
+        optimizer.step()
+    elif not skipped:
+        optimizer.step()
+    return skipped
+
+
+def _zero_where(skipped: Tensor, optimizer: Optimizer) -> None:
+    """No gradient where the step is skipped: what is not a number would survive being multiplied by 0."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                parameter.grad.masked_fill_(skipped.bool(), 0)
+
+
 class MuonAdamW(Optimizer):
-    """Two optimizers that look like one: its groups are their groups, and its state is theirs."""
+    """Two optimizers that look like one: its groups are their groups, and its state is theirs.
+
+    Both can leave a step undone on the device, and so can it.
+    """
+
+    _step_supports_amp_scaling = True
+    found_inf: Tensor | None = None
 
     def __init__(self, *optimizers: Optimizer) -> None:
         self.optimizers = optimizers
@@ -137,6 +169,7 @@ class MuonAdamW(Optimizer):
         """Step each of them."""
         assert closure is None, "closures are not supported"
         for optimizer in self.optimizers:
+            optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
             optimizer.step()
 
 
@@ -146,7 +179,7 @@ def _decayed_and_not(trained: Sequence[Trained], lr: float, weight_decay: float)
     return _groups(_group("matrices", matrices, lr, weight_decay), _group("vectors", vectors, lr, 0.0))
 
 
-def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
+def _muon(config: MuonConfig, trained: Sequence[Trained], dtype: torch.dtype) -> Optimizer:
     def of(role: Role) -> list[Trained]:
         return [one for one in trained if one.role == role]
 
@@ -156,7 +189,7 @@ def _muon(config: MuonConfig, trained: Sequence[Trained]) -> Optimizer:
     settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     settings |= {"ns_steps": config.ns_steps, "adjust_lr_fn": config.scale}
     settings |= {"neuron_beta": config.neuron_beta, "cautious_decay": config.cautious_decay}
-    muon = BatchedMuon(hidden, of("hidden"), **settings)
+    muon = BatchedMuon(hidden, of("hidden"), dtype=dtype, **settings)
     groups = _groups(
         _group("embedding", of("embedding"), rest.embedding_lr, rest.weight_decay),
         _group("head", of("head"), rest.head_lr, rest.weight_decay),

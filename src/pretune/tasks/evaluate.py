@@ -13,6 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pretune import checkpoint
+from pretune.arithmetic import decided
 from pretune.assembly import Parts, assemble_measured, measured_run, pair_scorer, scorer
 from pretune.batch import IGNORE, Batch
 from pretune.data.formats import Problem, problems
@@ -37,6 +38,7 @@ Scorer = Callable[[Batch], TokenScores]
 def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
     folder = measured_run(config)
+    config = decided(config, folder)
     parts = with_reference(config, assemble_measured(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretune import checkpoint
+from pretune.arithmetic import decided
 from pretune.assembly import chosen_checkpoint, measured_run
 from pretune.config import ConfigError, InputError
 from pretune.files import atomic_folder, write_json
@@ -17,6 +18,7 @@ from pretune.tasks.export_integers import cost_of_quantization, write_integers
 def export(config: RunConfig) -> int:
     """task=export: write a checkpoint of the run that `config` names (checkpoint.use), in the format it asks for."""
     run = measured_run(config)
+    config = decided(config, run)
     path = chosen_checkpoint(run)
     keep = config.export.adapter == "keep"
     if keep and not (path / checkpoint.ADAPTER).is_file():

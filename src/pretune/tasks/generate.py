@@ -9,15 +9,16 @@ from pathlib import Path
 import torch
 
 from pretune import checkpoint
+from pretune.arithmetic import decided
 from pretune.assembly import (
     Parts,
     assemble_tokenizer,
     chosen_checkpoint,
     measured_model,
     measured_run,
-    pick_device,
 )
 from pretune.author import Author, assemble_author
+from pretune.compute.device import pick_device
 from pretune.config import ConfigError, InputError
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.decode import LanguageModel
@@ -40,6 +41,8 @@ def generate(config: RunConfig) -> int:
             "generate.chat=true"
         )
     folder = measured_run(config)
+    if section.runtime == "pretune":
+        config = decided(config, folder)
     with Interrupts() as interrupts:
         try:
             device, tokenizer = _device(config), assemble_tokenizer(config)

@@ -9,12 +9,13 @@ from rich.console import Console
 from pretune.config import InputError
 from pretune.files import write_json
 from pretune.run_config import RunConfig
-from pretune.tasks.plan_estimate import make_plan
+from pretune.tasks.plan_estimate import make_plan, planned_arithmetic
 from pretune.tasks.plan_table import show
 
 
 def plan(config: RunConfig) -> int:
     """task=plan: print the plan, and write it as JSON where plan.file says."""
+    config = planned_arithmetic(config)
     with Console(stderr=True).status("rehearsing a step without data, and looking for the biggest model ..."):
         made = make_plan(config)
     show(made)

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pretune import hardware
-from pretune.assembly import pick_device, trained_form
+from pretune.arithmetic import decided
+from pretune.assembly import own_folder, trained_form
+from pretune.compute import hardware
+from pretune.compute.config import OPTIONS
+from pretune.compute.device import pick_device
+from pretune.compute.devices import Device, named
 from pretune.footprint import Footprint
-from pretune.hardware import Device
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
@@ -24,6 +27,8 @@ class Plan:
 
     name: str
     device: Device
+    precision: str
+    """bf16, fp32..."""
     mfu: float
     parameters: dict[str, int]
     flops_per_token: float
@@ -67,23 +72,24 @@ def make_plan(config: RunConfig) -> Plan:
     count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
     speed = config.plan.mfu * device.peak_flops / flops
     tokens, limit = _tokens(config, speed)
-    rows, usable = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
+    rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
     if config.batch.micro_batch == "auto":
-        largest = footprint.largest(usable, rows)
+        largest = footprint.largest(memory, rows)
         micro_batch = largest or 1
     else:
         micro_batch = config.batch.micro_batch
-        largest = footprint.largest(usable, rows, look=micro_batch)
+        largest = footprint.largest(memory, rows, look=micro_batch)
     fresh = config.stage.init_from is None
     fitted = fitted_loss(count, tokens, config.model.vocab_size) if fresh else None
     return Plan(
         name=config.name,
         device=device,
+        precision=OPTIONS[config.precision.compute],
         mfu=config.plan.mfu,
         parameters=parameters,
         flops_per_token=flops,
         memory=footprint.parts(micro_batch),
-        usable_memory=usable,
+        usable_memory=memory,
         micro_batch=micro_batch,
         largest_micro_batch=largest,
         cache_bytes_per_token=cache_bytes_per_token(config.model, 2),
@@ -101,12 +107,22 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
+def planned_arithmetic(config: RunConfig) -> RunConfig:
+    """The configuration with the arithmetic chosen: for the device that plan.device names, or for the one at hand."""
+    if config.plan.device is None:
+        return decided(config, own_folder(config))
+    if config.precision.compute != "auto":
+        return config
+    compute = "bfloat16" if named(config.plan.device).has_bfloat16 else "float16"
+    return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": compute})})
+
+
 def planned_device(config: RunConfig) -> tuple[Device, str]:
     """The device to plan for, and its kind: cuda, mps or cpu."""
     if config.plan.device is not None:
-        return hardware.named(config.plan.device), "cuda"
+        return named(config.plan.device), "cuda"
     here = pick_device(config.device)
-    return hardware.at_hand(here, config.precision.activations), here.type
+    return hardware.at_hand(here, {"float32", "bfloat16", config.precision.activations}), here.type
 
 
 def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
@@ -135,9 +151,9 @@ def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: 
     if config.batch.warmup is not None:
         notes.append("steps are counted as if each read batch.tokens; batch.warmup makes them more, or smaller")
     if config.precision.activations == "bfloat16" and not device.has_bfloat16:
-        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16 and bf16 will be slower")
+        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16: take precision=fp16")
     if config.precision.compute == "float8" and not device.has_float8:
-        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; take precision=bf16")
+        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; take precision=auto")
     elif config.precision.compute == "float8":
         notes.append("the peak is that of 16-bit products; how much faster 8-bit ones make a model has to be measured")
     if config.precision.activation_checkpointing:

@@ -12,10 +12,10 @@ from typing import Literal
 
 from torch import nn
 
-from pretune import hardware
 from pretune.adapters.config import NoAdapterConfig
+from pretune.compute import hardware
+from pretune.compute.devices import Device
 from pretune.footprint import Footprint
-from pretune.hardware import Device
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.costs import (
     cache_bytes_per_token,
@@ -118,7 +118,7 @@ class Family:
         # The last layer's gradients, and logits in four copies of float32 (an eager softmax and its gradient).
         work = length * (4 * widest + 4 * shape.dim)
         logits = 16 * min(length, self.config.stage.objective.chunk_tokens) * shape.padded_vocab_size
-        casts = 2 * parameters if self.config.precision.activations == "bfloat16" else 0
+        casts = 0 if self.config.precision.activations == "float32" else 2 * parameters
         head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, kept apart until the backward pass
         passes = activations + work + logits
         adapters = ADAPTER_BYTES * _adapter_parameters(model, self.config.plan.adapter_rank)

@@ -30,7 +30,7 @@ def _parameters(plan: Plan) -> Table:
 
 def _memory(plan: Plan) -> Table:
     title = f"memory at the peak of a step, micro-batches of {plan.micro_batch} rows"
-    table = _table(title, "part", "memory", "")
+    table = _table(title, "part", "memory", plan.precision)
     for part, size in plan.memory.items():
         table.add_row(part, memory(size), "")
     table.add_section()

@@ -17,15 +17,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pretune import checkpoint
+from pretune.arithmetic import Decided, decide, say
 from pretune.assembly import (
     Parts,
     assemble,
     attach_adapter,
     averaged,
+    cache_folder,
     check_first_gradients,
     num_scored,
     own_folder,
-    pick_device,
     quantize,
     set_arithmetic,
     start_run,
@@ -33,30 +34,33 @@ from pretune.assembly import (
     training_loss,
 )
 from pretune.averaging import Averaged
+from pretune.compute.compilation import keep_compiled
+from pretune.compute.hardware import peak_flops
+from pretune.compute.precision import dtype_of
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.feed import Feed
 from pretune.guards import EXIT_STOPPED, Interrupts, Stop, stoppable
-from pretune.hardware import peak_flops
 from pretune.meter import Stopwatch, peak_memory
 from pretune.model.costs import training_flops
 from pretune.model.counts import count_parameters
 from pretune.model.transformer import Transformer
 from pretune.optim.budget import Step
 from pretune.optim.config import Aside
-from pretune.optim.optimizers import build_optimizer, clip_gradients, compile_update, compiles_update, set_progress
+from pretune.optim.optimizers import build_optimizer, compile_update, compiles_update, set_progress, update
 from pretune.optim.trace import Trace
 from pretune.patience import best, out_of_patience, why_stopped
-from pretune.precision import check_arithmetic
 from pretune.reference import check_first_loss, with_reference
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import sample
 from pretune.tasks.report import report
-from pretune.tasks.train_micro_batch import LossOf, MicroBatch, accumulate, choose_micro_batch
+from pretune.tasks.train_gradients import StepGradients
+from pretune.tasks.train_micro_batch import LossOf, MicroBatch, choose_micro_batch
 from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
 from pretune.tasks.train_rounding import as_used, begins_to_round, check_start, converted_figures, unrounded_figures
+from pretune.tasks.train_watch import Watch
 from pretune.tracker.tracker import Tracker
 
 
@@ -67,16 +71,20 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
     ConfigError and InputError, before anything is written, for what the user can mend.
     """
     folder = own_folder(config)
+    arithmetic = decide(config, folder)
+    mapping = arithmetic.recorded(mapping)
     folder.check(mapping, config.resume)
-    check_arithmetic(config.precision, pick_device(config.device))
     if (figures := folder.complete()) is not None:
         print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
+    say(arithmetic)
     stopped = "stopped with nothing lost; run the same command to go on."
-    return stoppable(lambda interrupts: _train(config, mapping, folder, interrupts), stopped)
+    return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts), stopped)
 
 
-def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
+def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
+    config = arithmetic.config
+    keep_compiled(cache_folder() / "compiled")
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
@@ -92,12 +100,14 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
     set_arithmetic(config, parts.model)
     loader = training_rows(parts.data, config.data, config.seed)
     # Last, so that it sees the parameters that are really trained.
-    optimizer = build_optimizer(config.optimizer, parts.model, lr_factors)
+    activations = config.precision.activations
+    optimizer = build_optimizer(config.optimizer, parts.model, lr_factors, dtype_of(activations))
     state = Progress()
     if newest is not None:
         twin = average and average.model
         adapter = stored_adapter(config, twin or parts.model)
         state = Progress.of(checkpoint.load(newest, parts.model, optimizer, adapter=adapter, averaged=twin), newest)
+    state.loss_scale = state.loss_scale.suited(activations)
     with (
         folder.claimed(mapping, newest),
         Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
@@ -107,7 +117,7 @@ def _train(config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, int
         tracker.rewind(state.step if newest else -1, state.recorded)
         trace = Trace(folder.progress)
         trace.rewind(state.step)
-        tracker.message(opening(config, parts, loader, state))
+        tracker.message(opening(arithmetic, parts, loader, state))
         run = Run(config, folder, parts, average, optimizer, loader, state, tracker, interrupts, trace, replayed)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
@@ -158,11 +168,11 @@ def loop(run: Run) -> bool:
             micro_batch = choose(run, loss_of)
             begins_to_round(config, model, state.progress)
             compile_ahead(run, loss_of, micro_batch)
-        flops = training_flops(model, config.data.sequence_length)
-        mfu = flops / peak_flops(run.parts.device, config.precision.activations)
+        gradients = StepGradients(loss_of, model, optimizer, micro_batch, config.optimizer.clip_norm, state.loss_scale)
         feed = Feed(run.loader.batch, partial(num_scored, config), run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
-        window.mfu = mfu
+        window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
+        watch = Watch(config, run.parts.device, state)
         while True:
             # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
             while due := what_is_due(run):
@@ -176,37 +186,42 @@ def loop(run: Run) -> bool:
                     compile_ahead(run, loss_of, micro_batch)
             clock.start()
 
-            # Accumulate gradients, a micro-batch at a time.
+            # Accumulate gradients, a micro-batch at a time, and clip them.
             step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
             fed = feed.batch(state.position, step.tokens // config.data.sequence_length)
             batch, scored = fed.batch, fed.scored
-            sums = accumulate(loss_of, optimizer, batch, max(scored, 1), micro_batch)
+            sums, norm = gradients.find(batch, scored, partial(checkpoint.set_random_state, model, random_state))
             if state.step == 0 and scored:
                 check_first_gradients(config, model)
                 check_first_loss(config, sums["loss"], scored)
 
-            # Clip and update. A signal in the middle of the update waits until the step is recorded.
+            # Update. A signal in the middle of it waits until the step is recorded.
             lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
-            norm = clip_gradients(model, config.optimizer.clip_norm)
             with run.interrupts.shielded():
-                optimizer.step()
+                skipped = update(optimizer, norm)
                 optimizer.zero_grad(set_to_none=True)
                 state.advance(batch, clock.lap(), step.progress)
                 if run.average is not None:
-                    run.average.update(state.step)
+                    run.average.update(state.step, skipped)
                 run.trace.append(step)
                 random_state = checkpoint.random_state(model)
 
                 # Measure and report.
-                window.add_step(sums, scored, batch.inputs.numel(), fed.scored_tokens)
+                window.add_step(sums, skipped, scored, batch.inputs.numel(), fed.scored_tokens)
                 run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
                 if state.step % config.report_every == 0 or state.finished:
-                    state.training = window.figures(state.seconds, lr, norm)
+                    state.training = window.figures(state.seconds, lr, norm) | state.loss_scale.figures()
                     run.tracker.report(state.step, {**state.totals(), **state.training})
+                run.tracker.messages(watch.remarks(state))
     except Stop:
         # The step that was interrupted has not touched the weights: it is as if it had not begun.
         save(run, random_state)
         return False
+
+
+def peak_of(run: Run) -> float:
+    """FLOP/s that the device has at most, in whatever arithmetic it is fastest."""
+    return peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
 
 
 def what_is_due(run: Run) -> Aside | None:
@@ -323,8 +338,9 @@ def compile_ahead(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
     run.tracker.message(f"compiled in {time.perf_counter() - started:.0f} s")
 
 
-def opening(config: RunConfig, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
+def opening(arithmetic: Decided, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
     """What is about to be trained, on what, from where."""
+    config = arithmetic.config
     batch, epoch = config.batch.tokens, loader.num_rows * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
@@ -333,7 +349,7 @@ def opening(config: RunConfig, parts: Parts, loader: Loader | Mixture, state: Pr
     trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
-        f"{'' if adapter == 'none' else trained} on {parts.device}, {start}; "
+        f"{'' if adapter == 'none' else trained} on {parts.device} in {arithmetic}, {start}; "
         + "; ".join([f"{epoch:,} tokens an epoch, {batch:,} a step", *loader.notes()])
     )
 

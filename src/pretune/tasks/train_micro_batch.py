@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pretune import hardware
 from pretune.batch import Batch
+from pretune.compute import hardware
 from pretune.config import InputError
 from pretune.files import write_json
 from pretune.footprint import Footprint
@@ -88,15 +88,15 @@ def _fits(trial: Callable[[int], None], rows: int, reserve: int, device: torch.d
 
 
 def accumulate(
-    loss_of: LossOf, optimizer: Optimizer, batch: Batch, scored: int, micro_batch: MicroBatch
+    loss_of: LossOf, optimizer: Optimizer, batch: Batch, divisor: float, micro_batch: MicroBatch
 ) -> dict[str, Tensor]:
-    """Add the gradients of a whole step, micro-batch by micro-batch; returns its sums, detached.
+    """Add the gradients of a whole step's loss / `divisor`, micro-batch by micro-batch; returns its sums, detached.
 
     When memory ends, the step begins again with smaller micro-batches.
     """
     while True:
         try:
-            return _accumulate(loss_of, batch, scored, micro_batch.rows)
+            return _accumulate(loss_of, batch, divisor, micro_batch.rows)
         except torch.OutOfMemoryError:
             pass
         # Outside of the handler: the error's traceback keeps the tensors of the failed attempt alive.
@@ -105,12 +105,12 @@ def accumulate(
         micro_batch.halve(micro_batch.rows)  # what divides it divides every step, however long
 
 
-def _accumulate(loss_of: LossOf, batch: Batch, scored: int, rows: int) -> dict[str, Tensor]:
+def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, rows: int) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(batch.inputs), rows):
         sums = loss_of(batch.rows(start, start + rows))
         # Divided by what the whole step scores: the same loss whatever the micro-batch.
-        (sums["loss"] / scored).backward()
+        (sums["loss"] / divisor).backward()
         parts.append({name: value.detach() for name, value in sums.items()})
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pretune.batch import Batch
+from pretune.compute.loss_scale import LossScale
 from pretune.config import InputError
 from pretune.meter import Window
 from pretune.optim.budget import REMEMBERED, Spent, Step, next_step, usual
@@ -49,6 +50,7 @@ class Progress:
     """Figures of the newest report."""
     window: Window = field(default_factory=Window)
     """What has been measured since then."""
+    loss_scale: LossScale = field(default_factory=lambda: LossScale(None))
     recorded: dict[str, int] = field(default_factory=dict)
     """Rows that the tracker had recorded when the run was saved."""
 
@@ -60,7 +62,8 @@ class Progress:
     def of(cls, stored: Mapping[str, Any], path: Path) -> Progress:
         """What the checkpoint `path` has stored; InputError where that is another version's."""
         try:
-            return cls(**{**stored, "window": Window(**stored["window"])})
+            window, loss_scale = Window(**stored["window"]), LossScale(**stored["loss_scale"])
+            return cls(**{**stored, "window": window, "loss_scale": loss_scale})
         except (KeyError, TypeError):
             raise InputError(
                 f"another version of Pretune has written {path}: go on with that one, or start another run from these "

@@ -42,6 +42,9 @@ _HIDDEN = (
     "mathqa/questions",
     "gsm8k/questions",
     "train/scored_tokens_per_second",
+    "train/skipped_steps",
+    "train/loss_scale",
+    "train/overflows",
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -84,6 +84,11 @@ class Tracker:
     def message(self, text: str) -> None:
         """Show one line; nothing is recorded."""
         self._screen.message(text)
+
+    def messages(self, texts: Iterable[str]) -> None:
+        """Show each of them."""
+        for text in texts:
+            self.message(text)
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, which marks the run complete: `summary` and what it was computed with.

@@ -15,7 +15,7 @@ from torch._dynamo.utils import counters
 
 from pretune.assembly import Parts, set_arithmetic, training_loss
 from pretune.batch import IGNORE, Batch
-from pretune.compilation import checkpoint_activations, compile_step
+from pretune.compute.compilation import checkpoint_activations, compile_step
 from pretune.config import validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling

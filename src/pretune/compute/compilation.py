@@ -4,9 +4,12 @@ becomes of freed memory."""
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+import sysconfig
 from collections.abc import Callable, Iterable
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
@@ -40,6 +43,29 @@ def compile_step(loss: Callable[P, R], checkpointed: bool = False) -> Callable[P
             return compiled(*args, **kwargs)
 
     return run
+
+
+def why_not_compiled() -> str | None:
+    """What this machine lacks for torch.compile, and how to get it; None where nothing is missing."""
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        wanted = os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
+        remedy = "xcode-select --install" if sys.platform == "darwin" else "apt install g++"
+        return f"there is no C++ compiler ({wanted}) on this machine ({remedy})"
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    if not headers.is_file():
+        return f"Python's C headers ({headers}) are not on this machine (apt install python3-dev)"
+    return None
+
+
+def keep_compiled(folder: Path) -> None:
+    """Let torch.compile keep what it compiles in `folder`, for later runs of the same shapes; unless
+    TORCHINDUCTOR_CACHE_DIR says where."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
-from pretune.config import ConfigError, Section
+from pretune.compute.config import FLOAT8_MULTIPLE, Activations, PrecisionConfig
+from pretune.config import ConfigError
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-FLOAT8_MULTIPLE = 16
-"""What the sides of a matrix must be multiples of for a product in 8 bits."""
 
+def dtype_of(activations: Activations) -> torch.dtype:
+    """The torch type of that name."""
+    import torch
 
-class PrecisionConfig(Section):
-    compute: Literal["float32", "bfloat16", "float8"]
-    """Type of matrix products; weights and optimizer state stay float32. float8: products inside the layers in 8 bits
-    (torchao, one scale per tensor), everything else as for bfloat16; needs Ada, Hopper or newer."""
-    compile: bool
-    """Compile the training step with torch.compile: a slower start, faster steps."""
-    activation_checkpointing: bool
-    """Keep only what goes into each block for the backward pass, and compute the rest of it a second time: memory for
-    larger micro-batches or longer sequences, at the cost of up to a third more arithmetic. Gradients are the same."""
-
-    @property
-    def activations(self) -> Literal["float32", "bfloat16"]:
-        """Type of activations, and of the products that are not in 8 bits."""
-        return "float32" if self.compute == "float32" else "bfloat16"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[activations]
 
 
 def autocast(config: PrecisionConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
@@ -37,24 +26,30 @@ def autocast(config: PrecisionConfig, device: torch.device) -> contextlib.Abstra
 
     if config.activations == "float32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16)
+    return torch.autocast(device.type, dtype=dtype_of(config.activations))
 
 
-def check_arithmetic(config: PrecisionConfig, device: torch.device) -> None:
-    """ConfigError where `device` cannot multiply matrices in 8 bits although the run asks for it."""
+def check_float8(config: PrecisionConfig, device: torch.device, instead: str) -> None:
+    """ConfigError where the run asks for matrix products in 8 bits and `device` has none; it names what to take
+    `instead` (fp32, bf16...)."""
     import torch
 
     if config.compute != "float8":
         return
     name = f"this machine's {device.type}"
-    if device.type == "cuda":
+    if device.type == "cuda" and torch.version.hip is not None:
+        # AMD counts otherwise: an MI200 is 9.0 too.
+        name = torch.cuda.get_device_name(device)
+        if torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx94", "gfx95", "gfx12")):
+            return
+    elif device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(device)
         if (major, minor) >= (8, 9):
             return
         name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
     raise ConfigError(
         f"precision=fp8: {name} has no 8-bit matrix products; they need an NVIDIA GPU of compute capability 8.9 or "
-        "newer (Ada, Hopper, Blackwell), or AMD's MI300. Take precision=bf16"
+        f"newer (Ada, Hopper, Blackwell), or AMD's MI300. Take precision={instead}"
     )
 
 

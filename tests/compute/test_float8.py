@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,11 +14,11 @@ from torch import nn
 from torchao.float8.float8_linear import Float8Linear
 
 from pretune.batch import Batch
+from pretune.compute.precision import check_float8, use_float8
 from pretune.config import ConfigError, validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.groups import trained_parameters
-from pretune.precision import check_arithmetic, use_float8
 from pretune.run import run
 from pretune.run_config import RunConfig
 
@@ -70,16 +72,23 @@ def test_layers_that_do_not_fit_are_left_alone() -> None:
 
 def test_hardware_without_it_is_named(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     config = validate(RunConfig, tiny("precision=fp8"))
-    with pytest.raises(ConfigError, match=r"this machine's cpu has no 8-bit .* precision=bf16"):
-        check_arithmetic(config.precision, CPU)
-    check_arithmetic(validate(RunConfig, tiny("precision=bf16")).precision, CPU)
+    with pytest.raises(ConfigError, match=r"this machine's cpu has no 8-bit .* precision=fp32"):
+        check_float8(config.precision, CPU, "fp32")
+    check_float8(validate(RunConfig, tiny("precision=bf16")).precision, CPU, "fp32")
     # What torch says of an A100 and of an L4.
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ConfigError, match=r"NVIDIA A100-SXM4-40GB \(compute capability 8.0\)"):
-        check_arithmetic(config.precision, torch.device("cuda"))
+        check_float8(config.precision, torch.device("cuda"), "bf16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
-    check_arithmetic(config.precision, torch.device("cuda"))
+    check_float8(config.precision, torch.device("cuda"), "bf16")
+    # An MI250 calls itself 9.0, as an H100 does.
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    for name, has_it in (("gfx90a:sramecc+", False), ("gfx942:sramecc+", True)):
+        properties = SimpleNamespace(gcnArchName=name)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=properties: found)
+        with nullcontext() if has_it else pytest.raises(ConfigError, match="8-bit"):
+            check_float8(config.precision, torch.device("cuda"), "bf16")
 
 
 def test_it_is_refused_before_anything_is_read_or_written(tiny: Compose) -> None:

@@ -1,0 +1,111 @@
+"""How a run computes, decided for the device at hand: what `precision=auto` comes to, with which threads, compiled or
+not. Whatever was decided for a run when it began is kept by all that is done with it later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretune.compute.choice import Choice, abilities, choose, slower
+from pretune.compute.compilation import why_not_compiled
+from pretune.compute.config import OPTIONS, Activations
+from pretune.compute.device import pick_device, unseen_gpu
+from pretune.compute.hardware import measure_product
+from pretune.compute.precision import check_float8
+from pretune.compute.threads import use_threads
+from pretune.run_config import RunConfig
+from pretune.run_folder import RunFolder, read_config
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A run whose `precision.compute` is not `auto`."""
+
+    config: RunConfig
+    device: torch.device
+    why: str
+    """Why it computes as it does, in a few words; empty where it was asked for by name."""
+    notes: tuple[str, ...]
+    """What the user should know of it, a line each."""
+
+    def __str__(self) -> str:
+        """`fp32 (this CPU has no bf16 instructions)`."""
+        name = OPTIONS[self.config.precision.compute]
+        return f"{name} ({self.why})" if self.why else name
+
+    def recorded(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """`mapping`, the run's configuration, with the arithmetic that was chosen."""
+        return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
+
+
+def decide(config: RunConfig, run: RunFolder | None) -> Decided:
+    """Choose the device, and how to compute on it: as the configuration says; for `auto` as `run` was trained, where it
+    exists; else what the device does fast.
+
+    Raises ConfigError for a device that is not here or cannot compute so. The number of threads is set.
+    """
+    device = pick_device(config.device)
+    use_threads(config.threads)
+
+    def rate(arithmetic: Activations) -> float:
+        return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
+
+    able, asked, before = abilities(device), config.precision.compute, _trained_in(run)
+    best = choose(able, rate)
+    notes = []
+    if asked == "auto":
+        compute, why = (best.compute, best.why) if before is None else (before, "as the run began")
+    else:
+        compute, why = asked, ""
+        if before not in (None, asked) and config.task == "train":
+            notes.append(f"from here on {OPTIONS[compute]}, as asked; so far this run was trained in {OPTIONS[before]}")
+    config = _with(config, compute=compute)
+    if config.task == "train":
+        check_float8(config.precision, device, OPTIONS[best.compute])
+    factor = slower(config.precision.activations, able, best, rate)
+    if factor is not None:
+        notes.append(_slow(config, factor, best, before if asked in ("auto", before) else None))
+    if config.device == "auto" and device.type == "cpu" and (gpu := unseen_gpu(Path("/"))):
+        notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
+    if config.precision.compile and (lacking := why_not_compiled()):
+        config = _with(config, compile=False)
+        if config.task == "train":
+            notes.append(f"uncompiled: {lacking}; the step is slower and takes more memory without it")
+    return Decided(config, device, why, tuple(notes))
+
+
+def decided(config: RunConfig, run: RunFolder | None) -> RunConfig:
+    """The configuration with the arithmetic chosen, for verbs that only read a run; notes go to the terminal."""
+    found = decide(config, run)
+    say(found)
+    return found.config
+
+
+def say(found: Decided) -> None:
+    """Print what the user should know of the arithmetic."""
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _trained_in(run: RunFolder | None) -> Any:
+    """The arithmetic of a run that exists."""
+    if run is None or not run.config.is_file():
+        return None
+    found = read_config(run.config).get("precision", {}).get("compute")
+    return found if found in OPTIONS else None
+
+
+def _slow(config: RunConfig, factor: float, best: Choice, before: str | None) -> str:
+    name, better = OPTIONS[config.precision.compute], OPTIONS[best.compute]
+    whose = "which this run was trained in" if before else "as asked"
+    return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} goes on in that"
+
+
+def _with(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"precision": config.precision.model_copy(update=changes)})

@@ -1,0 +1,38 @@
+"""The section that says how a run computes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pretune.config import Section
+
+Compute = Literal["float32", "bfloat16", "float16", "float8"]
+"""An arithmetic: the type of matrix products."""
+Activations = Literal["float32", "bfloat16", "float16"]
+"""A type of activations, and of the products that are not in 8 bits."""
+
+OPTIONS: dict[str, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "float8": "fp8"}
+"""What each is called on the command line: precision=bf16."""
+
+FLOAT8_MULTIPLE = 16
+"""What the sides of a matrix must be multiples of for a product in 8 bits."""
+
+
+class PrecisionConfig(Section):
+    compute: Literal["auto"] | Compute
+    """Type of matrix products; weights and optimizer state stay float32. auto takes what the device does fast: bfloat16
+    where it has instructions for it, else float16 (GPUs) or float32 (CPUs). float16: the loss is scaled, so that small
+    gradients survive. float8: products inside the layers in 8 bits (torchao, one scale per tensor), everything else as
+    for bfloat16; needs Ada, Hopper or newer."""
+    compile: bool
+    """Compile the training step with torch.compile: a slower start, faster steps. Without a C++ compiler on the machine
+    it stays uncompiled."""
+    activation_checkpointing: bool
+    """Keep only what goes into each block for the backward pass, and compute the rest of it a second time: memory for
+    larger micro-batches or longer sequences, at the cost of up to a third more arithmetic. Gradients are the same."""
+
+    @property
+    def activations(self) -> Activations:
+        """Type of activations, and of the products that are not in 8 bits; of a section without `auto`."""
+        assert self.compute != "auto", "the device decides first: pretune.arithmetic"
+        return "bfloat16" if self.compute == "float8" else self.compute

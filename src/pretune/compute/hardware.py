@@ -1,0 +1,168 @@
+"""What the device at hand can do: memory, bandwidth, and how fast it multiplies matrices in each arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretune.compute.config import Activations
+from pretune.compute.devices import Device, by_reported_name
+from pretune.compute.precision import dtype_of
+
+if TYPE_CHECKING:
+    import torch
+
+RUNTIME_BYTES = 640 * 2**20
+"""What CUDA takes of a GPU before the first tensor (context, kernels, cuBLAS workspaces): half a GiB or a little more
+on recent drivers. A rule of thumb, not a measurement."""
+
+_MEASURE_SECONDS = 0.5
+_SLOW = 0.02
+"""Seconds of a first product from which on no larger one is worth a try: the arithmetic is done without instructions
+for it, and that does not get faster with size."""
+
+
+def at_hand(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
+    """The device that is here: from the table where it is known, else measured in these arithmetics, in a second."""
+    known, memory = _known(device), total_memory(device)
+    if known is not None:
+        return dataclasses.replace(known, memory=memory)
+    name, bandwidth = _name(device), measure_bandwidth(device)
+    peak = measure_peak(device, arithmetics)
+    return Device(name, peak, memory, bandwidth, (name,), "measured: fastest matrix product, and copy")
+
+
+def peak_flops(device: torch.device, arithmetics: Iterable[Activations]) -> float:
+    """What `train/mfu` is a share of, FLOP/s: the table's dense peak in 16 bits; for a device that is not in it, the
+    fastest matrix product found in these arithmetics, with as many threads as torch has now. Measuring takes about a
+    second: ask once and keep the answer."""
+    known = _known(device)
+    return measure_peak(device, arithmetics) if known is None else known.peak_flops
+
+
+def _known(device: torch.device) -> Device | None:
+    import torch
+
+    return by_reported_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def _name(device: torch.device) -> str:
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that a process can have of the device at most; on a CPU what is available now."""
+    import torch
+
+    match device.type:
+        case "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
+        case "mps":
+            return torch.mps.recommended_max_memory()
+        case _:
+            return available_host_memory(Path("/"))
+
+
+def available_host_memory(root: Path) -> int:
+    """Bytes of host memory that this process can still get without swapping; within its control group's limit.
+
+    `root` is where proc/ and sys/ are; where there are none (macOS), all physical memory.
+    """
+    found = []
+    for line in _read(root / "proc/meminfo").splitlines():
+        if line.startswith("MemAvailable:"):
+            found.append(int(line.split()[1]) * 1024)
+    limit, used = (_read(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    if limit.isdigit() and used.isdigit():
+        # File cache counts as used here although the kernel gives it up on demand.
+        cache = dict(line.split() for line in _read(root / "sys/fs/cgroup/memory.stat").splitlines())
+        found.append(int(limit) - int(used) + int(cache.get("inactive_file", 0)))
+    return max(min(found), 0) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def usable(memory: int, kind: str) -> int:
+    """Bytes of `memory` that tensors can have: without CUDA's own share, and with 5% for what allocation wastes."""
+    return int((memory - (0 if kind == "cpu" else RUNTIME_BYTES)) * 0.95)
+
+
+def measure_peak(device: torch.device, arithmetics: Iterable[Activations]) -> float:
+    """FLOP/s of the fastest square matrix product in any of these arithmetics."""
+    return max(measure_matmul(device, arithmetic) for arithmetic in arithmetics)
+
+
+def measure_matmul(device: torch.device, arithmetic: Activations) -> float:
+    """FLOP/s of the fastest square matrix product found in half a second or so, sizes doubling."""
+    # What the first product of all takes is start-up: a context, a library's handle, its choice of kernels.
+    _seconds_of(device, arithmetic, (64, 64, 64), 0.0)
+    best, size, started = 0.0, 256, time.perf_counter()
+    while size <= 8192:
+        best = max(best, 2 * size**3 / _seconds_of(device, arithmetic, (size, size, size), _MEASURE_SECONDS / 8))
+        size *= 2
+        # Stop before a size of which two products, at the best rate so far, would not fit into the time that is left.
+        if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
+            break
+    return best
+
+
+def measure_product(device: torch.device, arithmetic: Activations, inputs: int, outputs: int) -> float:
+    """FLOP/s of a product like those of a layer from `inputs` to `outputs` features; well under a second, even in an
+    arithmetic that the device has no instructions for."""
+    work = 5e7 if device.type == "cpu" else 2e10
+    tokens = min(max(int(work / (2 * inputs * outputs)), 16), 8192)
+    shape = tokens, inputs, outputs
+    once = _seconds_of(device, arithmetic, shape, 0.0)
+    seconds = once if once > _SLOW else _seconds_of(device, arithmetic, shape, 0.05)
+    return 2 * tokens * inputs * outputs / seconds
+
+
+def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int, int, int], seconds: float) -> float:
+    """Of the fastest product of matrices [m, k] and [k, n] among those that fit into `seconds`."""
+    import torch
+
+    rows, inner, columns = shape
+    # A generator of its own: a run's dropout must not depend on how much was measured. Random, for zeros are faster.
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = dtype_of(arithmetic)
+    a = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
+    b = torch.randn(inner, columns, device=device, generator=generator).to(dtype)
+    return _fastest(lambda: a @ b, device, seconds)
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes/s of a copy within the device's memory, reading and writing counted."""
+    import torch
+
+    source = torch.ones(2**25, device=device)  # 128 MiB: larger than any cache
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device, 0.15)
+
+
+def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
+    """Seconds of the fastest of a few calls, after one to warm up, in about that much time."""
+    import torch
+
+    def once() -> float:
+        started = time.perf_counter()
+        work()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
+        return time.perf_counter() - started
+
+    once()
+    started, best = time.perf_counter(), once()
+    while time.perf_counter() - started < seconds:
+        best = min(best, once())
+    return best
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
