@@ -18,7 +18,7 @@ quickstart: $(READY) ## Pretrain a small model and fine-tune it: ten minutes on 
 	$(MAIN) --config $(RUNS)/quickstart_pretrain.yaml
 	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml
 	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml task=report name=quickstart \
-		'report.runs=[quickstart_pretrain,quickstart_finetune]'
+		'report.runs=[quickstart_pretrain,quickstart_finetune]' report.verify=true
 	@echo
 	@echo "Both stages are done. Their curves: runs/quickstart/curves.png, all about them: runs/quickstart/report.html"
 	@echo "Now ask the model something:"

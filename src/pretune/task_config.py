@@ -63,6 +63,9 @@ class GenerateConfig(DecodingConfig):
 class ReportConfig(Section):
     runs: tuple[str, ...]
     """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
+    verify: bool
+    """Say of each run whether it has learned (its validation loss fell by a fifth or more, and it gets twice as many
+    problems right as guessing would, where it answers any), and exit with 1 where one has not."""
 
 
 class ExportConfig(Section):

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from pretune.config import InputError
+from pretune.run import run
 from pretune.tasks.report import report
 from pretune.tasks.report_figure import Curves, draw
 from pretune.tasks.report_groups import common_name
@@ -220,3 +221,29 @@ def test_the_task_reports_on_named_runs(tmp_path: Path, composed: Callable[..., 
     assert (tmp_path / "comparison" / "report.html").is_file()
     with pytest.raises(InputError, match="did you mean 'first'"):
         run({**mapping, "report": {"runs": ["frist"]}})
+
+
+@pytest.mark.parametrize(
+    ("losses", "accuracy", "code", "said"),
+    [
+        ((8.3, 3.6), None, 0, "one has learned: validation loss 8.30 -> 3.60"),
+        ((8.3, 7.6), None, 1, "one has learned too little: validation loss 8.30 -> 7.60. It made 5 steps in 180 s"),
+        ((4.8, 0.2), 0.93, 0, "93.0% of the problems right (guessing: 20%)"),
+        ((4.8, 0.2), 0.25, 1, "25.0% of the problems right (guessing: 20%). It made 5 steps in 180 s (103 tokens/s)"),
+        ((8.3,), None, 1, "measured only once"),
+    ],
+)
+def test_runs_are_judged_where_that_is_asked_for(
+    losses: tuple[float, ...], accuracy: float | None, code: int, said: str, tmp_path: Path, tiny: Any, capsys: Any
+) -> None:
+    rows = [{"step": step, "val/loss": loss, "tokens": step, "seconds": step} for step, loss in enumerate(losses)]
+    summary: dict[str, Any] = {"step": 5, "seconds": 180.2, "train/tokens_per_second": 103.4}
+    if accuracy is not None:
+        summary |= {"mathqa/accuracy": accuracy, "mathqa/chance": 0.2}
+    write_run(tmp_path / "runs" / "one", rows, summary_json=json.dumps(summary))
+    task = ("name=both", "task=report", "report.runs=[one]")
+    assert run(tiny(*task)) == 0
+    assert "learned" not in "".join(capsys.readouterr())
+    assert run(tiny(*task, "report.verify=true")) == code
+    out, err = capsys.readouterr()
+    assert said in (err if code else out)

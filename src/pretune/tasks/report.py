@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,16 +21,28 @@ from pretune.run_folder import find_run, read_config
 from pretune.tasks.report_figure import Curves, draw
 from pretune.tasks.report_groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report_page import Section, page
+from pretune.tasks.report_verdict import verdict
 from pretune.tracker.console import duration, short
 from pretune.tracker.files import read_rows
 
 
 def report_runs(config: RunConfig) -> int:
-    """task=report: compare `report.runs`, or show the config's own run; the files go into the latter's folder."""
+    """task=report: compare `report.runs`, or show the config's own run; the files go into the latter's folder.
+
+    Returns 1 where report.verify is set and a run has not learned anything.
+    """
     own = Path(config.output_dir) / config.name
-    folders = [find_run(name, config.output_dir).path for name in config.report.runs]
-    report(folders or [find_run(config.name, config.output_dir).path], own)
-    return 0
+    folders = [find_run(name, config.output_dir).path for name in config.report.runs or (config.name,)]
+    report(folders, own)
+    return verify(folders) if config.report.verify else 0
+
+
+def verify(folders: Sequence[Path]) -> int:
+    """Say of each run whether it has learned; returns 0 if all have, else 1."""
+    verdicts = [verdict(run.name, run.rows, run.summary) for run in map(read_run, folders)]
+    for learned, line in verdicts:
+        print(line, file=sys.stdout if learned else sys.stderr)
+    return 0 if all(learned for learned, _ in verdicts) else 1
 
 
 def report(folders: Sequence[Path], destination: Path) -> None:
