@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from pretune.compute.choice import Choice, abilities, choose, slower
-from pretune.compute.compilation import why_not_compiled
+from pretune.compute.compilation import keep_compiled, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
 from pretune.compute.device import pick_device, unseen_gpu
 from pretune.compute.hardware import measure_product
 from pretune.compute.precision import check_float8
 from pretune.compute.threads import use_threads
 from pretune.run_config import RunConfig
-from pretune.run_folder import RunFolder, read_config
+from pretune.run_folder import RunFolder, cache_folder, read_config
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     """
     device = pick_device(config.device)
     use_threads(config.threads)
+    keep_compiled(cache_folder() / "compiled")  # before the compiler is imported, which would choose another place
 
     def rate(arithmetic: Activations) -> float:
         return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)

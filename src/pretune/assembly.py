@@ -10,7 +10,6 @@ trained.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -38,7 +37,7 @@ from pretune.objectives.language_modeling import TokenScores, language_modeling,
 from pretune.objectives.preference import PairScores, dpo, num_pairs, score_pairs
 from pretune.quantization.config import QatConfig, QloraConfig, RoundingConfig
 from pretune.run_config import RunConfig
-from pretune.run_folder import RunFolder, find_run, read_config
+from pretune.run_folder import RunFolder, cache_folder, find_run, read_config
 
 
 @dataclass(frozen=True)
@@ -346,8 +345,3 @@ def _evaluating(model: Transformer) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
-
-
-def cache_folder() -> Path:
-    """Where prepared data lives: $PRETUNE_CACHE, or `cache` in the working directory."""
-    return Path(os.environ.get("PRETUNE_CACHE", "cache"))

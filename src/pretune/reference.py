@@ -21,7 +21,6 @@ from pretune.assembly import (
     Reference,
     assemble_model,
     attach_adapter,
-    cache_folder,
     quantize,
     set_arithmetic,
     start_run,
@@ -37,6 +36,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.preference import num_pairs, pair_log_probs
 from pretune.run_config import RunConfig
+from pretune.run_folder import cache_folder
 
 VERSION = 1
 """Raise when the same weights and pairs would give other log-probabilities: what is kept is addressed by it."""

@@ -205,6 +205,11 @@ def find_progress(name_or_path: str, output_dir: str) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Where prepared data lives: $PRETUNE_CACHE, or `cache` in the working directory."""
+    return Path(os.environ.get("PRETUNE_CACHE", "cache"))
+
+
 def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in mapping.items():
         if isinstance(value, Mapping):

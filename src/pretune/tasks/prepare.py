@@ -5,12 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from pretune.assembly import assemble_tokenizer, cache_folder
+from pretune.assembly import assemble_tokenizer
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
 from pretune.data.shards import Prepared, prepare
 from pretune.guards import stoppable
 from pretune.run_config import RunConfig
+from pretune.run_folder import cache_folder
 from pretune.tasks.prepare_show import show_documents
 
 

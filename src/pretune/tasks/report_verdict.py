@@ -12,7 +12,7 @@ ABOVE_CHANCE = 2.0
 
 
 def verdict(name: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a run has learned, and a line that says so. rows: its figures; summary: empty while it is not complete."""
+    """Whether a run has learned, and a line that says so. rows: its figures; summary: empty while it goes on."""
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     if not summary or len(losses) < 2:
         return False, f"{name} is not complete, or was measured only once: run it to its end first"

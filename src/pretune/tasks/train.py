@@ -6,7 +6,6 @@ reports. A checkpoint holds all of its state: `Progress`, the weights, the optim
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,6 @@ from pretune.assembly import (
     assemble,
     attach_adapter,
     averaged,
-    cache_folder,
     check_first_gradients,
     num_scored,
     own_folder,
@@ -34,7 +32,6 @@ from pretune.assembly import (
     training_loss,
 )
 from pretune.averaging import Averaged
-from pretune.compute.compilation import keep_compiled
 from pretune.compute.hardware import peak_flops
 from pretune.compute.precision import dtype_of
 from pretune.data.loader import Loader
@@ -47,7 +44,7 @@ from pretune.model.counts import count_parameters
 from pretune.model.transformer import Transformer
 from pretune.optim.budget import Step
 from pretune.optim.config import Aside
-from pretune.optim.optimizers import build_optimizer, compile_update, compiles_update, set_progress, update
+from pretune.optim.optimizers import build_optimizer, set_progress, update
 from pretune.optim.trace import Trace
 from pretune.patience import best, out_of_patience, why_stopped
 from pretune.reference import check_first_loss, with_reference
@@ -56,6 +53,7 @@ from pretune.run_folder import RunFolder
 from pretune.tasks.evaluate import evaluate
 from pretune.tasks.generate import sample
 from pretune.tasks.report import report
+from pretune.tasks.train_compile import compile_ahead
 from pretune.tasks.train_gradients import StepGradients
 from pretune.tasks.train_micro_batch import LossOf, MicroBatch, choose_micro_batch
 from pretune.tasks.train_progress import Progress, replayed_steps, step_to_come
@@ -84,7 +82,6 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
 
 def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
     config = arithmetic.config
-    keep_compiled(cache_folder() / "compiled")
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
@@ -167,7 +164,7 @@ def loop(run: Run) -> bool:
         with state.timed("compilation"):
             micro_batch = choose(run, loss_of)
             begins_to_round(config, model, state.progress)
-            compile_ahead(run, loss_of, micro_batch)
+            compile_now(run, loss_of, micro_batch)
         gradients = StepGradients(loss_of, model, optimizer, micro_batch, config.optimizer.clip_norm, state.loss_scale)
         feed = Feed(run.loader.batch, partial(num_scored, config), run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
@@ -183,7 +180,7 @@ def loop(run: Run) -> bool:
             if begins_to_round(config, model, state.progress):
                 state.seconds += clock.stop()
                 with state.timed("compilation"):
-                    compile_ahead(run, loss_of, micro_batch)
+                    compile_now(run, loss_of, micro_batch)
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time, and clip them.
@@ -319,23 +316,11 @@ def choose(run: Run, loss_of: LossOf) -> MicroBatch:
         checkpoint.set_random_state(run.parts.model, random_state)
 
 
-def compile_ahead(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
-    """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
-    run.parts.model.train()
-    if run.state.finished:
-        return
-    if compiles_update(run.optimizer):
-        run.tracker.message(f"compiling the update of optimizer={run.config.optimizer.kind} (once) ...")
-        compile_update(run.optimizer)
-    if not run.config.precision.compile:
-        return
-    run.tracker.message("compiling the training step (once; precision.compile=false skips it) ...")
-    started, random_state = time.perf_counter(), checkpoint.random_state(run.parts.model)
-    batch = run.loader.batch(0, micro_batch.rows)
-    loss_of(batch)["loss"].backward()
-    run.optimizer.zero_grad(set_to_none=True)
-    checkpoint.set_random_state(run.parts.model, random_state)
-    run.tracker.message(f"compiled in {time.perf_counter() - started:.0f} s")
+def compile_now(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
+    """Compile what there is to compile, unless no step is left."""
+    if not run.state.finished:
+        batch = run.loader.batch(0, micro_batch.rows)
+        compile_ahead(run.config, run.parts.model, run.optimizer, loss_of, batch, run.tracker.message)
 
 
 def opening(arithmetic: Decided, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
