@@ -23,10 +23,13 @@ from rich.table import Table
 Figures = dict[str, float]
 
 
-def take_turns(script: str, sides: Sequence[str], shape: str, args: argparse.Namespace) -> dict[str, list[Figures]]:
-    """Figures of `args.bursts` bursts of each side. A side is a process of `script`, which answers "ready", and then
-    each number of seconds on its standard input with a line of figures; the others wait meanwhile."""
-    workers = {side: start([script, shape], side, args.device, args.threads) for side in sides}
+def take_turns(
+    script: str, sides: Sequence[str], shape: str, args: argparse.Namespace, more: Sequence[str] = ()
+) -> dict[str, list[Figures]]:
+    """Figures of `args.bursts` bursts of each side. A side is a process of `script`, called with `shape` and `more`,
+    which answers "ready", and then each number of seconds on its standard input with a line of figures; the others wait
+    meanwhile."""
+    workers = {side: start([script, shape, *more], side, args.device, args.threads) for side in sides}
     results: dict[str, list[Figures]] = {side: [] for side in sides}
     for _ in range(args.bursts):
         for side, worker in workers.items():

@@ -1,22 +1,23 @@
 r"""Training step of Pretune's transformer against transformers' LlamaForCausalLM and litgpt's GPT: tokens per second
 and peak memory.
 
-All sides: same shape, same batch, bf16 autocast, torch.compile, forward, backward, clipping, fused AdamW. Each side is
+All sides: same shape, same batch and arithmetic, torch.compile, forward, backward, clipping, fused AdamW. Each side is
 a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets
 the C library's allocator for training on a CPU, so there is one more side: transformers with the same setting.
 
-`matmul_share` is the model's arithmetic (PaLM's formula) as a share of the rate of a bf16 matrix product, measured on
-the same device in the same run. Memory is what training takes at its peak: parameters, optimizer state, gradients and
-activations. On CUDA that is what torch has allocated; on a CPU, resident memory at its peak, less that between two
-steps, plus parameters and optimizer state, so that the Python process and the libraries (400 MB) are not in it.
-`process_bytes` is all of the process.
+`matmul_share` is the model's arithmetic (PaLM's formula) as a share of the rate of a matrix product in that arithmetic,
+measured on the same device in the same run. Memory is what training takes at its peak: parameters, optimizer state,
+gradients and activations. On CUDA that is what torch has allocated; on a CPU, resident memory at its peak, less that
+between two steps, plus parameters and optimizer state, so that the Python process and the libraries (400 MB) are not in
+it. `process_bytes` is all of the process.
 
 litgpt is left out unless it is there. It asks for older libraries than Pretune does, so it has a folder of its own:
 
     pip install --no-deps --target .cache/litgpt litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 \
         torchmetrics==1.9.0
 
-    python benchmarks/throughput.py [nano|14m|180m] [--device cpu|cuda] [--bursts 9] [--seconds 4] [--threads 2]
+    python benchmarks/throughput.py [nano|14m|180m] [--precision fp32|bf16|fp16] [--device cpu|cuda] [--bursts 9]
+        [--seconds 4] [--threads 2]
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +60,8 @@ SHAPES = {
     "180m": Shape(10, 1024, 16, 2816, 50304, 1024, 32),
 }
 SIDES = ("pretune", "transformers", "transformers_tuned_allocator", "litgpt")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES: dict[str, Literal["float32", "bfloat16", "float16"]] = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 CHUNK_TOKENS = 1024
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Mean loss from inputs and targets [B, T]."""
@@ -70,34 +74,48 @@ def main() -> None:
     parser.add_argument("--bursts", type=int, default=9)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--precision", choices=DTYPES, help="what the device does fast, unless it is said")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     if args.side:
-        work(args.side, SHAPES[args.shape], args.device)
-    else:
-        print(json.dumps(compare(args, args.shape or ("180m" if args.device == "cuda" else "nano"))))
+        work(args.side, SHAPES[args.shape], args.device, DTYPES[args.precision])
+        return
+    shape = args.shape or ("180m" if args.device == "cuda" else "nano")
+    args.precision = args.precision or fastest(args.device, SHAPES[shape])
+    print(json.dumps(compare(args, shape)))
+
+
+def fastest(device: str, shape: Shape) -> str:
+    """What `precision=auto` comes to."""
+    from pretune.compute.choice import abilities, choose
+    from pretune.compute.config import OPTIONS
+    from pretune.compute.hardware import measure_product
+
+    here = torch.device(device)
+    rate = partial(measure_product, here, inputs=shape.dim, outputs=shape.mlp_dim)
+    return OPTIONS[choose(abilities(here), rate).compute]
 
 
 def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:
     """Let the sides take turns; the figures of a side are the median over its bursts."""
     from pretune.compute.hardware import measure_matmul
 
-    matmul = measure_matmul(torch.device(args.device), "bfloat16")
+    matmul = measure_matmul(torch.device(args.device), NAMES[args.precision])
     if args.device == "cuda":
         torch.cuda.empty_cache()
-    median = medians(take_turns(__file__, sides_here(args.device), shape, args))
+    median = medians(take_turns(__file__, sides_here(args.device), shape, args, ["--precision", args.precision]))
     flops = flops_per_token(SHAPES[shape])
     for figures in median.values():
         figures["matmul_share"] = round(figures["tokens_per_second"] * flops / matmul, 4)
-    show(f"{shape} on {args.device}: a bf16 matrix product reaches {matmul / 1e12:.3g} TFLOP/s", median)
+    show(f"{shape} on {args.device}: a {args.precision} matrix product reaches {matmul / 1e12:.3g} TFLOP/s", median)
 
     def ratio(figure: str, other: str) -> float | None:
         return round(median["pretune"][figure] / median[other][figure], 3) if other in median else None
 
     return {
-        "claim": f"training step ({shape}, {args.device}): tokens per second, and peak memory of training, "
-        "against transformers' LlamaForCausalLM compiled",
+        "claim": f"training step ({shape}, {args.precision}, {args.device}): tokens per second, and peak memory of "
+        "training, against transformers' LlamaForCausalLM compiled",
         "ratio": ratio("tokens_per_second", "transformers"),
         "ratio_tuned_allocator": ratio("tokens_per_second", "transformers_tuned_allocator"),
         "ratio_litgpt": ratio("tokens_per_second", "litgpt"),
@@ -126,7 +144,7 @@ def flops_per_token(shape: Shape) -> float:
     return training_flops(skeleton(model_config(shape)), shape.sequence_length)
 
 
-def work(side: str, shape: Shape, device: str) -> None:
+def work(side: str, shape: Shape, device: str, dtype: torch.dtype) -> None:
     """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
     from pretune.compute.compilation import keep_freed_memory
 
@@ -134,7 +152,7 @@ def work(side: str, shape: Shape, device: str) -> None:
     if side in ("pretune", "transformers_tuned_allocator"):
         keep_freed_memory()
     build = {"pretune": pretune_side, "litgpt": litgpt_side}.get(side, transformers_side)
-    model, loss_of = build(shape, device)
+    model, plain_loss_of = build(shape, device)
     matrices = [parameter for parameter in model.parameters() if parameter.dim() == 2]
     others = [parameter for parameter in model.parameters() if parameter.dim() != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
@@ -143,7 +161,8 @@ def work(side: str, shape: Shape, device: str) -> None:
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> Tensor:
-        loss = loss_of(inputs, targets)
+        with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+            loss = plain_loss_of(inputs, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -222,8 +241,7 @@ def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     compiled = compile_step(lambda batch: language_modeling(model, batch, CHUNK_TOKENS))
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            return compiled(Batch(inputs, targets, None)) / targets.numel()
+        return compiled(Batch(inputs, targets, None)) / targets.numel()
 
     return model, loss_of
 
@@ -248,8 +266,7 @@ def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     compiled = torch.compile(model.to(device), dynamic=False)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            return compiled(input_ids=inputs, labels=targets, shift_labels=targets).loss
+        return compiled(input_ids=inputs, labels=targets, shift_labels=targets).loss
 
     return model, loss_of
 
@@ -284,8 +301,7 @@ def litgpt_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
     compiled = torch.compile(model.to(device), dynamic=False)
 
     def loss_of(inputs: Tensor, targets: Tensor) -> Tensor:
-        with torch.autocast(device, torch.bfloat16):
-            return chunked_cross_entropy(compiled(inputs), targets)
+        return chunked_cross_entropy(compiled(inputs), targets)
 
     return model, loss_of
 
