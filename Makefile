@@ -1,5 +1,7 @@
-# Everything a person types. Needs make and Python 3.11 or newer; .venv is made on demand.
-PYTHON ?= python3
+# Everything a person types. Needs make and one of these Pythons; .venv is made on demand with the newest that works, or
+# with the one you name: make PYTHON=python3.12 ...
+PYTHONS := 3.13 3.12 3.11
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -69,15 +71,14 @@ clean: ## Delete what the tools left; runs/ and cache/ stay
 	rm -rf site .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks docs -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Says in one line what went wrong, if it did; the next make goes on from there.
+MAKE_VENV := sh bin/make-venv.sh '$(PYTHONS)' '$(PYTHON)'
+
 $(READY): req.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "Python 3.11 or newer is needed, and $(PYTHON) is not; try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
-	@echo "Making $(VENV) from req.txt, once. The downloads take some minutes."
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement req.txt
+	@$(MAKE_VENV) req.txt
 	@touch $@
 
 # What only exports to phones need, and so the tests of these.
 $(PHONE): $(READY) req-phone.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement req.txt --requirement req-phone.txt
+	@$(MAKE_VENV) req.txt req-phone.txt
 	@touch $@
