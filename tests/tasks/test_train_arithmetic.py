@@ -147,8 +147,8 @@ def test_without_a_compiler_the_step_is_uncompiled(
     from torch._inductor import config as inductor
 
     monkeypatch.setenv("CXX", "/nowhere/g++")  # which inductor has read by now
-    monkeypatch.setattr(inductor.cpp, "cxx", (None, "/nowhere/g++"))
-    assert run(tiny("name=one", "precision.compile=true", "budget.steps=2")) == 0
+    with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        assert run(tiny("name=one", "precision.compile=true", "budget.steps=2")) == 0
     out, err = capsys.readouterr()
     assert "uncompiled: there is no C++ compiler (/nowhere/g++) on this machine" in err
     assert "compiled in" not in out
