@@ -22,6 +22,12 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
 # Tests run side by side, one thread each: threads that wait for each other's cores are slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Compiled graphs are kept from one process to the next, and the keys of torch 2.13 do not hold the instructions they
+# were written for: run as on another CPU (ATEN_CPU_CAPABILITY=avx2), tests would take up code that fills half of each
+# vector. So what is compiled then is kept apart.
+if "ATEN_CPU_CAPABILITY" in os.environ:
+    own = ROOT / ".pytest_cache" / f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(own))
 
 
 @pytest.fixture(scope="session")
