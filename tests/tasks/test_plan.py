@@ -22,6 +22,8 @@ from pretune.tasks.plan_loss import fitted_loss, scaled_loss
 from pretune.tasks.plan_table import duration, show
 
 Compose = Callable[..., dict[str, Any]]
+# As on the GPUs that are planned for; eager, for tracing the compiled step takes longer, and only memory depends on it.
+EAGER = ("precision=bf16", "precision.compile=false")
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +34,7 @@ def reference(request: pytest.FixtureRequest) -> dict[str, Plan]:
 
 def plan_of(composed: Compose, kept: dict[str, Plan], mfu: float) -> Plan:
     if str(mfu) not in kept:
-        # Eager: tracing the compiled step takes longer, and only memory depends on it.
-        mapping = composed(
-            "slimpajama_3h_baseline", "plan.device=a100-40gb", f"plan.mfu={mfu}", "precision.compile=false"
-        )
+        mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", f"plan.mfu={mfu}", *EAGER)
         kept[str(mfu)] = make_plan(validate(RunConfig, mapping))
     return kept[str(mfu)]
 
@@ -62,7 +61,7 @@ def test_with_attention_counted_the_reference_reached_44_percent(composed: Compo
 
 def test_the_largest_micro_batch_fits_and_twice_as_many_do_not(composed: Compose, reference: dict[str, Plan]) -> None:
     plan = plan_of(composed, reference, 0.42)
-    mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", "precision.compile=false")
+    mapping = composed("slimpajama_3h_baseline", "plan.device=a100-40gb", *EAGER)
     footprint = Footprint(validate(RunConfig, mapping))
     assert plan.largest_micro_batch is not None
     assert 256 % plan.largest_micro_batch == 0
@@ -87,7 +86,7 @@ def test_the_biggest_models_use_what_there_is(composed: Compose, reference: dict
 
 
 def test_the_family_agrees_with_the_run(composed: Compose) -> None:
-    mapping = composed("slimpajama_3h_baseline", "batch.micro_batch=1", "precision.compile=false")
+    mapping = composed("slimpajama_3h_baseline", "batch.micro_batch=1", *EAGER)
     config = validate(RunConfig, mapping)
     family = Family(config, hardware.named("a100-40gb"), "cuda", 3600)
     same = next(size for size in range(1, 99) if family.shape(size).dim == 1024)
@@ -99,7 +98,7 @@ def test_the_family_agrees_with_the_run(composed: Compose) -> None:
 
 def test_a_plan_is_printed_and_written(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
-    mapping = tiny("task=plan", "plan.device=a100-40gb", f"plan.file={file}", "precision.compile=false")
+    mapping = tiny("task=plan", "plan.device=a100-40gb", f"plan.file={file}", *EAGER)
     # From the configuration alone: the data does not exist, and no folder is made.
     mapping["data"]["source"]["files"] = [str(tmp_path / "absent.jsonl")]
     assert run(mapping) == 0
@@ -126,7 +125,7 @@ def test_a_plan_for_the_device_at_hand(tiny: Compose) -> None:
 
 def test_what_does_not_fit_is_noted(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "usable", lambda memory, kind: 1000)
-    config = validate(RunConfig, tiny("plan.device=t4", "precision.compile=false", "precision.compute=bfloat16"))
+    config = validate(RunConfig, tiny("plan.device=t4", *EAGER))
     plan = make_plan(config)
     assert plan.largest_micro_batch is None
     assert all(one.model is None for one in plan.biggest)
@@ -160,7 +159,7 @@ def test_the_fit_is_the_published_one() -> None:
 
 def test_no_loss_is_predicted_where_the_fit_does_not_hold(tiny: Compose) -> None:
     assert fitted_loss(1e5, 1024, 4096) is None
-    plan = make_plan(validate(RunConfig, tiny("plan.device=l4", "precision.compile=false")))
+    plan = make_plan(validate(RunConfig, tiny("plan.device=l4", *EAGER)))
     assert plan.fitted_loss is plan.scaled_loss is None
     show(plan, Console(file=io.StringIO()))
 
@@ -173,8 +172,8 @@ def test_durations_are_short(seconds: float, text: str) -> None:
 @pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
 def test_an_adapter_is_planned_for(quantization: str, tiny: Compose) -> None:
     device = "plan.device=a100-40gb"  # the one at hand would be measured, each time a little differently
-    whole = make_plan(validate(RunConfig, tiny("precision.compile=false", device)))
-    tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "precision.compile=false", device)
+    whole = make_plan(validate(RunConfig, tiny(device, *EAGER)))
+    tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", device, *EAGER)
     adapter = ("adapter=lora", "adapter.rank=2", "adapter.targets=[layers.1.mlp.down]")
     plan = make_plan(validate(RunConfig, tiny(*tune, *adapter, f"quantization={quantization}")))
     assert plan.parameters == {**whole.parameters, "adapter, trained alone": 2 * (48 + 32)}
