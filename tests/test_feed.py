@@ -93,4 +93,4 @@ def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(train_gradients, "accumulate", watched)
     monkeypatch.setattr(train.Window, "figures", reporting)
     settings = ["budget.steps=6", "report_every=3", "evaluation.every=null", "checkpoint.every=null"]
-    assert run(tiny("device=cuda", *settings, "samples.prompts=[]")) == 0
+    assert run(tiny("device=cuda", "precision=bf16", *settings, "samples.prompts=[]")) == 0

@@ -21,7 +21,8 @@ from pretune.quantization.nf4 import NF4Linear
 from pretune.run_config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
-SMALL = ("model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176", "stage.objective.chunk_tokens=128")
+SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176",
+         "stage.objective.chunk_tokens=128")  # fmt: skip
 
 
 class Measured:

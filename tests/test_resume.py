@@ -45,7 +45,7 @@ WARMUP = ["batch.warmup={start: 64, over: 3000}", "batch.micro_batch=2", "optimi
 @pytest.mark.parametrize(
     ("optimizer", "more"),
     [
-        ("adamw", []),
+        ("adamw", ["precision=bf16"]),
         ("adamw", WARMUP),
         ("lion", []),
         ("muon", []),

@@ -52,7 +52,9 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     """
     device = pick_device(config.device)
     use_threads(config.threads)
-    keep_compiled(cache_folder() / "compiled")  # before the compiler is imported, which would choose another place
+    # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
+    # kept was compiled for these instructions.
+    keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
 
     def rate(arithmetic: Activations) -> float:
         return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)

@@ -50,11 +50,11 @@ def test_an_adapter_is_trained_saved_alone_and_merged_for_everything_after(
     tensors = load_file(saved / "adapter_model.safetensors")
     assert figures(runs / "tuned")["trainable_parameters"] == sum(tensor.numel() for tensor in tensors.values())
     first, last = losses(runs / "tuned")[0], losses(runs / "tuned")[-1]
-    assert first == pytest.approx(losses(runs / "base")[-1], abs=1e-5)
+    assert first == pytest.approx(losses(runs / "base")[-1], abs=1e-6)
     assert last < first
     # A run that starts from it has the merged weights: it begins where this one ended, and is a plain run again.
     run(tiny("name=after", "stage=finetune", "stage.init_from=tuned", "budget.steps=1"))
-    assert losses(runs / "after")[0] == pytest.approx(last, abs=1e-4)
+    assert losses(runs / "after")[0] == pytest.approx(last, abs=1e-6)
     assert (checkpoint(runs / "after", 1) / "model.safetensors").is_file()
     run(tiny("name=tuned", *TUNE, f"adapter={kind}", "task=generate", "generate.prompt=The"))
 
@@ -64,7 +64,8 @@ def test_resumed_is_bit_for_bit_the_uninterrupted_run(
 ) -> None:
     runs = tmp_path / "runs"
     run(tiny(*BASE))
-    settings = (*TUNE, "adapter=lora", "adapter.init=pissa", "adapter.dropout=0.1", "checkpoint.every=2")
+    settings = (*TUNE, "adapter=lora", "adapter.init=pissa", "adapter.dropout=0.1", "checkpoint.every=2",
+                "precision=bf16")  # fmt: skip
     run(tiny("name=whole", *settings))
     with power_cut(4):
         run(tiny("name=cut", *settings))
@@ -80,7 +81,7 @@ def test_going_on_from_an_adapter(tiny: Compose, tmp_path: Path) -> None:
     run(tiny(*BASE))
     run(tiny("name=first", *TUNE, "adapter=lora"))
     run(tiny("name=second", *TUNE, "adapter=lora", "adapter.init_from=first"))
-    assert losses(runs / "second")[0] == pytest.approx(losses(runs / "first")[-1], abs=1e-5)
+    assert losses(runs / "second")[0] == pytest.approx(losses(runs / "first")[-1], abs=1e-6)
     folder = checkpoint(runs / "first", 6)
     run(tiny("name=third", *TUNE, "adapter=lora", f"adapter.init_from={folder}"))
     assert losses(runs / "third") == losses(runs / "second")
