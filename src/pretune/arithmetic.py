@@ -17,7 +17,7 @@ from pretune.compute.compilation import keep_compiled, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
 from pretune.compute.device import pick_device, unseen_gpu
 from pretune.compute.hardware import measure_product
-from pretune.compute.precision import check_float8
+from pretune.compute.precision import check_float8, set_tf32
 from pretune.compute.threads import use_threads
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, cache_folder, read_config
@@ -36,7 +36,9 @@ class Decided:
 
     def __str__(self) -> str:
         """`fp32 (this CPU has no bf16 instructions)`."""
-        name = OPTIONS[self.config.precision.compute]
+        section = self.config.precision
+        rounded = section.tf32 and section.compute == "float32" and self.device.type == "cuda"
+        name = "tf32" if rounded else OPTIONS[section.compute]
         return f"{name} ({self.why})" if self.why else name
 
     def recorded(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
@@ -52,6 +54,7 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     """
     device = pick_device(config.device)
     use_threads(config.threads)
+    set_tf32(config.precision, device)
     # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
     # kept was compiled for these instructions.
     keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())

@@ -30,10 +30,11 @@ class Batch:
     reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on `device`; from pinned memory the copy does not block the host."""
+        """A copy on `device`; to CUDA from pinned memory, the copy does not block the host."""
 
         def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=True)
+            # Apple's GPU would read memory that the host has used for something else by then (pytorch#139550).
+            return tensor.to(device, non_blocking=device.type == "cuda")
 
         return self._each(move)
 

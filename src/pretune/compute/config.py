@@ -24,6 +24,9 @@ class PrecisionConfig(Section):
     where it has instructions for it, else float16 (GPUs) or float32 (CPUs). float16: the loss is scaled, so that small
     gradients survive. float8: products inside the layers in 8 bits (torchao, one scale per tensor), everything else as
     for bfloat16; needs Ada, Hopper or newer."""
+    tf32: bool
+    """With float32 on NVIDIA GPUs since Ampere: round the factors of matrix products to 10 bits of mantissa
+    (TensorFloat-32), eight times as fast on an A100. Elsewhere it changes nothing."""
     compile: bool
     """Compile the training step with torch.compile: a slower start, faster steps. Without a C++ compiler on the machine
     it stays uncompiled."""

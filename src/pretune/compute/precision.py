@@ -29,6 +29,14 @@ def autocast(config: PrecisionConfig, device: torch.device) -> contextlib.Abstra
     return torch.autocast(device.type, dtype=dtype_of(config.activations))
 
 
+def set_tf32(config: PrecisionConfig, device: torch.device) -> None:
+    """Let float32 products on CUDA be done in TensorFloat-32, or in all their bits; for the process."""
+    import torch
+
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if config.tf32 else "highest")
+
+
 def check_float8(config: PrecisionConfig, device: torch.device, instead: str) -> None:
     """ConfigError where the run asks for matrix products in 8 bits and `device` has none; it names what to take
     `instead` (fp32, bf16...)."""

@@ -22,7 +22,7 @@ class Rope(nn.Module):
         super().__init__()
         self.theta, self.max_sequence_length = config.theta, max_sequence_length
         self.rotary_dim = int(head_dim * config.fraction) // 2 * 2
-        self.register_buffer("table", self._make_table(None), persistent=False)
+        self.register_buffer("table", self._make_table(), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Cosines and sines of integer positions [...] as one float32 tensor [2, ..., R/2]."""
@@ -32,18 +32,18 @@ class Rope(nn.Module):
         """The same for positions 0 to `length`: [2, length, R/2], without a gather."""
         return self.table[:, :length]
 
-    def _make_table(self, device: torch.device | None) -> Tensor:
-        # float64 throughout: in float32 the angle of position 100,000 is already off by 0.006 radians.
-        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64, device=device) / max(self.rotary_dim, 1)
-        positions = torch.arange(self.max_sequence_length, dtype=torch.float64, device=device)
+    def _make_table(self) -> Tensor:
+        # float64 throughout: in float32 the angle of position 100,000 is already off by 0.006 radians. Made where torch
+        # makes tensors, on the CPU: Apple's GPU has no float64.
+        exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / max(self.rotary_dim, 1)
+        positions = torch.arange(self.max_sequence_length, dtype=torch.float64)
         angles = torch.outer(positions, self.theta**-exponents)  # [positions, R/2]
         return torch.stack((angles.cos(), angles.sin())).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
         # Only the device follows the module. Converted to bf16, 512 positions would have 385 distinct angles;
         # materialised from the meta device, the table would be whatever the memory held.
-        device = fn(self.table).device
-        self.table = self._make_table(device)
+        self.table = self._make_table().to(fn(self.table).device)
         return self
 
 

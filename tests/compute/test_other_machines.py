@@ -1,0 +1,100 @@
+"""What another machine does otherwise: a CPU without bfloat16, Apple's GPU, TensorFloat-32."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_model
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretune.arithmetic import decide
+from pretune.batch import Batch
+from pretune.compute.precision import set_tf32
+from pretune.config import validate
+from pretune.run_config import RunConfig
+
+Compose = Callable[..., dict[str, Any]]
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="holds back an x86 CPU")
+def test_the_smoke_run_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
+    """As it is shipped, on AVX2 alone: what nearly every laptop has."""
+    held_back = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    settings = ["precision=auto", f"output_dir={tmp_path}", "budget.steps=10"]
+    done = subprocess.run(
+        [sys.executable, "src/main.py", "--config", "src/config/run/smoke.yaml", *settings],
+        cwd=ROOT, env=os.environ | held_back | {"PRETUNE_CACHE": str(tmp_path / "cache")}, capture_output=True,
+        text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert " on cpu in fp32 (" in done.stdout
+    summary = json.loads((tmp_path / "smoke" / "summary.json").read_text())
+    assert summary["val/loss"] < 6.7
+    assert 0 < summary["train/mfu"] <= 1
+
+
+class Doubles(TorchDispatchMode):
+    """Collects operators that make float64 numbers anywhere but on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.dtype == torch.float64 and leaf.device.type != "cpu":
+                self.found.add(str(function))
+        return result
+
+
+def test_no_float64_leaves_the_cpu() -> None:
+    """Apple's GPU has none. The meta device stands for it: tensors without values, on a device of their own."""
+    model, tokens = tiny_model(), torch.zeros(2, 8, dtype=torch.int64)
+    with Doubles() as doubles:
+        model.to("meta").unembed(model(tokens.to("meta"))).float().sum().backward()
+    assert doubles.found == set()
+    assert model.rope.table.device.type == "meta"
+    with Doubles() as doubles:
+        torch.zeros(2, device="meta").double()
+    assert doubles.found, "the check can fail"
+
+
+@pytest.mark.parametrize(("device", "expected"), [("mps", False), ("cpu", False), ("cuda", True)])
+def test_only_copies_to_cuda_go_on_by_themselves(device: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def moved(tensor: Tensor, target: torch.device, non_blocking: bool) -> Tensor:
+        asked.append((target.type, non_blocking))
+        return tensor
+
+    monkeypatch.setattr(Tensor, "to", moved)
+    tokens = torch.zeros(1, 4, dtype=torch.int64)
+    Batch(tokens, tokens, None).to(torch.device(device))
+    assert asked == [(device, expected)] * 2
+
+
+@pytest.mark.parametrize(("overrides", "expected"), [((), "highest"), (("precision=tf32",), "high")])
+def test_tensor_float_32_is_what_is_asked_for(
+    overrides: tuple[str, ...], expected: str, tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", found.append)
+    config = validate(RunConfig, tiny(*overrides))
+    set_tf32(config.precision, torch.device("cuda"))
+    assert found == [expected]
+    # A CPU is left alone: there it would allow other roundings.
+    assert str(decide(config, None)) == "fp32"
+    assert found == [expected]
