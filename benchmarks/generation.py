@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -126,13 +127,15 @@ def ours(model: Any, prompts: list[list[int]], args: argparse.Namespace, compile
     from pretune.config import validate
     from pretune.generation.config import DecodingConfig
     from pretune.generation.decode import Decoder, Decoding, Vocabulary
+    from pretune.model.packed import packed
 
     greedy = {"max_new_tokens": args.new, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None,
               "repetition_penalty": 1.0, "frequency_penalty": 0.0, "num_beams": 1, "length_penalty": 1.0,
               "stop": [], "end_tokens": [], "seed": 0}  # fmt: skip
     config = validate(DecodingConfig, greedy)
     vocabulary = Vocabulary(model.config.vocab_size, frozenset())
-    decoder = Decoder(model, vocabulary, torch.device("cpu"), compiled_rows)
+    twin = partial(packed, model, getattr(torch, args.dtype))
+    decoder = Decoder(model, vocabulary, torch.device("cpu"), compiled_rows, twin)
 
     def write() -> list[list[int]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):

@@ -7,11 +7,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from pretune.compute.config import PrecisionConfig
-from pretune.compute.precision import autocast
+from pretune.compute.precision import autocast, dtype_of
 from pretune.config import ConfigError, nearest
 from pretune.data.formats import Formatter
 from pretune.data.segments import Segment
@@ -19,7 +20,13 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.generation.config import DecodingConfig
 from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
 from pretune.generation.texts import Piece, Text, in_batches, stream
+from pretune.model.packed import packed
+from pretune.model.transformer import Transformer
 from pretune.run_config import RunConfig
+
+
+def _twin(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
+    return packed(model, dtype_of(precision.activations)) if isinstance(model, Transformer) else None
 
 
 @dataclass(frozen=True)
@@ -80,5 +87,6 @@ def assemble_author(
         token = tokenizer.backend.token_to_id(formatter.end_of_turn)
         ends |= set() if token is None else {token}
         stop += (formatter.end_of_turn,) if token is None else ()
-    decoder = Decoder(model, Vocabulary(tokenizer.vocab_size, frozenset(ends)), device, compiled_rows)
+    vocabulary = Vocabulary(tokenizer.vocab_size, frozenset(ends))
+    decoder = Decoder(model, vocabulary, device, compiled_rows, partial(_twin, model, config.precision))
     return Author(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)

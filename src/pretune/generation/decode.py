@@ -9,6 +9,7 @@ import contextlib
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any, Literal, Protocol
 
 import torch
@@ -69,17 +70,25 @@ class Decoder:
     """A model with the ids that it may write. All that lets it write goes through here.
 
     With `compiled_rows`, steps after the prompt are compiled for batches of that many rows, with the weights as they
-    then are built in. That takes a second or so per layer, and pays when many tokens are to be written.
+    then are built in. That takes a second or so per layer, and pays when many tokens are to be written. Otherwise steps
+    go through what `twin` returns when the first is taken: the same model in a form that is faster for one token at a
+    time, or None.
     """
 
     def __init__(
-        self, model: LanguageModel, vocabulary: Vocabulary, device: torch.device, compiled_rows: int | None = None
+        self,
+        model: LanguageModel,
+        vocabulary: Vocabulary,
+        device: torch.device,
+        compiled_rows: int | None = None,
+        twin: Callable[[], LanguageModel | None] = lambda: None,
     ) -> None:
         self.model, self.vocabulary, self.device, self.compiled_rows = model, vocabulary, device, compiled_rows
+        self._twin = twin
         self.limit: int = model.config.max_sequence_length
         self._compiled = None
         if compiled_rows is not None:
-            self._compiled = compile_frozen(self._logits)
+            self._compiled = compile_frozen(partial(self._logits, self.model))
 
     def read(self, prompts: Sequence[Sequence[int]], num_new: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, and the cache that holds them, with room for `num_new` tokens more.
@@ -96,14 +105,24 @@ class Decoder:
         cache.advance(longest)
         # Not compiled: the shape of prompts hardly comes twice.
         with inference(self.model):
-            return self._logits(torch.tensor(rows, dtype=torch.int64, device=self.device), cache), cache
+            tokens = torch.tensor(rows, dtype=torch.int64, device=self.device)
+            return self._logits(self.model, tokens, cache), cache
 
     def next(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after one more token for each row, tokens [B]."""
         compiled = self._compiled if len(tokens) == self.compiled_rows else None
         cache.advance(1, whole=compiled is not None)
-        with inference(self.model):
-            return (compiled or self._logits)(tokens[:, None].to(self.device), cache)
+        tokens = tokens[:, None].to(self.device)
+        if compiled is not None:
+            with inference(self.model):
+                return compiled(tokens, cache)
+        with inference(self._stepping):
+            return self._logits(self._stepping, tokens, cache)
+
+    @cached_property
+    def _stepping(self) -> LanguageModel:
+        """The model that reads a token at a time."""
+        return self._twin() or self.model
 
     def room(self, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[int]:
         """How many tokens each text may get; InputError for a prompt that fills the model's positions."""
@@ -115,9 +134,9 @@ class Decoder:
                 )
         return [min(config.max_new_tokens, self.limit - len(prompt)) for prompt in prompts]
 
-    def _logits(self, tokens: Tensor, cache: Cache) -> Tensor:
+    def _logits(self, model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
         # The head reads the last position only, and ids that the tokenizer lacks are out of reach.
-        return self.model.unembed(self.model(tokens, cache=cache)[:, -1])[:, : self.vocabulary.size]
+        return model.unembed(model(tokens, cache=cache)[:, -1])[:, : self.vocabulary.size]
 
 
 _NOBODY = -1
