@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import tiny_model
 
-from pretune.model.packed import PackedLinear, packed
+from pretune.model.packed import PackedLinear, PlainNorm, packed
 
 pytestmark = pytest.mark.skipif(
     platform.machine().lower() not in ("x86_64", "amd64") or not torch.backends.mkldnn.is_available(),
@@ -49,7 +49,7 @@ def test_the_twin_shares_what_is_not_packed_and_leaves_the_model_alone() -> None
     assert twin.embedding.weight is model.embedding.weight
     assert twin.rope.table is model.rope.table
     assert isinstance(twin.get_submodule("layers.0.mlp.down"), PackedLinear)
-    assert twin.get_submodule("layers.0.attention_norm").weight is model.get_submodule("layers.0.attention_norm").weight
+    assert isinstance(twin.get_submodule("layers.0.attention_norm"), PlainNorm)
 
 
 def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
@@ -66,7 +66,8 @@ def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
     assert twin.head is None
     tokens = torch.arange(9)[None]
     with torch.no_grad():
-        assert torch.equal(model.unembed(model(tokens)), twin.unembed(twin(tokens)))
+        expected, found = (one.unembed(one(tokens)) for one in (model, twin))
+    assert (found - expected).abs().max() < 0.05 * expected.std()  # a rounding of 8 bits may go the other way
 
 
 def test_other_types_are_not_packed() -> None:

@@ -66,11 +66,14 @@ class KVCache:
         return (self._columns - self.starts[:, None]).clamp(min=0)
 
     def mask(self, window: int | None) -> Tensor:
-        """Which columns each new one attends to: [B, 1, T, S]. Padding sees itself: a softmax over nothing is NaN."""
+        """0 for the columns that each new one attends to, else -inf: [B, 1, T, S]. Padding sees itself: a softmax over
+        nothing is NaN."""
         keys = torch.arange(self._visible, device=self.starts.device)
         queries = self._columns[:, None]  # [T, 1]
         real = keys >= self.starts[:, None, None]  # [B, 1, S]
-        return (causal(queries, keys, window) & real | (keys == queries))[:, None]
+        seen = (causal(queries, keys, window) & real | (keys == queries))[:, None]
+        # As what is added to the logits: attention would make it of true and false in each layer anew.
+        return torch.zeros(seen.shape, dtype=self._keys[0].dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
         """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all so far."""
@@ -94,8 +97,8 @@ def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 
 
 Mask = Tensor | BlockMask | None
-"""[B or 1, 1, T, S], true where attention is allowed; the same as blocks, so that a kernel may skip the forbidden ones;
-or None for plainly causal."""
+"""[B or 1, 1, T, S], true where attention is allowed, or what is added to its logits; the same as blocks, so that a
+kernel may skip the forbidden ones; or None for plainly causal."""
 
 
 @dataclass(frozen=True)
@@ -175,10 +178,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """x [B, T, D] -> [B, T, D]."""
         heads = self.qkv(x).unflatten(-1, (-1, self.head_dim))  # [B, T, H + 2 G, K]
-        q, k, v = heads.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=2)
+        q_k, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k = rotate(q, context.cos_sin), rotate(k, context.cos_sin)
+            q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
+            q_k = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
+        # Both in one: for a single token it is the number of operations that counts.
+        q, k = rotate(q_k, context.cos_sin).split([self.num_heads, self.num_kv_heads], dim=2)
         if self.value_embedding is not None and self.value_gate is not None:
             gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0
             table = self.value_embedding(context.tokens).unflatten(-1, (-1, self.head_dim))  # [B, T, G, K]
