@@ -19,6 +19,7 @@ from pretune.compute.device import pick_device, unseen_gpu
 from pretune.compute.hardware import measure_product
 from pretune.compute.precision import check_float8, set_tf32
 from pretune.compute.threads import use_threads
+from pretune.config import ConfigError
 from pretune.run_config import RunConfig
 from pretune.run_folder import RunFolder, cache_folder, read_config
 
@@ -79,10 +80,9 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
         notes.append(_slow(config, factor, best, before if asked in ("auto", before) else None))
     if config.device == "auto" and device.type == "cpu" and (gpu := unseen_gpu(Path("/"))):
         notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
-    if config.precision.compile and (lacking := why_not_compiled()):
-        config = _with(config, compile=False)
-        if config.task == "train":
-            notes.append(f"uncompiled: {lacking}; the step is slower and takes more memory without it")
+    if _compiles(config) and (lacking := why_not_compiled()):
+        config = _uncompiled(config, lacking)
+        notes.append(f"uncompiled: {lacking}; without it this is slower, and training takes more memory")
     return Decided(config, device, why, tuple(notes))
 
 
@@ -111,6 +111,33 @@ def _slow(config: RunConfig, factor: float, best: Choice, before: str | None) ->
     name, better = OPTIONS[config.precision.compute], OPTIONS[best.compute]
     whose = "which this run was trained in" if before else "as asked"
     return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} goes on in that"
+
+
+def _compiles(config: RunConfig) -> bool:
+    """Whether the task needs a compiler, or would like to have one."""
+    match config.task:
+        case "train":
+            return config.precision.compile or config.optimizer.kind == "adamw_8bit"
+        case "plan":
+            return config.precision.compile
+        case "generate":
+            return config.generate.compile
+        case "evaluate":
+            return config.evaluation.answers.compile
+        case _:
+            return False
+
+
+def _uncompiled(config: RunConfig, lacking: str) -> RunConfig:
+    """The configuration without anything that is compiled; ConfigError for what cannot do without."""
+    if config.task == "train" and config.optimizer.kind == "adamw_8bit":
+        raise ConfigError(f"optimizer=adamw_8bit compiles its update, and {lacking}; take optimizer=adamw")
+    answers = config.evaluation.answers.model_copy(update={"compile": False})
+    changes = {
+        "generate": config.generate.model_copy(update={"compile": False}),
+        "evaluation": config.evaluation.model_copy(update={"answers": answers}),
+    }
+    return _with(config.model_copy(update=changes), compile=False)
 
 
 def _with(config: RunConfig, **changes: Any) -> RunConfig:

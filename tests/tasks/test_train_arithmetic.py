@@ -152,6 +152,10 @@ def test_without_a_compiler_the_step_is_uncompiled(
     out, err = capsys.readouterr()
     assert "uncompiled: there is no C++ compiler (/nowhere/g++) on this machine" in err
     assert "compiled in" not in out
+    with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        assert run(tiny("name=one", "task=generate", "generate.prompt=The", "generate.compile=true")) == 0
+        with pytest.raises(ConfigError, match=r"adamw_8bit compiles its update, and there is no C\+\+ compiler"):
+            run(tiny("name=two", "optimizer=adamw_8bit"))
     # The configuration is that of the run: elsewhere it will be compiled.
     assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compile"] is True
 

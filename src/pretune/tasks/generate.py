@@ -43,6 +43,7 @@ def generate(config: RunConfig) -> int:
     folder = measured_run(config)
     if section.runtime == "pretune":
         config = decided(config, folder)
+        section = config.generate
     with Interrupts() as interrupts:
         try:
             device, tokenizer = _device(config), assemble_tokenizer(config)

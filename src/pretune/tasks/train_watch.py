@@ -39,7 +39,7 @@ class Watch:
         if self._looks_at_cores and settled:
             self._looks_at_cores = False
             yield from self._crowded_cores()
-        if state.step % self._config.report_every == 0:
+        if state.step % self._config.report_every == 0 or state.finished:
             yield from self._odd_figures(state.window)
 
     def _crowded_cores(self) -> Iterator[str]:
