@@ -11,8 +11,9 @@ PROMPT, STEPS = 12, 4
 """Tokens that are read at once, and those that follow one by one."""
 
 TOLERANCE = 0.05
-"""Largest difference of a logit, as a share of the standard deviation of logits. What it allows for: an activation that
-lies between two integers of 8 bits is rounded to the other one."""
+"""Root mean square of the differences of logits, as a share of their standard deviation. What it allows for:
+activations that lie between two integers of 8 bits are rounded to the other one, and how many depends on the CPU's
+kernels (up to 0.032 was seen, on a Zen 4). The largest of them all says less: it grows with the vocabulary."""
 
 
 def probe(vocab_size: int, length: int = PROMPT + STEPS) -> Tensor:
@@ -31,9 +32,10 @@ def program_logits(program: Program, tokens: Tensor) -> Tensor:
 
 
 def largest_difference(found: Tensor, expected: Tensor, name: str) -> float:
-    """Of logits; RuntimeError where it is no matter of rounding."""
-    difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * float(expected.std()):
+    """Of logits; RuntimeError where they differ by more than rounding."""
+    differences = found - expected
+    difference, typical = float(differences.abs().max()), float(differences.square().mean().sqrt())
+    if not typical <= TOLERANCE * float(expected.std()):
         raise RuntimeError(
             f"{name} computes other logits than the model, by up to {difference:.3g}: do not use it; this is a mistake "
             "in Pretune or in the libraries beneath it, please report it with the run's config.yaml"
