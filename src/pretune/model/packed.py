@@ -12,7 +12,8 @@ import platform
 import torch
 from torch import Tensor, nn
 
-from pretune.model.layers import Norm
+from pretune.model.attention import Attention
+from pretune.model.layers import MLP, Norm
 from pretune.model.transformer import Transformer
 
 
@@ -31,11 +32,12 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
     twin = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     for parent in list(twin.modules()):
         for name, layer in parent.named_children():
-            # Others than plain ones do more than multiply: they round, carry an adapter, or store their weight in fewer
-            # bits.
-            if isinstance(layer, Norm) and layer.kind == "rmsnorm":
+            if isinstance(layer, Norm) and layer.kind == "rmsnorm" and not layer._forward_hooks:
                 setattr(parent, name, PlainNorm(layer))
-            if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
+            # Others than plain ones do more than multiply: they round, or store their weight in fewer bits; and what an
+            # adapter is made of is left to it.
+            plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
+            if plain and isinstance(parent, Attention | MLP | Transformer):
                 setattr(parent, name, PackedLinear(layer.weight, layer.bias, dtype))
     if twin.head is None and type(twin.embedding) is nn.Embedding:
         twin.head = PackedLinear(twin.embedding.weight, None, dtype)  # type: ignore[assignment]
@@ -62,7 +64,6 @@ class PackedLinear(nn.Module):
 
     def __init__(self, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> None:
         super().__init__()
-        self.weight = weight  # for those who multiply with it themselves
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().to(dtype), 1)
         self.bias = None if bias is None else bias.detach().to(dtype)
         self.dtype = dtype
