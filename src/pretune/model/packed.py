@@ -36,8 +36,9 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
                 setattr(parent, name, PlainNorm(layer))
             # Others than plain ones do more than multiply: they round, or store their weight in fewer bits; and what an
             # adapter is made of is left to it.
-            plain = type(layer) is nn.Linear and type(layer.weight) is nn.Parameter
-            if plain and isinstance(parent, Attention | MLP | Transformer):
+            if not (isinstance(layer, nn.Linear) and isinstance(parent, Attention | MLP | Transformer)):
+                continue
+            if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
                 setattr(parent, name, PackedLinear(layer.weight, layer.bias, dtype))
     if twin.head is None and type(twin.embedding) is nn.Embedding:
         twin.head = PackedLinear(twin.embedding.weight, None, dtype)  # type: ignore[assignment]
