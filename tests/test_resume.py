@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import rows
 from safetensors.torch import load_file
 
 from pretune.config import ConfigError
@@ -28,10 +28,6 @@ Compose = Callable[..., dict[str, Any]]
 def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     path = folder / "checkpoints" / f"step_{step:08d}"
     return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:

@@ -77,7 +77,7 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
         check_float8(config.precision, device, OPTIONS[best.compute])
     factor = slower(config.precision.activations, able, best, rate)
     if factor is not None:
-        notes.append(_slow(config, factor, best, before if asked in ("auto", before) else None))
+        notes.append(_slow(compute, factor, best, before))
     if config.device == "auto" and device.type == "cpu" and (gpu := unseen_gpu(Path("/"))):
         notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
     if _compiles(config) and (lacking := why_not_compiled()):
@@ -107,9 +107,9 @@ def _trained_in(run: RunFolder | None) -> Any:
     return found if found in OPTIONS else None
 
 
-def _slow(config: RunConfig, factor: float, best: Choice, before: str | None) -> str:
-    name, better = OPTIONS[config.precision.compute], OPTIONS[best.compute]
-    whose = "which this run was trained in" if before else "as asked"
+def _slow(compute: str, factor: float, best: Choice, before: str | None) -> str:
+    name, better = OPTIONS[compute], OPTIONS[best.compute]
+    whose = "which this run was trained in" if compute == before else "as asked"
     return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} goes on in that"
 
 

@@ -139,12 +139,12 @@ def test_this_machine_gets_an_answer() -> None:
 
 
 def test_what_was_asked_for_is_slow_only_where_it_clearly_is() -> None:
-    zen_3 = Abilities("this CPU", False, False)
+    zen_3 = Abilities(False, False)
     best = choose(zen_3, rates())
     assert slower("bfloat16", zen_3, best, rates(float32=9e10, bfloat16=3e9)) == pytest.approx(30)
     assert slower("bfloat16", zen_3, best, rates(float32=9e10, bfloat16=8e10)) is None
     assert slower("float32", zen_3, best, rates()) is None
-    a100 = Abilities("A100", True, True)
+    a100 = Abilities(True, True)
     best = choose(a100, rates())
     assert slower("float16", a100, best, rates()) is None
     assert slower("float32", a100, best, rates()) is None, "exactness is a reason of its own"

@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from operators import Operators
 from tiny import tiny_model
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pretune.arithmetic import decide
 from pretune.batch import Batch
@@ -45,29 +44,19 @@ def test_the_smoke_run_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
     assert 0 < summary["train/mfu"] <= 1
 
 
-class Doubles(TorchDispatchMode):
-    """Collects operators that make float64 numbers anywhere but on the CPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.dtype == torch.float64 and leaf.device.type != "cpu":
-                self.found.add(str(function))
-        return result
+def doubles_elsewhere(tensor: Tensor) -> bool:
+    """float64 numbers anywhere but on the CPU."""
+    return tensor.dtype == torch.float64 and tensor.device.type != "cpu"
 
 
 def test_no_float64_leaves_the_cpu() -> None:
     """Apple's GPU has none. The meta device stands for it: tensors without values, on a device of their own."""
     model, tokens = tiny_model(), torch.zeros(2, 8, dtype=torch.int64)
-    with Doubles() as doubles:
+    with Operators(doubles_elsewhere) as doubles:
         model.to("meta").unembed(model(tokens.to("meta"))).float().sum().backward()
     assert doubles.found == set()
     assert model.rope.table.device.type == "meta"
-    with Doubles() as doubles:
+    with Operators(doubles_elsewhere) as doubles:
         torch.zeros(2, device="meta").double()
     assert doubles.found, "the check can fail"
 

@@ -15,7 +15,6 @@ from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
 
 pytest.importorskip("executorch", reason="executorch is not installed (req-phone.txt)")
 
-from pretune.phone.agreement import TOLERANCE
 from pretune.phone.lowering import STAGES, Interface, lower
 from pretune.phone.program import Program
 from pretune.quantization.config import Int4WeightOnlyConfig, Int8Int4Config
@@ -75,7 +74,7 @@ def test_integers(tmp_path: Path) -> None:
     program = lowered(model, tmp_path / "model.pte")
     # An activation between two integers may be rounded to the other one: that is the tolerance.
     found = greedy(program, PROMPT, tokens)
-    assert (found[1] - logits).square().mean().sqrt() < TOLERANCE * logits.std()
+    assert (found[1] - logits).square().mean().sqrt() < 0.02 * logits.std()
     assert found[0] == tokens
 
 
@@ -105,7 +104,7 @@ def test_tables_and_heads(embedding: Any, head: Any, tmp_path: Path) -> None:
     convert(model, ROUNDED.model_copy(update={"embedding": embedding, "head": head}))
     tokens, logits = greedy(model, PROMPT)
     found = greedy(lowered(model, tmp_path / "model.pte"), PROMPT, tokens)
-    assert (found[1] - logits).square().mean().sqrt() < TOLERANCE * logits.std()
+    assert (found[1] - logits).square().mean().sqrt() < 0.02 * logits.std()
 
 
 def test_what_xnnpack_lacks_is_named(tmp_path: Path) -> None:

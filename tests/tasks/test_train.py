@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import rows, series
 from safetensors.torch import load_file
 
 from pretune.config import ConfigError, InputError
@@ -20,14 +21,6 @@ from pretune.tasks import train as train_module
 from pretune.tasks import train_gradients
 
 Compose = Callable[..., dict[str, Any]]
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def series(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
 
 
 def final_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from operators import Operators
 from preference_data import write_preferences
+from recorded import series
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from pretune import arithmetic
 from pretune.compute import loss_scale
@@ -30,14 +30,6 @@ QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
 QLORA = ("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32")
 
 
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def series(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
-
-
 def tensors(folder: Path, step: int) -> dict[str, Tensor]:
     path = folder / "checkpoints" / f"step_{step:08d}"
     return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
@@ -48,7 +40,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`cpu(bfloat16)`: this machine's CPU does bfloat16 fast, or forty times slower than float32."""
 
     def install(bfloat16: bool) -> None:
-        able = Abilities("this CPU", bfloat16, False, "so it is said")
+        able = Abilities(bfloat16, False, "so it is said")
         monkeypatch.setattr(arithmetic, "abilities", lambda device: able)
         rates = {"float32": 4e10, "bfloat16": 9e10 if bfloat16 else 1e9, "float16": 1e9}
         monkeypatch.setattr(arithmetic, "measure_product", lambda device, one, inputs, outputs: rates[one])
@@ -172,19 +164,9 @@ def test_threads_are_set(tiny: Compose) -> None:
 # ---- nothing computes in another arithmetic
 
 
-class Narrow(TorchDispatchMode):
+def narrow() -> Operators:
     """Collects the operators that take or make numbers of 16 bits."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: set[str] = set()
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, Tensor) and leaf.dtype in (torch.bfloat16, torch.float16):
-                self.found.add(str(function))
-        return result
+    return Operators(lambda tensor: tensor.dtype in (torch.bfloat16, torch.float16))
 
 
 @pytest.mark.parametrize(
@@ -208,16 +190,16 @@ def test_float32_is_float32_everywhere(
     monkeypatch.setattr(train, "peak_flops", lambda *_: 1e12)  # which is measured in all of them
     if "stage=finetune" in overrides:
         assert run(tiny("name=base", "budget.steps=2")) == 0
-    with Narrow() as narrow:
+    with narrow() as found:
         assert run(tiny("name=one", *overrides, "budget.steps=2", "precision=fp32", "precision.compile=false")) == 0
     # Scales of groups are stored as bfloat16 numbers, and so rounded to them: two conversions, no arithmetic.
-    assert narrow.found <= ({"aten._to_copy.default", "aten.to.dtype"} if QAT[0] in overrides else set())
+    assert found.found <= ({"aten._to_copy.default", "aten.to.dtype"} if QAT[0] in overrides else set())
 
 
 def test_the_check_can_fail(tiny: Compose) -> None:
-    with Narrow() as narrow:
+    with narrow() as found:
         assert run(tiny("name=one", "budget.steps=1", "precision=bf16", "precision.compile=false")) == 0
-    assert {"aten.mm.default", "aten._to_copy.default"} < narrow.found
+    assert {"aten.mm.default", "aten._to_copy.default"} < found.found
 
 
 # ---- float16

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from preference_data import preferences, write_preferences
+from recorded import rows, series
 from safetensors.torch import load_file
 
 from pretune.config import ConfigError, InputError
@@ -20,14 +21,6 @@ Compose = Callable[..., dict[str, Any]]
 LN2 = math.log(2)
 QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def series(folder: Path, name: str) -> list[float]:
-    return [row[name] for row in rows(folder) if name in row]
 
 
 @pytest.fixture

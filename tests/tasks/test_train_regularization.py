@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from recorded import rows
 from safetensors.torch import load_file
 
 from pretune import checkpoint
@@ -23,10 +24,6 @@ ALL_ON = ["averaging.decay=0.9", "averaging.measure_raw=true", "embedding_noise=
 # A learning rate at which a tiny model gets worse after it got better.
 OVERFITS = ["optimizer.lr=0.1", "schedule=constant", "schedule.warmup=0", "budget.steps=400", "evaluation.every=2",
             "evaluation.patience=2", "checkpoint.every=6"]  # fmt: skip
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def val_losses(folder: Path) -> dict[int, float]:

@@ -37,7 +37,6 @@ instructions, and those of 6.1 are there for compatibility: 1/64 of the rate."""
 class Abilities:
     """What is known of a device's 16-bit arithmetic. bfloat16, float16: whether it is done fast; None: not known."""
 
-    name: str
     bfloat16: bool | None
     float16: bool | None
     how: str = ""
@@ -94,25 +93,25 @@ def abilities(device: torch.device) -> Abilities:
         # Without emulation: by default it answers for a T4, too, that bfloat16 is supported.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         if torch.version.hip is not None:
-            return Abilities(name, native, True, name)
+            return Abilities(native, True, name)
         capability = torch.cuda.get_device_capability(device)
         how = f"{name}, compute capability {capability[0]}.{capability[1]}"
         half = True if native or capability in _FAST_HALF else None
-        return Abilities(name, native, half, how if native else f"{how}: no bf16 before 8.0")
+        return Abilities(native, half, how if native else f"{how}: no bf16 before 8.0")
     if device.type == "mps":
-        return Abilities("Apple's GPU", None, None)
+        return Abilities(None, None)
     return _cpu_abilities(platform.machine(), torch.cpu.get_capabilities(), _held_back())
 
 
 def _cpu_abilities(machine: str, flags: Mapping[str, Any], held_back: bool) -> Abilities:
     """Of a CPU with these instruction sets; `held_back`: torch is told not to use all of them."""
     if machine.lower() not in ("x86_64", "amd64", "i386", "i686"):
-        return Abilities("this CPU", None, False)
+        return Abilities(None, False)
     native = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-BF16")) if flags.get(flag)]
     if native and held_back:
-        return Abilities("this CPU", None, False)
+        return Abilities(None, False)
     # Without instructions for it torch multiplies 16 bits in a scalar loop: twenty to a hundred times slower.
-    return Abilities("this CPU", bool(native), False, native[0] if native else "this CPU has no bf16 instructions")
+    return Abilities(bool(native), False, native[0] if native else "this CPU has no bf16 instructions")
 
 
 def _held_back() -> bool:

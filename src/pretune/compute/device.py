@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pretune.compute.hardware import system_file
 from pretune.config import ConfigError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def unseen_gpu(root: Path) -> str | None:
 def _gpu_vendor(root: Path) -> str | None:
     """Whose GPU is on the PCI bus; of AMD only those that do nothing but compute, as many CPUs have one for screens."""
     for card in sorted((root / "sys/bus/pci/devices").glob("*")):
-        vendor, kind = (_read(card / name).strip() for name in ("vendor", "class"))
+        vendor, kind = (system_file(card / name).strip() for name in ("vendor", "class"))
         if vendor == _NVIDIA and kind.startswith((_DISPLAY, _ACCELERATOR)):
             return vendor
         if vendor == _AMD and kind.startswith((_ACCELERATOR, "0x0380")):
@@ -70,12 +71,5 @@ def _gpu_vendor(root: Path) -> str | None:
 
 
 def _nvidia_driver(root: Path) -> str | None:
-    found = re.search(r"Kernel Module\D*([\d.]+)", _read(root / "proc/driver/nvidia/version"))
+    found = re.search(r"Kernel Module\D*([\d.]+)", system_file(root / "proc/driver/nvidia/version"))
     return found[1] if found else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""

@@ -28,10 +28,11 @@ for it, and that does not get faster with size."""
 
 def at_hand(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
     """The device that is here: from the table where it is known, else measured in these arithmetics, in a second."""
-    known, memory = _known(device), total_memory(device)
+    name, memory = device_name(device), total_memory(device)
+    known = by_reported_name(name)
     if known is not None:
         return dataclasses.replace(known, memory=memory)
-    name, bandwidth = _name(device), measure_bandwidth(device)
+    bandwidth = measure_bandwidth(device)
     peak = measure_peak(device, arithmetics)
     return Device(name, peak, memory, bandwidth, (name,), "measured: fastest matrix product, and copy")
 
@@ -40,17 +41,12 @@ def peak_flops(device: torch.device, arithmetics: Iterable[Activations]) -> floa
     """What `train/mfu` is a share of, FLOP/s: the table's dense peak in 16 bits; for a device that is not in it, the
     fastest matrix product found in these arithmetics, with as many threads as torch has now. Measuring takes about a
     second: ask once and keep the answer."""
-    known = _known(device)
+    known = by_reported_name(device_name(device))
     return measure_peak(device, arithmetics) if known is None else known.peak_flops
 
 
-def _known(device: torch.device) -> Device | None:
-    import torch
-
-    return by_reported_name(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
-
-
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What torch calls a GPU; `cpu` or `mps` for others."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -75,13 +71,13 @@ def available_host_memory(root: Path) -> int:
     `root` is where proc/ and sys/ are; where there are none (macOS), all physical memory.
     """
     found = []
-    for line in _read(root / "proc/meminfo").splitlines():
+    for line in system_file(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             found.append(int(line.split()[1]) * 1024)
-    limit, used = (_read(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
+    limit, used = (system_file(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
     if limit.isdigit() and used.isdigit():
         # File cache counts as used here although the kernel gives it up on demand.
-        cache = dict(line.split() for line in _read(root / "sys/fs/cgroup/memory.stat").splitlines())
+        cache = dict(line.split() for line in system_file(root / "sys/fs/cgroup/memory.stat").splitlines())
         found.append(int(limit) - int(used) + int(cache.get("inactive_file", 0)))
     return max(min(found), 0) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -161,7 +157,8 @@ def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -
     return best
 
 
-def _read(path: Path) -> str:
+def system_file(path: Path) -> str:
+    """What the kernel says in a file of /proc or /sys; empty where there is none."""
     try:
         return path.read_text()
     except OSError:

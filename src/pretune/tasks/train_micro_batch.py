@@ -58,7 +58,7 @@ def choose_micro_batch(config: RunConfig, device: torch.device, path: Path, tria
     The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(rows)` does
     the passes of a step, from no gradients. Raises InputError where not even one sequence fits.
     """
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    name = hardware.device_name(device)
     fixed, num_rows = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
     if fixed != "auto":
         return MicroBatch(fixed, name, None)
