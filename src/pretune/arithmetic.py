@@ -51,14 +51,10 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     """Choose the device, and how to compute on it: as the configuration says; for `auto` as `run` was trained, where it
     exists; else what the device does fast.
 
-    Raises ConfigError for a device that is not here or cannot compute so. The number of threads is set.
+    Raises ConfigError for a device that is not here or cannot compute so. What holds for the whole process is set.
     """
     device = pick_device(config.device)
-    use_threads(config.threads)
-    set_tf32(config.precision, device)
-    # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
-    # kept was compiled for these instructions.
-    keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
+    _set_process(config, device)
 
     def rate(arithmetic: Activations) -> float:
         return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
@@ -97,6 +93,15 @@ def say(found: Decided) -> None:
     """Print what the user should know of the arithmetic."""
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
+
+
+def _set_process(config: RunConfig, device: torch.device) -> None:
+    """Threads, the meaning of float32 on CUDA, and where compiled code is kept."""
+    use_threads(config.threads)
+    set_tf32(config.precision, device)
+    # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
+    # kept was compiled for these instructions.
+    keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
 
 
 def _trained_in(run: RunFolder | None) -> Any:
