@@ -227,8 +227,8 @@ def compile_frozen(step: Step) -> Step:
     fixed, flexible = (torch.compile(step, dynamic=dynamic) for dynamic in (False, True))
 
     def run(tokens: Tensor, cache: Cache) -> Tensor:
-        # For several rows in float32 the compiler lays weights out for MKL where it knows how many, and for oneDNN where
-        # it does not; MKL takes twice as long.
+        # For several rows in float32 the compiler lays weights out for MKL where it knows their number, and for oneDNN
+        # where it does not; MKL takes twice as long.
         for_mkl = len(tokens) > 1 and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
         # Not `options`, which the tracer does not see: it would hand the weights in as inputs.
         with inductor.patch(freezing=True):

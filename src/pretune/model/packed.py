@@ -26,10 +26,10 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
     operations; all other weights the two have in common. It is for as long as these stay as they are, and has no
     gradients.
 
-    None where there is nothing to gain: on other devices than an x86 CPU, and in other types.
+    None where there is nothing to gain: on other devices than an x86 CPU, and in types that oneDNN lacks there.
     """
     here = model.head_weight.device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
-    if not (here and torch.backends.mkldnn.is_available() and dtype in (torch.float32, torch.bfloat16)):
+    if not (here and torch.backends.mkldnn.is_available() and _packs(dtype)):
         return None
     # What deepcopy finds in its memo it takes for copied already.
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
@@ -47,6 +47,11 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
     if twin.head is None and type(twin.embedding) is nn.Embedding:
         twin.head = PackedLinear(twin.embedding.weight, None, dtype)  # type: ignore[assignment]
     return twin
+
+
+def _packs(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a layout for that type on this CPU: for bfloat16 it asks for AVX-512."""
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PlainNorm(nn.Module):
