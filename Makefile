@@ -64,8 +64,9 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/generation.py --shapes 30m --repeats 1
 	@test ! -e $(PHONE) || $(BENCH)/phone.py --sides eager pte --repeats 2
 
-schema: $(READY) ## Write src/config/schema.json and docs/reference.md from the configuration's types
+schema: $(READY) ## Write what is made from the code: schema.json, docs/reference.md, docs/architecture.svg
 	PYTHONPATH=src $(BIN)/python docs/generate.py
+	$(BIN)/python docs/house.py
 
 clean: ## Delete what the tools left; runs/ and cache/ stay
 	rm -rf site .pytest_cache .ruff_cache .hypothesis

@@ -20,9 +20,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.data.config import DataConfig
-from pretune.data.formats import training_texts
+from pretune.data.formats.formatter import training_texts
 from pretune.data.shards import prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
 

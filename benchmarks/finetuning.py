@@ -234,14 +234,14 @@ def rate(method: str) -> float:
 
 def measure_memory(run: Path) -> int:
     """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
-    from pretune.assembly import assemble, attach_adapter, quantize, start_run, training_loss
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.data.mixture import training_rows
     from pretune.optim.optimizers import build_optimizer, clip_gradients
     from pretune.quantization.nf4 import NF4Linear
-    from pretune.run_config import RunConfig
-    from pretune.run_folder import read_config
-    from pretune.tasks.train_micro_batch import MicroBatch, accumulate
+    from pretune.run.assembly import assemble, attach_adapter, quantize, start_run, training_loss
+    from pretune.run.config import RunConfig
+    from pretune.run.folder import read_config
+    from pretune.tasks.train.micro_batch import MicroBatch, accumulate
     from side_by_side import peak_memory, reset_peak_memory
 
     config = validate(RunConfig, read_config(run / "config.yaml"))

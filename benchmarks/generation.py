@@ -96,9 +96,9 @@ def models(shape: str) -> tuple[Any, Any]:
     """transformers' Llama with random weights, and our model with the same."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.model.config import ModelConfig
-    from pretune.model.pretrained import from_huggingface
+    from pretune.model.huggingface.weights import from_huggingface
     from pretune.model.transformer import Transformer
 
     size = SHAPES[shape]
@@ -126,7 +126,7 @@ def models(shape: str) -> tuple[Any, Any]:
 
 
 def ours(model: Any, prompts: list[list[int]], args: argparse.Namespace, compiled_rows: int | None) -> Write:
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.generation.config import DecodingConfig
     from pretune.generation.decode import Decoder, Decoding, Vocabulary
     from pretune.model.packed import packed

@@ -19,7 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
 from pretune.data.tokens import Counts, TokenData, shard_folder

@@ -27,12 +27,12 @@ from side_by_side import show
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
-from pretune.assembly import Parts, assemble_model, set_arithmetic, training_loss
-from pretune.batch import Batch
-from pretune.config import validate
-from pretune.footprint import Footprint
+from pretune.core.batch import Batch
+from pretune.core.config import validate
+from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
-from pretune.run_config import RunConfig
+from pretune.run.assembly import Parts, assemble_model, set_arithmetic, training_loss
+from pretune.run.config import RunConfig
 
 CONFIGS = Path(__file__).parent.parent / "src" / "config"
 SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]

@@ -27,14 +27,14 @@ from side_by_side import Figures, peak_memory, reset_peak_memory, show
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from generation import SHAPES as GENERATION_SHAPES
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
-from pretune.phone.lowering import Interface, lower
-from pretune.phone.program import Program, load_runtime
 from pretune.quantization.config import Int8Int4Config
 from pretune.quantization.convert import convert
+from pretune.runtimes.executorch.lowering import Interface, lower
+from pretune.runtimes.executorch.program import Program, load_runtime
 
 SHAPES: dict[str, dict[str, int]] = {
     "14m": {"num_layers": 6, "dim": 384, "num_heads": 6, "num_kv_heads": 6, "mlp_dim": 1024, "vocab_size": 4096},

@@ -92,7 +92,7 @@ def trained(options: argparse.Namespace, precision: str, seed: int) -> Path:
 
 def chosen(folder: Path) -> str:
     """The arithmetic that a run was trained in."""
-    from pretune.run_folder import read_config
+    from pretune.run.folder import read_config
 
     return read_config(folder / "config.yaml")["precision"]["compute"]
 

@@ -104,7 +104,7 @@ class Study:
 
     def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
         """The median over all reports of a training's seeds; of QAT, of those since it rounds."""
-        from pretune.run_folder import read_config
+        from pretune.run.folder import read_config
 
         speeds = []
         for run in (self.folder / f"{kind}-seed{seed}" for seed in seeds):
@@ -238,13 +238,13 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     """New tokens per second after one prompt, and the memory that it takes at its peak, the model's included."""
     sys.path.insert(0, str(ROOT / "src"))
 
-    from pretune.assembly import measured_model
     from pretune.compute.device import pick_device
     from pretune.compute.precision import autocast
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.run_config import RunConfig
-    from pretune.run_folder import find_run, read_config
+    from pretune.run.assembly import measured_model
+    from pretune.run.config import RunConfig
+    from pretune.run.folder import find_run, read_config
     from side_by_side import peak_memory, reset_peak_memory
 
     settings = read_config(run / "config.yaml")
@@ -267,8 +267,8 @@ def decode_program(files: Path) -> dict[str, float]:
     import torch
 
     from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.phone.manifest import PROGRAM
-    from pretune.phone.program import Program, load_runtime
+    from pretune.runtimes.executorch.program import Program, load_runtime
+    from pretune.runtimes.manifest import PROGRAM
     from side_by_side import peak_memory, reset_peak_memory
 
     load_runtime()

@@ -92,7 +92,7 @@ def series(run: Path, name: str, by: str = "step") -> list[tuple[float, float]]:
 
 def shape_of(base: Path) -> list[str]:
     """Overrides that make the model that of the run `base`."""
-    from pretune.run_folder import read_config
+    from pretune.run.folder import read_config
 
     def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
         lines = []

@@ -198,7 +198,7 @@ def burst(
 
 
 def model_config(shape: Shape) -> Any:
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.model.config import ModelConfig
 
     config = {
@@ -230,8 +230,8 @@ def model_config(shape: Shape) -> Any:
 
 
 def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
-    from pretune.batch import Batch
     from pretune.compute.compilation import compile_step
+    from pretune.core.batch import Batch
     from pretune.model.transformer import Transformer
     from pretune.objectives.language_modeling import language_modeling
 

@@ -18,9 +18,9 @@ from omegaconf import OmegaConf
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
-from pretune.config import Section, parse_duration
-from pretune.files import write_atomic
-from pretune.run_config import RunConfig
+from pretune.core.config import Section, parse_duration
+from pretune.core.files import write_atomic
+from pretune.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "src" / "config"

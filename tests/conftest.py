@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = ROOT / "src" / "config"
@@ -50,11 +48,11 @@ def composed() -> Callable[..., dict[str, Any]]:
     """`composed(name, *overrides)`: the plain mapping that the command line would hand over for a run file."""
 
     def compose_run(name: str, *overrides: str) -> dict[str, Any]:
-        with initialize_config_dir(str(CONFIGS / "run"), version_base="1.3"):
-            config = compose(name, overrides=[f"hydra.searchpath=['file://{CONFIGS}']", *overrides])
-        mapping = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-        assert isinstance(mapping, dict)
-        return {str(key): value for key, value in mapping.items()}
+        from pretune.launch import compose
+
+        file = CONFIGS / "run" / f"{name}.yaml"
+        with compose.composed(file, overrides) as config:
+            return compose.plain(config, file)
 
     return compose_run
 
@@ -69,7 +67,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContex
 
     @contextmanager
     def cut_in(step: int) -> Iterator[None]:
-        import pretune.tasks.train as module
+        import pretune.tasks.train.loop as module
 
         genuine, calls = module.set_progress, 0
 

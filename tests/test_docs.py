@@ -15,8 +15,8 @@ import jsonschema
 import pytest
 from omegaconf import OmegaConf
 
-from pretune.config import field_paths
-from pretune.run_config import RunConfig
+from pretune.core.config import field_paths
+from pretune.run.config import RunConfig
 
 ROOT = Path(__file__).parent.parent
 RUN_FILES = sorted((ROOT / "src" / "config" / "run").glob("*.yaml"))

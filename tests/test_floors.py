@@ -6,89 +6,22 @@ import ast
 import importlib.metadata
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-SRC = ROOT / "src"
+from house import FLOORS, PICTURE, SRC, Tree, imports, module_of, parse, picture, place
 
-GROUND = {"config", "batch", "files", "tensor_files", "quiet"}
-FRAME = {
-    "run_config",
-    "task_config",
-    "run_folder",
-    "arithmetic",
-    "assembly",
-    "reference",
-    "author",
-    "footprint",
-    "footprint_nf4",
-}
-ROOF = {"run"}
-FLOORS = ("ground", "room", "frame", "verb", "roof", "entry")
+ROOT = Path(__file__).parent.parent
 
 CALLS = {"train": {"evaluate", "generate", "report"}, "export": {"evaluate"}}
 """The verbs that a verb may call; all others stand alone."""
 
 HEAVY = {"torch", "wandb", "datasets", "transformers", "tokenizers", "safetensors", "matplotlib", "huggingface_hub"}
-LIGHT = ("main", "pretune.run", "pretune.run_config", "pretune.run_folder", "pretune.files")
+LIGHT = ("main", "pretune.dispatch", "pretune.run.config", "pretune.run.folder", "pretune.core.files")
 """Modules that a mistake in a configuration goes through before it is reported; so does every config.py."""
 
 MAX_LINES, MAX_FUNCTION_LINES = 400, 60
-
-Tree = dict[str, ast.Module]
-"""A syntax tree for each dotted module name."""
-
-
-def parse(folder: Path) -> Tree:
-    """Every module under `folder`, by its dotted name; a package by the name of its folder."""
-    files = {path: ".".join(path.relative_to(folder).with_suffix("").parts) for path in folder.rglob("*.py")}
-    return {name.removesuffix(".__init__"): ast.parse(path.read_text()) for path, name in files.items()}
-
-
-def imports(name: str, module: ast.Module, at_import: bool = False) -> Iterator[str]:
-    """Dotted names that a module imports; with `at_import` only those that importing it runs."""
-    pending: list[ast.AST] = [module]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{name}, line {node.lineno}: imports are absolute here"
-            for alias in node.names:
-                yield f"{node.module}.{alias.name}"
-        inner = list(ast.iter_child_nodes(node))
-        if at_import and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            inner = []
-        if at_import and isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            inner = list(node.orelse)
-        pending.extend(inner)
-
-
-def module_of(target: str, tree: Tree) -> str | None:
-    """The module of `tree` that an imported name is or lives in."""
-    while target and target not in tree:
-        target = target.rpartition(".")[0]
-    return target or None
-
-
-def place(name: str) -> tuple[str, str]:
-    """Floor and room of a module: ("room", "model") for pretune.model.rope; of a verb, its name."""
-    if name == "main":
-        return "entry", name
-    parts = name.split(".")
-    if len(parts) == 1:
-        return "ground", name
-    top = parts[1]
-    if top == "tasks":
-        # `report_page` belongs to the verb `report`.
-        return ("verb", parts[2].partition("_")[0]) if len(parts) > 2 else ("ground", name)
-    for floor, names in (("ground", GROUND), ("frame", FRAME), ("roof", ROOF)):
-        if top in names:
-            return floor, top
-    return "room", top
 
 
 def upward_imports(tree: Tree) -> list[str]:
@@ -157,7 +90,8 @@ def heavy_imports(tree: Tree) -> list[str]:
     faults += [
         f"{name} imports hydra"
         for name, module in tree.items()
-        if name != "main" and any(target.partition(".")[0] == "hydra" for target in imports(name, module))
+        if not name.startswith("pretune.launch")
+        and any(target.partition(".")[0] == "hydra" for target in imports(name, module))
     ]
     return sorted(faults)
 
@@ -172,6 +106,10 @@ def test_there_are_no_import_cycles() -> None:
 
 def test_configuration_is_checked_before_anything_heavy_is_imported() -> None:
     assert heavy_imports(parse(SRC)) == []
+
+
+def test_the_picture_of_the_house_is_current() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(parse(SRC)), "make schema"
 
 
 def oversized(sources: dict[str, str]) -> list[str]:
@@ -233,11 +171,11 @@ def tree_of(**sources: str) -> Tree:
 @pytest.mark.parametrize(
     ("check", "sources", "fault"),
     [
-        (upward_imports, {"pretune__config": "import pretune.batch", "pretune__batch": ""}, None),
+        (upward_imports, {"pretune__core__config": "import pretune.core.batch", "pretune__core__batch": ""}, None),
         (
             upward_imports,
-            {"pretune__model__rope": "from pretune.tasks import train", "pretune__tasks__train": ""},
-            "pretune.model.rope (room) imports pretune.tasks.train (verb)",
+            {"pretune__model__rope": "from pretune.tasks.train import loop", "pretune__tasks__train__loop": ""},
+            "pretune.model.rope (room) imports pretune.tasks.train.loop (verb)",
         ),
         (
             upward_imports,
@@ -246,19 +184,23 @@ def tree_of(**sources: str) -> Tree:
         ),
         (
             upward_imports,
-            {"pretune__batch": "from pretune.run_config import RunConfig", "pretune__run_config": ""},
-            "pretune.batch (ground) imports pretune.run_config (frame)",
+            {"pretune__core__batch": "from pretune.run.config import RunConfig", "pretune__run__config": ""},
+            "pretune.core.batch (ground) imports pretune.run.config (frame)",
         ),
-        (upward_imports, {"pretune__tasks__train": "import pretune.tasks.report", "pretune__tasks__report": ""}, None),
         (
             upward_imports,
-            {"pretune__tasks__report": "import pretune.tasks.report_page", "pretune__tasks__report_page": ""},
+            {"pretune__tasks__train__loop": "import pretune.tasks.report.task", "pretune__tasks__report__task": ""},
             None,
         ),
         (
             upward_imports,
-            {"pretune__tasks__report": "import pretune.tasks.train", "pretune__tasks__train": ""},
-            "pretune.tasks.report (verb) imports pretune.tasks.train (verb)",
+            {"pretune__tasks__report__task": "import pretune.tasks.report.page", "pretune__tasks__report__page": ""},
+            None,
+        ),
+        (
+            upward_imports,
+            {"pretune__tasks__report__task": "import pretune.tasks.train.loop", "pretune__tasks__train__loop": ""},
+            "pretune.tasks.report.task (verb) imports pretune.tasks.train.loop (verb)",
         ),
         (cycles, {"pretune__a": "import pretune.b", "pretune__b": "def f():\n  import pretune.a"}, "pretune.a"),
         (cycles, {"pretune__a": "import pretune.b", "pretune__b": "import os"}, None),
@@ -277,7 +219,7 @@ def tree_of(**sources: str) -> Tree:
             {"pretune__model__config": "if TYPE_CHECKING:\n  import torch\ndef f():\n  import wandb"},
             None,
         ),
-        (heavy_imports, {"pretune__run_folder": "def f():\n  import hydra"}, "pretune.run_folder imports hydra"),
+        (heavy_imports, {"pretune__run__folder": "def f():\n  import hydra"}, "pretune.run.folder imports hydra"),
     ],
 )
 def test_the_checks_can_fail(check, sources: dict[str, str], fault: str | None) -> None:

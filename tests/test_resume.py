@@ -16,10 +16,10 @@ import torch
 from recorded import rows
 from safetensors.torch import load_file
 
-from pretune.config import ConfigError
-from pretune.run import run
-from pretune.run_folder import write_config
-from pretune.tasks.train_progress import Progress
+from pretune.core.config import ConfigError
+from pretune.dispatch import run
+from pretune.run.folder import write_config
+from pretune.tasks.train.progress import Progress
 
 ROOT = Path(__file__).parent.parent
 Compose = Callable[..., dict[str, Any]]

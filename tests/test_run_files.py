@@ -10,9 +10,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.model.config import ModelConfig
-from pretune.run_config import RunConfig
+from pretune.run.config import RunConfig
 
 CONFIGS = Path(__file__).parent.parent / "src" / "config"
 RUN_FILES = sorted(path.stem for path in (CONFIGS / "run").glob("*.yaml"))

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pretune.adapters.config import AdapterConfig
-from pretune.config import Section, validate
+from pretune.core.config import Section, validate
 
 _COMMON = {"rank": 4, "alpha": 6.0, "dropout": 0.0, "targets": ["all"], "init_from": None}
 _OWN: dict[str, dict[str, Any]] = {

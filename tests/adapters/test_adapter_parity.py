@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import pretune.adapters.attach
 from pretune.adapters.attach import adapted_layers, attach
-from pretune.batch import Batch
-from pretune.model.pretrained import to_huggingface
+from pretune.core.batch import Batch
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.objectives.language_modeling import language_modeling
 
 TWINS = {"attention.output": "self_attn.o_proj", "mlp.down": "mlp.down_proj"}

@@ -32,7 +32,7 @@ from pretune.adapters.attach import (
     target_names,
 )
 from pretune.adapters.config import NoAdapterConfig
-from pretune.config import ConfigError, InputError
+from pretune.core.config import ConfigError, InputError
 from pretune.model.counts import count_parameters
 
 SOURCES = Path(__file__).parents[2] / "src"

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from torch import Tensor
 
 from pretune.adapters.attach import attach, check_gradients, merge, switched_off
-from pretune.batch import Batch
+from pretune.core.batch import Batch
 from pretune.objectives.language_modeling import language_modeling
 from pretune.quantization.config import QloraConfig
 from pretune.quantization.nf4 import NF4Linear, dequantize, quantize

@@ -13,13 +13,13 @@ from tiny import tiny_config, tiny_model
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from pretune.assembly import Parts, set_arithmetic, training_loss
-from pretune.batch import IGNORE, Batch
 from pretune.compute.compilation import checkpoint_activations, compile_step
-from pretune.config import validate
+from pretune.core.batch import IGNORE, Batch
+from pretune.core.config import validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
-from pretune.run_config import RunConfig
+from pretune.run.assembly import Parts, set_arithmetic, training_loss
+from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
 torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its compiler does what it deprecates

@@ -9,7 +9,7 @@ import torch
 
 from pretune.compute import device as module
 from pretune.compute.device import pick_device, unseen_gpu
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,14 @@ from tiny import tiny_model
 from torch import nn
 from torchao.float8.float8_linear import Float8Linear
 
-from pretune.batch import Batch
 from pretune.compute.precision import check_float8, use_float8
-from pretune.config import ConfigError, validate
+from pretune.core.batch import Batch
+from pretune.core.config import ConfigError, validate
+from pretune.dispatch import run
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.groups import trained_parameters
-from pretune.run import run
-from pretune.run_config import RunConfig
+from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")

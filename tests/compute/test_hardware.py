@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretune.compute import devices, hardware
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 CPU = torch.device("cpu")
 

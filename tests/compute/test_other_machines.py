@@ -17,11 +17,11 @@ from operators import Operators
 from tiny import tiny_model
 from torch import Tensor
 
-from pretune.arithmetic import decide
-from pretune.batch import Batch
 from pretune.compute.precision import set_tf32
-from pretune.config import validate
-from pretune.run_config import RunConfig
+from pretune.core.batch import Batch
+from pretune.core.config import validate
+from pretune.run.arithmetic import decide
+from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
 

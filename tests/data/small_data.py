@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pretune.config import validate
-from pretune.data.chat_template import TemplateTokens
+from pretune.core.config import validate
 from pretune.data.config import DataConfig
+from pretune.data.formats.chat_template import TemplateTokens
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
 
 _BASE: dict[str, Any] = {

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_data import byte_tokenizer, data_config, files, write_texts
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, evenly, training_rows

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines, write_texts
 
-from pretune.batch import IGNORE
-from pretune.config import ConfigError, InputError
+from pretune.core.batch import IGNORE
+from pretune.core.config import ConfigError, InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.loader import Loader
 from pretune.data.packing import best_fit, make_plan

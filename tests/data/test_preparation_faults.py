@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines, write_texts
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.data.config import FileTokenizer
 from pretune.data.shards import prepare
 from pretune.data.tokenizer import load_tokenizer

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from small_data import MATHQA, byte_tokenizer, data_config, files, write_texts
 
-from pretune.config import ConfigError, InputError
+from pretune.core.config import ConfigError, InputError
 from pretune.data import shards
-from pretune.data.formats import documents
+from pretune.data.formats.formatter import documents
 from pretune.data.shards import prepare
 from pretune.data.tokens import TokenData
 

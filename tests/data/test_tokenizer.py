@@ -12,7 +12,7 @@ from small_data import byte_tokenizer, data_config, files, write_texts
 from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 
-from pretune.config import ConfigError, InputError, validate
+from pretune.core.config import ConfigError, InputError, validate
 from pretune.data import tokenizer as tokenizer_module
 from pretune.data.config import FileTokenizer, TrainedTokenizer
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, load_tokenizer

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.generation.config import DecodingConfig
 from pretune.generation.decode import Decoder, Vocabulary
 from pretune.generation.texts import Decodes, Text, in_batches

@@ -10,7 +10,7 @@ from decoding import PROMPTS, decoder, decoding
 from tiny import tiny_model
 
 from pretune.generation.beams import beam_search
-from pretune.model.pretrained import to_huggingface
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
 
 

@@ -9,7 +9,7 @@ import torch
 from decoding import EOS, PROMPTS, Numbers, decoder, decoding, numbers, texts
 from tiny import tiny_model
 
-from pretune.config import ConfigError, InputError
+from pretune.core.config import ConfigError, InputError
 from pretune.generation import decode
 from pretune.generation.decode import Decoder
 from pretune.model.transformer import Transformer

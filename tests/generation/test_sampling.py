@@ -8,7 +8,7 @@ from decoding import CPU, decoding
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 from pretune.generation.sampling import History, choose, filtered, penalized
 
 V = 700  # more than the first look at the nucleus

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.attention import flex_attention as torchs_flex
 from torch.nn.attention.flex_attention import BlockMask
 
-from pretune.batch import Batch
 from pretune.compute.compilation import checkpoint_activations
+from pretune.core.batch import Batch
 from pretune.model import transformer
 from pretune.model.attention import attend, mask_of, skips_blocks
 from pretune.model.transformer import Transformer

@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_config, tiny_model
 from transformers.activations import ACT2FN
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.model.config import NormConfig, RopeConfig
 from pretune.model.layers import MLP, Norm, activate
 from pretune.model.rope import Rope, rotate

@@ -70,7 +70,7 @@ def test_the_twin_shares_what_is_not_packed_and_leaves_the_model_alone() -> None
 
 
 def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
-    from pretune.config import validate
+    from pretune.core.config import validate
     from pretune.quantization.config import QatConfig
     from pretune.quantization.fake import RoundedLinear, prepare
 

@@ -8,9 +8,9 @@ from tiny import tiny_config, tiny_model
 from torch import nn
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 from pretune.model.costs import forward_flops, parameters_by_part, skeleton
-from pretune.model.pretrained import to_huggingface
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
 
 TOKENS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_config, tiny_model
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.model.attention import KVCache
 from pretune.model.counts import count_parameters
 from pretune.model.transformer import Transformer

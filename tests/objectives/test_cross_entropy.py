@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretune.batch import IGNORE
+from pretune.core.batch import IGNORE
 from pretune.objectives.cross_entropy import linear_cross_entropy, linear_token_losses
 
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_model
 
-from pretune.batch import IGNORE, Batch
+from pretune.core.batch import IGNORE, Batch
 from pretune.objectives.language_modeling import language_modeling, score_tokens
 
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from tiny import tiny_model
 from torch import Tensor
 
-from pretune.batch import IGNORE, Batch
-from pretune.config import validate
-from pretune.model.pretrained import to_huggingface
+from pretune.core.batch import IGNORE, Batch
+from pretune.core.config import validate
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.preference import dpo, num_pairs, pair_log_probs, score_pairs

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
 from torch import nn
 
-from pretune.config import ConfigError, validate
+from pretune.core.config import ConfigError, validate
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
 from pretune.optim.config import OptimizerConfig

@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 from omegaconf import OmegaConf
 
-from pretune.config import ConfigError, Section, validate
+from pretune.core.config import ConfigError, Section, validate
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig, TrapezoidConfig
 
 EMPTY = {"steps": None, "tokens": None, "time": None, "count": [], "replay": None}

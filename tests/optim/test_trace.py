@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.optim.budget import Step
 from pretune.optim.trace import Trace, read_trace
 

@@ -11,7 +11,7 @@ from tiny import tiny_model
 from torch import Tensor, nn
 from torchao.quantization import NF4Tensor
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 from pretune.quantization.config import NoQuantizationConfig, QloraConfig
 from pretune.quantization.nf4 import NF4Linear, dequantize, frozen_layers, quantize, stored_bytes
 

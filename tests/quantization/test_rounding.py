@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from pretune.adapters.attach import attach, merge
 from pretune.adapters.config import AdapterConfig
-from pretune.batch import Batch
-from pretune.config import Section, validate
+from pretune.core.batch import Batch
+from pretune.core.config import Section, validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.quantization.config import Int8Int4Config, QuantizationConfig, RoundingConfig, misfit_of_groups

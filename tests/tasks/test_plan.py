@@ -12,14 +12,14 @@ import pytest
 from rich.console import Console
 
 from pretune.compute import devices, hardware
-from pretune.config import ConfigError, InputError, validate
-from pretune.footprint import Footprint
-from pretune.run import run
-from pretune.run_config import RunConfig
-from pretune.tasks.plan_estimate import Plan, make_plan, planned_arithmetic
-from pretune.tasks.plan_family import Family
-from pretune.tasks.plan_loss import fitted_loss, scaled_loss
-from pretune.tasks.plan_table import duration, show
+from pretune.core.config import ConfigError, InputError, validate
+from pretune.dispatch import run
+from pretune.memory.estimate import Footprint
+from pretune.run.config import RunConfig
+from pretune.tasks.plan.estimate import Plan, make_plan, planned_arithmetic
+from pretune.tasks.plan.family import Family
+from pretune.tasks.plan.loss import fitted_loss, scaled_loss
+from pretune.tasks.plan.table import duration, show
 
 Compose = Callable[..., dict[str, Any]]
 EAGER = ("precision=bf16", "precision.compile=false")

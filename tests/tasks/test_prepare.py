@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pretune.config import validate
+from pretune.core.config import validate
 from pretune.data.shards import prepare
 from pretune.data.tokenizer import load_tokenizer
-from pretune.run import run
-from pretune.run_config import RunConfig
-from pretune.tasks.prepare_show import show_documents
+from pretune.dispatch import run
+from pretune.run.config import RunConfig
+from pretune.tasks.prepare.show import show_documents
 
 CHATS = [
     {"conversations": [{"from": "human", "value": f"add {n} and 1"}, {"from": "gpt", "value": f"{n + 1}"},

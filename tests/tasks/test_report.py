@@ -15,11 +15,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pretune.config import InputError
-from pretune.run import run
-from pretune.tasks.report import report
-from pretune.tasks.report_figure import Curves, draw
-from pretune.tasks.report_groups import common_name
+from pretune.core.config import InputError
+from pretune.dispatch import run
+from pretune.tasks.report.figure import Curves, draw
+from pretune.tasks.report.groups import common_name
+from pretune.tasks.report.task import report
 
 
 def write_run(folder: Path, rows: list[dict[str, Any]], stage: str = "pretrain", **files: str) -> Path:
@@ -213,7 +213,7 @@ def test_the_picture_is_the_same_each_time() -> None:
 
 
 def test_the_task_reports_on_named_runs(tmp_path: Path, composed: Callable[..., dict[str, Any]]) -> None:
-    from pretune.run import run
+    from pretune.dispatch import run
 
     write_run(tmp_path / "first", falling(50))
     mapping = composed("smoke", "task=report", "report.runs=[first]", "name=comparison", f"output_dir={tmp_path}")

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.tracker.files import JsonLines, json_ready, read_rows
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
 from pretune.adapters.layers import ADAPTER, quicken
 from pretune.adapters.quiet_peft import BaseTunerLayer, peft
-from pretune.config import ConfigError, InputError, nearest
-from pretune.quiet import quiet
+from pretune.core.config import ConfigError, InputError, nearest
+from pretune.core.quiet import quiet
 
 _ROLES = {"attention": ".attention.", "mlp": ".mlp."}
 _NO_ROLE = ".value_gate"

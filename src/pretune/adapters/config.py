@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.config import Section
+from pretune.core.config import Section
 
 
 class NoAdapterConfig(Section):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
-from pretune.config import InputError
+from pretune.core.config import InputError
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 

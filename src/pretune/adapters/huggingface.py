@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from pretune.adapters.files import PREFIX, read_adapter
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 Layers = Mapping[str, Sequence[tuple[str, int]]]
 """For each linear layer of ours, by name, the layers that make it up there, with their rows, in order."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pretune.quiet import quiet
+from pretune.core.quiet import quiet
 
 with quiet():
     import peft

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pretune.config import Section
+from pretune.core.config import Section
 
 Compute = Literal["float32", "bfloat16", "float16", "float8"]
 """An arithmetic: the type of matrix products."""
@@ -37,5 +37,5 @@ class PrecisionConfig(Section):
     @property
     def activations(self) -> Activations:
         """Type of activations, and of the products that are not in 8 bits; of a section without `auto`."""
-        assert self.compute != "auto", "the device decides first: pretune.arithmetic"
+        assert self.compute != "auto", "the device decides first: pretune.run.arithmetic"
         return "bfloat16" if self.compute == "float8" else self.compute

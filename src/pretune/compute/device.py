@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretune.compute.hardware import system_file
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 if TYPE_CHECKING:
     import torch

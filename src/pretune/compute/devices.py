@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretune.config import ConfigError, nearest
+from pretune.core.config import ConfigError, nearest
 
 GIB = 2**30
 

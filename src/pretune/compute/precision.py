@@ -6,7 +6,7 @@ import contextlib
 from typing import TYPE_CHECKING
 
 from pretune.compute.config import FLOAT8_MULTIPLE, Activations, PrecisionConfig
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pretune.batch import IGNORE, Batch
-from pretune.config import InputError
+from pretune.core.batch import IGNORE, Batch
+from pretune.core.config import InputError
 from pretune.data.config import DataConfig
 from pretune.data.packing import Rows, build_rows
 from pretune.data.tokens import TokenData

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pretune.batch import Batch
+from pretune.core.batch import Batch
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader, as_batch, padding
 from pretune.data.shards import Prepared

@@ -23,10 +23,10 @@ from typing import Literal
 
 import numpy as np
 
-from pretune.batch import IGNORE
+from pretune.core.batch import IGNORE
+from pretune.core.files import atomic_folder, write_json
 from pretune.data.config import DataConfig
 from pretune.data.tokens import TokenData
-from pretune.files import atomic_folder, write_json
 
 VERSION = 2
 """Raise when the same documents would be laid out otherwise: plans are addressed by it."""

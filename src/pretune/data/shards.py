@@ -22,16 +22,16 @@ from typing import Any
 
 import numpy as np
 
-from pretune.config import InputError
+from pretune.core.config import InputError
+from pretune.core.files import atomic_folder, fingerprint, write_json
+from pretune.core.progress_bar import PreparationBar
 from pretune.data.config import DataConfig, FormatConfig, SourceConfig, chat_format
-from pretune.data.formats import VERSION as FORMATS_VERSION
-from pretune.data.formats import Formatter
-from pretune.data.preparation_bar import PreparationBar
-from pretune.data.segments import Place, Segment, Unusable
-from pretune.data.sources import Row, Split, check_apart, describe, empty_side, identity, rows
+from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
+from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.sources.rows import Row, Split, check_apart, describe, empty_side, identity, rows
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
-from pretune.files import atomic_folder, fingerprint, write_json
 
 VERSION = 2
 """Raise when the same tokens would be laid out otherwise on disk."""

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretune.config import ConfigError, InputError, nearest
-from pretune.data import hub
-from pretune.data.chat_template import TemplateTokens
+from pretune.core.config import ConfigError, InputError, nearest
+from pretune.core.files import atomic_folder, fingerprint, write_atomic, write_json
 from pretune.data.config import (
     DataConfig,
     FileTokenizer,
@@ -23,11 +22,12 @@ from pretune.data.config import (
     TrainedTokenizer,
     chat_format,
 )
-from pretune.data.formats import VERSION as FORMATS_VERSION
-from pretune.data.formats import training_texts
-from pretune.data.segments import Segment
-from pretune.data.sources import identity
-from pretune.files import atomic_folder, fingerprint, write_atomic, write_json
+from pretune.data.formats.chat_template import TemplateTokens
+from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
+from pretune.data.formats.formatter import training_texts
+from pretune.data.formats.segments import Segment
+from pretune.data.sources import hub
+from pretune.data.sources.rows import identity
 
 if TYPE_CHECKING:
     import tokenizers

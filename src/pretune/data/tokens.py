@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from pretune.data.config import SourceConfig
-from pretune.data.sources import describe, locate
+from pretune.data.sources.rows import describe, locate
 
 SHARD_FILE = "shard.json"
 COMPLETE_FILE = "complete.json"

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 import pydantic
 from pydantic import Field
 
-from pretune.config import Section
+from pretune.core.config import Section
 
 Count = Annotated[int, Field(ge=1)]
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.generation.config import DecodingConfig
 from pretune.generation.sampling import History, choose, penalized
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.config import Fraction, Section
+from pretune.core.config import Fraction, Section
 
 Activation = Literal["swiglu", "geglu", "reglu", "relu_squared", "gelu", "silu", "relu"]
 GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})

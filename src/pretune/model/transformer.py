@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.config import InputError
+from pretune.core.config import InputError
 from pretune.model.attention import Attention, Cache, Context, KVCache, mask_of, skips_blocks
 from pretune.model.config import ModelConfig
 from pretune.model.layers import MLP, Norm

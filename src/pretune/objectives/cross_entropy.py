@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretune.batch import IGNORE
+from pretune.core.batch import IGNORE
 
 
 def linear_cross_entropy(

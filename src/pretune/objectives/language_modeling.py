@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pretune.batch import IGNORE, Batch
+from pretune.core.batch import IGNORE, Batch
 from pretune.objectives.cross_entropy import linear_cross_entropy
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pretune.batch import IGNORE, Batch
+from pretune.core.batch import IGNORE, Batch
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.cross_entropy import linear_token_losses
 from pretune.objectives.language_modeling import LanguageModel

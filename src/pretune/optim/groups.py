@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 
 Role = Literal["hidden", "embedding", "head", "vector"]
 

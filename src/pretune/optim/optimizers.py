@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
+from pretune.core.quiet import quiet
 from pretune.optim.config import AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from pretune.optim.groups import Role, Trained, trained_parameters
 from pretune.optim.muon import BatchedMuon
 from pretune.optim.schedules import schedule_factor
-from pretune.quiet import quiet
 
 
 def build_optimizer(

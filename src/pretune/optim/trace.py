@@ -9,8 +9,8 @@ import math
 import os
 from pathlib import Path
 
-from pretune.config import InputError
-from pretune.files import write_atomic
+from pretune.core.config import InputError
+from pretune.core.files import write_atomic
 from pretune.optim.budget import Step
 
 

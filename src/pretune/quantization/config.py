@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pretune.config import Fraction, Section
+from pretune.core.config import Fraction, Section
 
 Stored = Literal["int4", "int8", "none"]
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pretune.core.quiet import muted_logs
 from pretune.quantization.config import RoundingConfig
 from pretune.quantization.rounding import Grid, grids, rounds_activations, scales
-from pretune.quiet import muted_logs
 
 _ACTIVATIONS: Any = "int8_asym_per_token"
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretune.config import ConfigError
+from pretune.core.config import ConfigError
 from pretune.quantization.config import QloraConfig, QuantizationConfig
 
 SCALES = 256

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pretune.config import Section
+from pretune.core.config import Section
 
 
 class WandbConfig(Section):

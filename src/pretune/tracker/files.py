@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from pretune.config import InputError
-from pretune.files import write_atomic
+from pretune.core.config import InputError
+from pretune.core.files import write_atomic
 
 
 class JsonLines:

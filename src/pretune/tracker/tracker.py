@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pretune.files import write_json
+from pretune.core.files import write_json
 from pretune.tracker.config import TrackerConfig
 from pretune.tracker.console import Screen, open_screen
 from pretune.tracker.environment import environment

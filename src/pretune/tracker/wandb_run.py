@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretune.files import write_atomic
+from pretune.core.files import write_atomic
 from pretune.tracker.config import WandbConfig
 
 if TYPE_CHECKING:

@@ -1,0 +1,391 @@
+"""Checkpoints: safetensors and JSON in folders that are whole or absent.
+
+    checkpoints/step_00001234/
+        model.safetensors      weights and buffers by name, shared ones once; loads anywhere. Of a run with an adapter,
+                               its weights alone: adapter_model.safetensors and adapter_config.json, as peft has them
+        raw.safetensors        only where weights are averaged: the trained ones as they are. Those above are averages
+        optimizer.safetensors  optimizer state as <parameter>.<slot> (8-bit state as <parameter>.<slot>:<part>), random
+                               generators as random:<device>
+        state.json             the caller's state, and the size and SHA-256 of the others; written last
+
+Names are those of the model as written, without what torch.compile puts into them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field
+
+from pretune.checkpoint.tensors import DAMAGED, packed, read_tensors, unpacked, write_tensors
+from pretune.core.config import Every, InputError, Section
+from pretune.core.files import atomic_folder, measure, read_sealed, write_json, write_sealed
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
+ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_NAME = re.compile(r"step_\d+")
+_RANDOM = "random:"
+
+
+class CheckpointConfig(Section):
+    every: Every
+    """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
+    keep: Annotated[int, Field(ge=1)] | None
+    """How many to keep, newest first; null keeps all."""
+    keep_best: bool
+    """Save at every evaluation that is the best so far (the lowest val/loss), and keep the best beside the newest."""
+    use: Literal["best", "newest"] | Annotated[int, Field(ge=0)]
+    """Which one is evaluated, generated with and started from (stage.init_from): `best` is the best where the run
+    keeps it (keep_best), else the newest; a number is a step. Training always goes on from the newest."""
+
+
+class Adapter(NamedTuple):
+    """What is stored of a model with an adapter, in place of its weights."""
+
+    tensors: Mapping[str, Tensor]
+    """Its parameters themselves, by their names in the file."""
+    config: Mapping[str, Any]
+    """JSON-like: what else peft needs to load it."""
+
+
+def save(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: Mapping[str, Any],
+    keep: int | None,
+    *,
+    adapter: Adapter | None = None,
+    averaged: nn.Module | None = None,
+    random: Mapping[str, Tensor] | None = None,
+    loss: float | None = None,
+) -> Path:
+    """Write a checkpoint and return its folder; only then delete those that exceed `keep`.
+
+    `state` is JSON-like (a tuple comes back as a list). `averaged`: `model` with averages in place of the weights that
+    are trained; what is loaded later to be used. `random` is what `random_state` returned at the state's own moment;
+    None takes the generators as they are now. Never deleted: the one just written, and the one with the lowest `loss`
+    of those that were given one. Raises InputError where it cannot be written (disk full, read-only); older checkpoints
+    are then untouched.
+    """
+    path = folder / f"step_{step:08d}"
+    aside = folder / f".{path.name}.replaced.tmp"
+    random = random_state(model) if random is None else random
+    try:
+        with atomic_folder(path) as temporary:
+            if adapter is None:
+                write_tensors(temporary / WEIGHTS, _weights(averaged or model), {})
+            else:
+                write_tensors(temporary / ADAPTER, adapter.tensors, {})
+                write_json(temporary / ADAPTER_CONFIG, adapter.config)
+            if averaged is not None:
+                write_tensors(temporary / RAW, _trained(model), {})
+            write_tensors(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
+            files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
+            known = loss if loss is not None and math.isfinite(loss) else None
+            content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
+            write_sealed(temporary / STATE, content)
+            if path.exists():  # of the same step, say from a run that was started anew: the one written now replaces it
+                shutil.rmtree(aside, ignore_errors=True)
+                os.rename(path, aside)
+    except OSError as error:
+        if aside.exists() and not path.exists():
+            os.rename(aside, path)
+        raise InputError(
+            f"cannot save a checkpoint in {folder}: {error.strerror or error}; make room or mend its permissions, then "
+            "run the same command to go on from the newest one that is there"
+        ) from None
+    _tidy(folder, path, keep)
+    return path
+
+
+def newest(folder: Path) -> Path | None:
+    """The complete checkpoint with the highest step in `folder`, or None."""
+    return next(iter(_checkpoints(folder)), None)
+
+
+def pick(folder: Path, use: str | int) -> Path | None:
+    """The checkpoint in `folder` that `use` means (CheckpointConfig.use), or None where there is none at all.
+
+    Raises InputError where there is none of the step that `use` says, or where one is damaged that might be the best.
+    """
+    there = _checkpoints(folder)
+    if isinstance(use, int):
+        found = next((path for path in there if step_of(path) == use), None)
+        if found is None and there:
+            steps = ", ".join(str(step_of(path)) for path in there)
+            raise InputError(f"{folder} has no checkpoint of step {use}; set checkpoint.use to best, newest or {steps}")
+        return found
+    losses = {path: _read_state(path).get("loss") for path in there} if use == "best" else {}
+    return _lowest(losses) or next(iter(there), None)
+
+
+def step_of(path: Path) -> int:
+    """The step that a checkpoint's folder is named after."""
+    return int(path.name.removeprefix("step_"))
+
+
+def load(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    *,
+    adapter: Adapter | None = None,
+    averaged: nn.Module | None = None,
+) -> dict[str, Any]:
+    """Put a checkpoint's weights into `model`, or into its adapter, and return the state that was saved with them.
+
+    Where weights are averaged, `averaged` and `adapter` (its own) take the averages, and `model` what is trained. With
+    an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file is
+    missing or damaged or does not fit; nothing is loaded then.
+    """
+    content = check(path)
+    own = _weights(averaged or model) if adapter is None else adapter.tensors
+    weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER), own)
+    trained = {} if averaged is None else _trained(model)
+    raw = {} if averaged is None else _fit(path / RAW, trained)
+    if optimizer is not None:
+        _load_optimizer(path / OPTIMIZER, model, optimizer)
+    _copy(weights, own)
+    _copy(raw, trained)
+    return content["state"]
+
+
+def check(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint's state.json; InputError unless every file is the one that was written."""
+    content = _read_state(path)
+    for name, expected in content["files"].items():
+        _check(path / name, expected)
+    return content
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Put weights alone into `model`: of a checkpoint, of the newest checkpoint in a folder, or of a safetensors file.
+
+    Raises InputError where there are none, or where they are damaged or do not fit.
+    """
+    if path.is_dir():
+        checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
+        if checkpoint is None:
+            if (path / STATE).is_file():
+                check(path)  # it says which file is gone
+            raise InputError(f"{path} holds no checkpoint")
+        path = checkpoint / WEIGHTS
+        if (checkpoint / STATE).is_file():
+            _check(path, _read_state(checkpoint)["files"][WEIGHTS])
+    own = _weights(model)
+    _copy(_fit(path, own), own)
+
+
+def random_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of torch's random generators, of the CPU and of the device that `model` is on, as uint8 tensors."""
+    import torch
+
+    device = _device(model)
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state()
+    return states
+
+
+def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
+    """Put torch's random generators back to what `random_state` returned; those of other devices are left out."""
+    import torch
+
+    device = _device(model)
+    torch.set_rng_state(random["cpu"])
+    if device.type != "cpu" and device.type in random:
+        torch.get_device_module(device).set_rng_state(random[device.type])
+
+
+# --- weights
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tensor with several names under its first."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[_plain(name)] = tensor
+    return named
+
+
+def _trained(model: nn.Module) -> dict[str, Tensor]:
+    return {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weights file, once names and shapes are known to be those of `own`."""
+    stored, _ = read_tensors(path)
+    faults = [f"{name} is missing" for name in own if name not in stored]
+    faults += [f"{name} is in it and not in the model" for name in stored if name not in own]
+    faults += [
+        f"{name} is {_shape(stored[name].shape)}, in the model {_shape(own[name].shape)}"
+        for name in own
+        if name in stored and stored[name].shape != own[name].shape
+    ]
+    if faults:
+        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+        raise InputError(
+            f"the weights in {path} do not fit this model: {'; '.join(faults[:3])}{more}; "
+            "the model section must be that of the run that wrote them"
+        )
+    return stored
+
+
+def _copy(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+# --- optimizer
+
+
+def _optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, random: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and what the file's header says: whose state it is, and of which parameters."""
+    names = _parameter_names(model, optimizer)
+    tensors = {_RANDOM + device: state for device, state in random.items()}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            tensors |= packed(f"{names[parameter]}.{slot}", value)
+    return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
+
+
+def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    names = _parameter_names(model, optimizer)
+    stored, header = read_tensors(path)
+    random = {name.removeprefix(_RANDOM): stored.pop(name) for name in list(stored) if name.startswith(_RANDOM)}
+    slots = _by_parameter(path, stored, names, header, type(optimizer).__name__)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = {}
+            for slot, value in slots[names[parameter]].items():
+                # Step counters are scalars that live on the host, except where a kernel counts them on the device.
+                on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
+                # A copy: what was read is a view of the file, which may be deleted while the run goes on.
+                state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
+            if state:
+                optimizer.state[parameter].update(unpacked(state, parameter))
+    set_random_state(model, random)
+
+
+def _by_parameter(
+    path: Path, stored: Mapping[str, Tensor], names: Mapping[Tensor, str], header: Mapping[str, str], kind: str
+) -> dict[str, dict[str, Tensor]]:
+    """Slots per parameter, once they are known to be this optimizer's."""
+    if header.get("optimizer") != kind:
+        raise InputError(f"{path} holds the state of {header.get('optimizer')}, and this run's optimizer is {kind}")
+    there, here = set(json.loads(header["parameters"])), set(names.values())
+    if there != here:
+        first = min(there ^ here)
+        side = "is trained now and was not then" if first in here else "was trained then and is not now"
+        raise InputError(f"{path} is the optimizer state of other parameters: {first} {side}")
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
+    for key, value in stored.items():
+        name, _, slot = key.rpartition(".")
+        if not _fits(slot, value.shape, shapes[name]):
+            raise InputError(f"{path} does not fit: {key} is {_shape(value.shape)}, {name} is {_shape(shapes[name])}")
+        slots[name][slot] = value
+    return slots
+
+
+def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
+    """A counter, a part of 8-bit state, or one value per element or per row or column of a parameter."""
+    if not stored or ":" in slot:
+        return True
+    return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    """The model's name of every parameter that the optimizer has, in the optimizer's order."""
+    names = {parameter: _plain(name) for name, parameter in model.named_parameters()}
+    return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
+
+
+# --- files
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    file = path / STATE
+    try:
+        return read_sealed(file)
+    except FileNotFoundError:
+        raise InputError(f"{path} is not a complete checkpoint: it has no {STATE}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{file} is damaged ({error}); {DAMAGED}") from None
+
+
+def _check(path: Path, expected: Mapping[str, Any]) -> None:
+    """Raise InputError unless the file is the one that was written; sizes first, they cost nothing."""
+    try:
+        size, written = path.stat().st_size, expected["bytes"]
+        if size != written:
+            raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {DAMAGED}")
+        if measure(path) != expected:
+            raise InputError(f"{path} is damaged: its content is not what was written; {DAMAGED}")
+    except OSError as error:
+        raise InputError(f"cannot read {path} ({error.strerror}); {DAMAGED}") from None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first. By number: 10000 comes after 9500."""
+    if not folder.is_dir():
+        return []
+    found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE).is_file())
+    return sorted(found, key=step_of, reverse=True)
+
+
+def _lowest(losses: Mapping[Path, float | None]) -> Path | None:
+    """The one with the lowest loss, the earliest of equals; None where none has a loss."""
+    known = {path: (loss, step_of(path)) for path, loss in losses.items() if loss is not None}
+    return min(known, key=known.__getitem__, default=None)
+
+
+def _tidy(folder: Path, written: Path, keep: int | None) -> None:
+    """Delete what exceeds `keep`, and what saves that were killed have left. What cannot be deleted stays."""
+    there, losses = _checkpoints(folder), {}
+    for path in there:
+        with contextlib.suppress(InputError):  # a damaged one is nobody's best
+            losses[path] = _read_state(path).get("loss")
+    others = [path for path in there if path != written]
+    surplus = [] if keep is None else [path for path in others[keep - 1 :] if path != _lowest(losses)]
+    for path in surplus:
+        # Renamed first: no reader meets half a checkpoint.
+        with contextlib.suppress(OSError):
+            os.rename(path, folder / f".{path.name}.deleted.tmp")
+    for path in folder.glob(".step_*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _plain(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _shape(shape: torch.Size) -> str:
+    return str(list(shape))
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

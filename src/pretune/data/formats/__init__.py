@@ -1,0 +1,1 @@
+"""How a row becomes text, and which of it is scored."""

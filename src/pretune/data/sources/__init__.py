@@ -1,0 +1,1 @@
+"""Where rows come from: the hub, files, this Python's documentation, generated word problems."""

@@ -1,0 +1,130 @@
+"""What the Hugging Face hub has: rows of a dataset, the tokenizer of a model. Out of reach, it is one clear error."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pretune.core.config import InputError
+from pretune.data.config import HubSource
+
+PROBE_SECONDS = 10.0
+"""How long to wait for the hub's answer before saying that there is no network."""
+
+
+def rows(config: HubSource) -> Iterator[dict[str, Any]]:
+    """Rows of a hub dataset, while downloading or after.
+
+    Raises InputError when the hub cannot be reached, or the dataset, its configuration or its split does not exist.
+    """
+    with quiet_libraries():
+        check_reachable(config.path, config.revision, "dataset")
+        import datasets
+
+        number = 0
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = datasets.load_dataset(
+                    config.path, config.name, split=config.split, revision=config.revision, streaming=config.streaming
+                )
+            for number, row in enumerate(itertools.islice(iter(found), config.max_rows), start=1):  # noqa: B007
+                yield dict(row)
+        except (GeneratorExit, InputError):
+            raise
+        except Exception as error:
+            when = f"after {number} rows" if number else "before the first row"
+            raise InputError(
+                f"hub dataset '{config.path}', split '{config.split}' failed {when}: {gist(error)}"
+            ) from error
+
+
+def download_file(repository: str, filename: str) -> Path:
+    """A file of a model's repository, downloaded or from the Hugging Face cache; raises InputError otherwise."""
+    with quiet_libraries(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import huggingface_hub
+
+        # A file that was downloaded before needs no network at all.
+        known = huggingface_hub.try_to_load_from_cache(repository, filename)
+        if isinstance(known, str):
+            return Path(known)
+        check_reachable(repository, None, "model")
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, filename))
+        except Exception as error:
+            raise InputError(f"cannot get {filename} of '{repository}' from the hub: {gist(error)}") from error
+
+
+def check_reachable(repository: str, revision: str | None, kind: str) -> None:
+    """Ask the hub once, without retries, whether it is there and knows the repository; raise InputError if not.
+
+    The libraries' own calls retry for half a minute before they give up, with a message that hides the cause. With
+    HF_HUB_OFFLINE set nothing is asked: the Hugging Face cache answers.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return
+    ask = huggingface_hub.HfApi().dataset_info if kind == "dataset" else huggingface_hub.HfApi().model_info
+    try:
+        ask(repository, revision=revision, timeout=PROBE_SECONDS)
+    except errors.GatedRepoError:
+        raise InputError(
+            f"{kind} '{repository}' asks for your consent: open its page on the hub, accept, and log in "
+            "with `hf auth login`"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(
+            f"the hub has no {kind} '{repository}' (or it is private: log in with `hf auth login`); check "
+            "the spelling, owner/name"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise InputError(f"{kind} '{repository}' has no revision '{revision}'") from None
+    except errors.HFValidationError:
+        raise InputError(f"'{repository}' is not a name on the hub; write owner/name") from None
+    except errors.HfHubHTTPError as error:
+        raise InputError(f"the hub refuses {kind} '{repository}': {gist(error)}") from None
+    except Exception as error:  # which library's errors a failed connection raises depends on the version
+        raise InputError(
+            f"cannot reach the hub at {huggingface_hub.constants.ENDPOINT} for {kind} '{repository}' ({gist(error)}); "
+            "check the network, or set HF_HUB_OFFLINE=1 to use what the Hugging Face cache already has"
+        ) from None
+
+
+def gist(error: BaseException) -> str:
+    """The first line of a library's error, at most 200 characters of it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep the libraries' progress bars and log lines off the console while their own errors become ours."""
+    loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")]
+    import datasets
+    import huggingface_hub.utils as hub_utils
+
+    levels = [logger.level for logger in loggers]
+    bars = datasets.is_progress_bar_enabled(), not hub_utils.are_progress_bars_disabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub_utils.disable_progress_bars()
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+        if bars[0]:
+            datasets.enable_progress_bars()
+        if bars[1]:
+            hub_utils.enable_progress_bars()

@@ -1,0 +1,205 @@
+"""Where rows come from: the Hugging Face hub, files, this Python's documentation, generated word problems.
+
+A row is a plain dict. Everything here streams: no source is ever held in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Literal
+
+from pretune.core.config import ConfigError, InputError
+from pretune.core.files import fingerprint
+from pretune.data.config import (
+    DataConfig,
+    FilesSource,
+    HubSource,
+    PythonDocsSource,
+    SourceConfig,
+    ValidationConfig,
+    WordProblemsSource,
+)
+from pretune.data.sources import hub, local_files, python_docs, word_problems
+
+Row = dict[str, Any]
+Side = Literal["train", "validation"]
+
+
+def rows(config: SourceConfig) -> Iterator[Row]:
+    """Every row of a source, in an order that is always the same.
+
+    Raises InputError for whatever is missing, unreadable or unreachable.
+    """
+    match config:
+        case HubSource():
+            return hub.rows(config)
+        case FilesSource():
+            return local_files.rows(config)
+        case PythonDocsSource():
+            return python_docs.rows(config)
+        case WordProblemsSource():
+            return word_problems.rows(config)
+
+
+def describe(config: SourceConfig) -> str:
+    """A source as an error message names it."""
+    match config:
+        case HubSource():
+            return f"hub dataset {config.path}" + (f" ({config.name})" if config.name else "") + f", {config.split}"
+        case FilesSource():
+            return f"files {', '.join(config.files)}"
+        case PythonDocsSource():
+            return "python_docs"
+        case WordProblemsSource():
+            return "word_problems"
+
+
+def locate(config: SourceConfig, row: int) -> str:
+    """A row, counted from 0, as a message names it; of several files, the one that it is in and its row there."""
+    if isinstance(config, FilesSource):
+        return local_files.locate(config, row)
+    return f"{describe(config)}, row {row + 1}"
+
+
+def identity(config: SourceConfig) -> dict[str, Any]:
+    """What a source's rows depend on, as JSON-like values: caches are addressed by it.
+
+    Files count by path, size and time of change; python_docs by the versions of Python and of what is installed. A
+    hub dataset counts by its name and revision: pin the revision where the dataset may change.
+    """
+    match config:
+        case HubSource():
+            return config.model_dump(exclude={"streaming"})
+        case FilesSource():
+            stats = [(str(file.resolve()), file.stat()) for file in local_files.expand(config.files)]
+            files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            return config.model_dump(exclude={"files"}) | {"files": files}
+        case PythonDocsSource():
+            versions = {d.name.lower(): d.version for d in python_docs.distributions()}
+            found = (
+                sorted(versions.items())
+                if config.packages is None
+                else [(name, versions.get(name)) for name in config.packages]
+            )
+            return config.model_dump() | {
+                "python": platform.python_version(),
+                "versions": found,
+                "reader": python_docs.VERSION,
+            }
+        case WordProblemsSource():
+            return config.model_dump() | {"generator": word_problems.VERSION}
+
+
+def check_apart(config: DataConfig) -> None:
+    """See that no set of documents is trained on that another one, or itself, is measured on; else ConfigError."""
+    sets = {"data": config, **{f"data.mix.{name}": config.part(name) for name in config.mix}}
+    for (trained, train), (measured, other) in product(sets.items(), repeat=2):
+        held_out = other.validation
+        if held_out.source is not None:
+            if identity(held_out.source) == identity(train.source):
+                raise ConfigError(
+                    f"{measured}.validation.source is {trained}.source itself: the model would be measured on what it "
+                    f"was trained on; set {measured}.validation.fraction instead"
+                )
+        elif train.validation != held_out and identity(other.source) == identity(train.source):
+            raise ConfigError(
+                f"{trained}.source is {measured}.source too, but holds out other rows: the model would be measured on "
+                f"what it was trained on; give both the same validation"
+            )
+
+
+def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
+    """The rows of one side with their numbers in the source, from 0.
+
+    Raises InputError if the side turns out to be empty, ConfigError where
+    training would read what validation is measured on.
+    """
+    check_apart(config)
+    validation = config.validation
+    if validation.source is not None:
+        source = config.source if side == "train" else validation.source
+        chosen = enumerate(rows(source))
+    else:
+        split = Split.of(validation)
+        chosen = ((i, row) for i, row in enumerate(rows(config.source)) if split.side(i, row) == side)
+    empty = True
+    for numbered in chosen:
+        empty = False
+        yield numbered
+    if empty:
+        raise empty_side(config, side)
+
+
+def train_rows(config: DataConfig) -> Iterator[Row]:
+    """The rows to train on; raises InputError if there are none."""
+    return (row for _, row in numbered_rows(config, "train"))
+
+
+def validation_rows(config: DataConfig) -> Iterator[Row]:
+    """The held-out rows; raises InputError if there are none."""
+    return (row for _, row in numbered_rows(config, "validation"))
+
+
+def empty_side(config: DataConfig, side: Side) -> InputError:
+    """The error that says why a side has no rows and what to do."""
+    own = config.validation.source
+    if side == "validation" and own is not None:
+        return InputError(f"the validation source has no rows: {describe(own)}")
+    if own is not None:
+        return InputError(f"the source has no rows: {describe(config.source)}")
+    group = config.validation.group_by
+    together = f", with rows of equal {group} on one side" if group else ""
+    return InputError(
+        f"the {side} side of {describe(config.source)} has no rows: the source is empty, or too small for "
+        f"data.validation.fraction = {config.validation.fraction}{together}; give more rows or change the fraction"
+    )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which side a row belongs to, where validation is a fraction of the source.
+
+    That depends on nothing but the seed and the row's number, or its value in the column `group_by`: it needs no second
+    pass and no knowledge of how many rows there are.
+    """
+
+    seed: int
+    fraction: float
+    group_by: str | None
+
+    @staticmethod
+    def of(validation: ValidationConfig) -> Split:
+        assert validation.fraction is not None
+        return Split(validation.seed, validation.fraction, validation.group_by)
+
+    def side(self, number: int, row: Row) -> Side:
+        """The side of a row. Raises ConfigError where it has no such column."""
+        key = number
+        if self.group_by is not None:
+            if self.group_by not in row:
+                raise ConfigError(
+                    f"data.validation.group_by={self.group_by}: row {number} has no such field, it has "
+                    f"{', '.join(row)}; name one of these, or null to split row by row"
+                )
+            key = int(fingerprint(row[self.group_by]), 16)
+        return "validation" if held_out(self.seed, self.fraction, key) else "train"
+
+    def identity(self) -> list[Any]:
+        """What tells it from other splits."""
+        return [self.seed, self.fraction, *([self.group_by] if self.group_by else [])]
+
+
+def held_out(seed: int, fraction: float, key: int) -> bool:
+    """Whether a row belongs to the validation side: a hash of (seed, key of 64 bits) below the fraction."""
+    return _mix(_mix(seed) ^ key) < fraction * 2**64
+
+
+def _mix(value: int) -> int:
+    """A well-mixed 64-bit hash of an integer: the finalizer of SplitMix64."""
+    value = (value + 0x9E3779B97F4A7C15) % 2**64
+    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
+    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
+    return value ^ value >> 31

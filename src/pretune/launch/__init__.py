@@ -1,0 +1,1 @@
+"""From the command line to a plain mapping: the only package that knows Hydra."""

@@ -1,0 +1,116 @@
+"""From argv to one run or a sweep, and an exit code: 0 done, 1 a check failed, 2 bad input, 75 stopped and saved."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from pretune.core.config import ConfigError, UserError, nearest
+from pretune.launch.groups import groups, options, run_files, run_names
+from pretune.training.signals import EXIT_STOPPED
+
+FLAGS = {
+    "--config": "the run file",
+    "-m, --multirun": "run every combination of comma-separated values",
+    "--cfg job": "print the configuration and run nothing",
+    "--resolve": "with --cfg: interpolations replaced by their values",
+    "-h, --help": "print this page",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run what `argv` asks for and return the exit code."""
+    try:
+        return _main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        # Training has handlers of its own; whatever else is stopped has nothing to save.
+        print("stopped", file=sys.stderr)
+        return EXIT_STOPPED
+
+
+def _main(argv: list[str]) -> int:
+    asked = _parse(argv)
+    if asked.help or not argv:
+        print(_overview())
+        return 0
+    file = _run_file(asked.config)
+    # Hydra takes a moment to import: only what needs it does.
+    from pretune.launch.compose import composed, plain, shown
+
+    if asked.cfg:
+        print(shown(file, asked.overrides, asked.resolve))
+        return 0
+    if asked.multirun:
+        from pretune.launch.sweep import sweep
+
+        return sweep(file, asked.overrides)
+    from pretune.dispatch import run
+
+    with composed(file, asked.overrides) as config:
+        mapping = plain(config, file)
+    return run(mapping)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--config")
+    parser.add_argument("-m", "--multirun", action="store_true")
+    parser.add_argument("--cfg", choices=["job"])
+    parser.add_argument("--resolve", action="store_true")
+    parser.add_argument("-h", "--help", action="store_true")
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error}; --help shows how it is called") from None
+    for word in rest:
+        if word.startswith("-"):
+            raise ConfigError(f"unknown option {word}; there are {', '.join(FLAGS)}")
+        if "=" not in word and not word.startswith("~"):
+            raise ConfigError(f"'{word}' is neither an option nor key=value; --help shows how it is called")
+    known.overrides = rest
+    return known
+
+
+def _run_file(given: str | None) -> Path:
+    """The file behind `--config`; ConfigError, with what there is, where it is none."""
+    if given is None:
+        raise ConfigError(f"--config FILE is missing; there is\n{run_files()}")
+    file = Path(given).absolute()
+    if not file.is_file():
+        there = "" if file.suffix == ".yaml" else nearest(file.name, (p.name for p in file.parent.glob("*.yaml")))
+        raise ConfigError(f"--config {file}: no such file{there or nearest(file.stem, run_names())}\n{run_files()}")
+    if file.suffix != ".yaml":
+        raise ConfigError(f"--config {file}: the name must end in .yaml")
+    return file
+
+
+def _overview() -> str:
+    """What there is to run."""
+    from pretune.run.config import RunConfig
+
+    tasks: Any = RunConfig.model_fields["task"].annotation
+    choices = "\n".join(f"  {group:<15} {', '.join(options(group))}" for group in groups())
+    flags = "\n".join(f"  {flag:<15} {meaning}" for flag, meaning in FLAGS.items())
+    return f"""Pretune: one YAML-driven loop that pretrains a small language model and then fine-tunes it.
+
+python src/main.py --config FILE [task=TASK] [group=option] [key.path=value] [-m]
+
+FILE, one of these or your own:
+{run_files()}
+
+TASK (default train): {", ".join(tasks.__args__)}
+
+group=option:
+{choices}
+
+key.path=value sets any key of the configuration (all of them: docs/reference, or --config FILE --cfg job).
+-m runs every combination of comma-separated values: -m optimizer.lr=1e-3,2e-3 seed=1,2
+
+{flags}
+
+Start here: make quickstart"""

@@ -1,0 +1,82 @@
+"""`-m`: one run for each combination of values, by any of Hydra's sweepers and launchers."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Collection, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
+
+from pretune.core.config import UserError
+from pretune.core.files import fingerprint
+from pretune.dispatch import run
+from pretune.launch.compose import QUIET, hydra_for, plain
+from pretune.run.folder import RunFolder
+from pretune.training.signals import EXIT_STOPPED
+
+LONGEST = 200
+"""Characters of a job's name; most file systems take 255 bytes."""
+
+
+class JobFailed(Exception):
+    """A job whose error has been printed. Hydra carries it back from whatever process the job ran in."""
+
+    @property
+    def code(self) -> int:
+        return int(self.args[0])
+
+
+def sweep(file: Path, overrides: Sequence[str]) -> int:
+    """Run every job; return the exit code of the first one that failed, or 0. Where one fails the others still run; a
+    signal ends them all."""
+    with hydra_for(file, overrides) as name:
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        task = partial(job, file=file, fixed=fixed_keys(overrides))
+        try:
+            hydra.multirun(name, task, [*QUIET, *overrides], with_log_configuration=False)
+        except JobFailed as failed:
+            return failed.code
+    return 0
+
+
+def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
+    """Run one job. Returns what a sweeper minimizes: a training's final validation loss; nothing for other tasks."""
+    try:
+        mapping = plain(config, file)
+        mapping["name"] = job_name(mapping["name"], HydraConfig.get().overrides.task, fixed)
+        code = run(mapping)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise JobFailed(2) from None
+    if code == EXIT_STOPPED:
+        raise SystemExit(code)  # no Exception: Hydra would go on with the next job
+    if code:
+        raise JobFailed(code)
+    return final_loss(mapping) if mapping["task"] == "train" else None
+
+
+def fixed_keys(overrides: Sequence[str]) -> set[str]:
+    """Keys that all jobs have in common: those that are given one value."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
+
+
+def job_name(name: str, overrides: Sequence[str], fixed: Collection[str]) -> str:
+    """The name of a job: the run's name and what the sweep sets for it, as far as a file name goes."""
+    swept = [word for word in overrides if word.partition("=")[0] not in fixed]
+    whole = re.sub(r"[^A-Za-z0-9._=,+-]", "-", ",".join([name, *swept]))
+    return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 17]}-{fingerprint(whole)}"
+
+
+def final_loss(mapping: dict[str, Any]) -> float | None:
+    """The validation loss that a complete run ended at."""
+    figures = RunFolder(Path(mapping["output_dir"]) / mapping["name"]).complete()
+    return None if figures is None else figures["val/loss"]

@@ -1,0 +1,224 @@
+"""The memory that training a run takes, part by part, found on fake tensors before anything is allocated.
+
+Run eagerly, a step is rehearsed as it is and its peak is read off. Compiled, what is kept for the backward pass comes
+from torch's own partitioner, on one and on two layers (further layers cost what the second did), and the peak is put
+together from it by `_compiled_peak`. With checkpointed activations a layer keeps what goes into it, and one layer at a
+time what the partitioner says.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pretune.compute.compilation import MEMORY_BUDGET, checkpoint_activations
+from pretune.compute.precision import autocast
+from pretune.core.batch import Batch
+from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
+from pretune.model.config import GATED
+from pretune.model.transformer import Transformer
+from pretune.objectives.config import DPOConfig
+from pretune.objectives.language_modeling import language_modeling
+from pretune.objectives.preference import dpo
+from pretune.optim.optimizers import build_optimizer
+from pretune.quantization.config import QatConfig
+from pretune.run.assembly import trained_form
+from pretune.run.config import RunConfig
+
+CPU = torch.device("cpu")
+
+
+class Footprint:
+    """Bytes of a run's training step, for any micro-batch."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
+        self._rehearsed: dict[int, int] = {}
+        self._traced: dict[int, tuple[int, int]] = {}
+        with FakeTensorMode(), LiveMemory() as live:
+            model = _fake(config)
+            self.weights = live.now
+            optimizer = build_optimizer(config.optimizer, model)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.grad = torch.empty_like(parameter)
+            before = live.now
+            self.gradients = before - self.weights
+            live.restart()
+            with torch.compiler.set_stance("force_eager"):  # adamw_8bit compiles its update
+                optimizer.step()
+            self.optimizer = live.now - before
+            self._step_peak = live.peak
+        # Averages are float32, as the weights are, and of all that is trained.
+        self.averages = 0 if config.averaging.decay is None else self.gradients
+        twice = isinstance(config.stage.objective, DPOConfig) and config.reference == "model"
+        self.reference = self.weights if twice else 0
+
+    def saved(self, rows: int) -> int:
+        """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
+        outside, layer = self._layers(rows)
+        if self._checkpointed_and_compiled:
+            layer = 4 * rows * self.config.data.sequence_length * self.config.model.dim  # the residual stream, float32
+        return outside + self.config.model.num_layers * layer
+
+    def _layers(self, rows: int) -> tuple[int, int]:
+        """What is saved outside of the layers and in each of them."""
+        if rows not in self._traced:
+            # Value embeddings come with every other layer.
+            few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
+            first, second = (_saved(self.config, layers, rows) for layers in (few, more))
+            layer = (second - first) // (more - few)
+            self._traced[rows] = first - few * layer, layer
+        return self._traced[rows]
+
+    @property
+    def _checkpointed_and_compiled(self) -> bool:
+        return self.config.precision.compile and self.config.precision.activation_checkpointing
+
+    @property
+    def constant(self) -> int:
+        """What is there all the time from the second micro-batch on: weights and averages of them, gradients and
+        optimizer state, and the weights that preferences are measured against."""
+        return self.weights + self.averages + self.gradients + self.optimizer + self.reference
+
+    def peak(self, rows: int) -> int:
+        """The most that is alive at any moment of a step with micro-batches of `rows`."""
+        if self.config.precision.compile:
+            again = self._layers(rows)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
+            passes = self.constant + _compiled_peak(self.config, self.saved(rows), again, self.gradients, rows)
+        else:
+            passes = self.averages + self.reference + self.optimizer + self._rehearse(rows)
+        return max(passes, self.averages + self.reference + self._step_peak)
+
+    def parts(self, rows: int) -> dict[str, int]:
+        """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
+        parts = {
+            "weights": self.weights,
+            **({"averaged weights": self.averages} if self.averages else {}),
+            "gradients": self.gradients,
+            "optimizer": self.optimizer,
+            "activations": self.saved(rows),
+        }
+        if self.reference:
+            parts["reference"] = self.reference
+        return {**parts, "logits and work space": max(self.peak(rows) - sum(parts.values()), 0)}
+
+    def largest(self, limit: int, num_rows: int, look: int = 8) -> int | None:
+        """The largest micro-batch that divides `num_rows` and stays within `limit` bytes; None where one row does not.
+
+        The peak is nearly linear in rows: a look at `look` of them says which others are worth one.
+        """
+        options = [rows for rows in range(1, num_rows + 1) if num_rows % rows == 0]
+        look = min(look, num_rows)
+        per_row = (self.peak(look) - self.constant) / look
+
+        def fits(rows: int) -> bool:
+            expected = self.constant + rows * per_row
+            clear = rows > 1 and not limit / 1.3 < expected < limit * 1.3
+            return expected < limit if clear else self.peak(rows) <= limit
+
+        return next((rows for rows in reversed(options) if fits(rows)), None)
+
+    def _rehearse(self, rows: int) -> int:
+        """Peak of weights, gradients, activations and temporaries over the second micro-batch of an eager step."""
+        if rows not in self._rehearsed:
+            with FakeTensorMode(), LiveMemory() as live:
+                rehearsal = _Rehearsal(self.config, _fake(self.config))
+                batch = rehearsal.batch(rows)
+                for _ in range(2):
+                    live.restart()
+                    rehearsal(batch).backward()
+                self._rehearsed[rows] = live.peak
+        return self._rehearsed[rows]
+
+
+def _fake(config: RunConfig) -> Transformer:
+    """The model as it is trained, with the fake tensors of the mode that is active."""
+    model = trained_form(config)
+    if config.quantization.kind == "qlora_nf4":
+        from pretune.memory.nf4 import store
+
+        store(model, config.quantization.block_size)
+    if isinstance(config.quantization, QatConfig):
+        from pretune.quantization.fake import prepare
+
+        prepare(model, config.quantization)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+            module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+        for name, buffer in module.named_buffers(recurse=False):
+            module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
+    return model
+
+
+class _Rehearsal(nn.Module):
+    """The loss of a run, in its precision, for batches without content."""
+
+    def __init__(self, config: RunConfig, model: Transformer) -> None:
+        super().__init__()
+        self.config, self.model = config, model.train()
+        if config.precision.activation_checkpointing and not config.precision.compile:
+            checkpoint_activations(model.layers)
+
+    def batch(self, rows: int) -> dict[str, Tensor | None]:
+        shape = (rows, self.config.data.sequence_length)
+        tokens = torch.zeros(shape, dtype=torch.int64)
+        isolated = self.config.data.packing.isolate
+        return {"tokens": tokens, "documents": torch.zeros(shape, dtype=torch.int32) if isolated else None}
+
+    def forward(self, batch: dict[str, Any]) -> Tensor:
+        tokens = batch["tokens"]
+        with autocast(self.config.precision, CPU):
+            objective = self.config.stage.objective
+            if isinstance(objective, DPOConfig):
+                reference = tokens.new_zeros(len(tokens), 1, 2).float()
+                return dpo(self.model, Batch(tokens, tokens, batch["documents"], reference), objective)["loss"]
+            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), objective.chunk_tokens)
+
+
+def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
+    changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
+    if config.adapter.kind != "none":  # as if what is said of one block were said of all
+        targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
+        changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
+    config = config.model_copy(update=changes)
+    with FakeTensorMode():
+        rehearsal = _Rehearsal(config, _fake(config))
+        batch = rehearsal.batch(rows)
+        if not config.precision.compile:
+            return saved_eagerly(lambda: rehearsal(batch), rehearsal)
+        own = {**dict(rehearsal.named_parameters()), **dict(rehearsal.named_buffers())}
+        tensors = {name: tensor for name, tensor in batch.items() if tensor is not None}
+
+        def loss(given: Any) -> Tensor:
+            inputs = {name: given.get(name) for name in batch}
+            result = torch.func.functional_call(rehearsal, {name: given[name] for name in own}, (inputs,))
+            assert isinstance(result, Tensor)
+            return result
+
+        memory_budget = 1.0 if config.precision.activation_checkpointing else MEMORY_BUDGET
+        return saved_compiled(loss, {**own, **tensors}, memory_budget)
+
+
+def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, rows: int) -> int:
+    """The most that the passes of a compiled micro-batch hold beside weights, gradients and optimizer state.
+
+    Memory is scarcest at one of three moments: in the last chunk of the loss (logits, which their gradient
+    overwrites, and a product about to be added to the head's gradient, on top of everything saved), at the start of the
+    backward pass (gradients of the widest feed-forward activation and of the residual stream, and what is computed
+    `again`), or at its end, when the gradients of this micro-batch wait to be added to those of the ones before.
+    """
+    model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
+    tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
+    chunk = min(tokens, config.stage.objective.chunk_tokens)
+    whole = config.adapter.kind == "none"  # an adapter leaves the head without a gradient
+    loss = itemsize * rows_of_head * (chunk + model.dim * whole)
+    widest = model.mlp_dim * (2 if model.activation in GATED else 1)
+    start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
+    copies = gradients // 2 if itemsize == 2 else 0  # weights cast for the matrix products
+    return max(saved + max(loss, start), copies + gradients)

@@ -1,0 +1,149 @@
+"""How a run computes, decided for the device at hand: what `precision=auto` comes to, with which threads, compiled or
+not. Whatever was decided for a run when it began is kept by all that is done with it later.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretune.compute.choice import Choice, abilities, choose, slower
+from pretune.compute.compilation import keep_compiled, why_not_compiled
+from pretune.compute.config import OPTIONS, Activations
+from pretune.compute.device import pick_device, unseen_gpu
+from pretune.compute.hardware import measure_product
+from pretune.compute.precision import check_float8, set_tf32
+from pretune.compute.threads import use_threads
+from pretune.core.config import ConfigError
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder, cache_folder, read_config
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A run whose `precision.compute` is not `auto`."""
+
+    config: RunConfig
+    device: torch.device
+    why: str
+    """Why it computes as it does, in a few words; empty where it was asked for by name."""
+    notes: tuple[str, ...]
+    """What the user should know of it, a line each."""
+
+    def __str__(self) -> str:
+        """`fp32 (this CPU has no bf16 instructions)`."""
+        section = self.config.precision
+        rounded = section.tf32 and section.compute == "float32" and self.device.type == "cuda"
+        name = "tf32" if rounded else OPTIONS[section.compute]
+        return f"{name} ({self.why})" if self.why else name
+
+    def recorded(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """`mapping`, the run's configuration, with the arithmetic that was chosen."""
+        return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
+
+
+def decide(config: RunConfig, run: RunFolder | None) -> Decided:
+    """Choose the device, and how to compute on it: as the configuration says; for `auto` as `run` was trained, where it
+    exists; else what the device does fast.
+
+    Raises ConfigError for a device that is not here or cannot compute so. What holds for the whole process is set.
+    """
+    device = pick_device(config.device)
+    _set_process(config, device)
+
+    def rate(arithmetic: Activations) -> float:
+        return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
+
+    able, asked, before = abilities(device), config.precision.compute, _trained_in(run)
+    best = choose(able, rate)
+    notes = []
+    if asked == "auto":
+        compute, why = (best.compute, best.why) if before is None else (before, "as the run began")
+    else:
+        compute, why = asked, ""
+        if before not in (None, asked) and config.task == "train":
+            notes.append(f"from here on {OPTIONS[compute]}, as asked; so far this run was trained in {OPTIONS[before]}")
+    config = _with(config, compute=compute)
+    if config.task == "train":
+        check_float8(config.precision, device, OPTIONS[best.compute])
+    factor = slower(config.precision.activations, able, best, rate)
+    if factor is not None:
+        notes.append(_slow(compute, factor, best, before))
+    if config.device == "auto" and device.type == "cpu" and (gpu := unseen_gpu(Path("/"))):
+        notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
+    if _compiles(config) and (lacking := why_not_compiled()):
+        config = _uncompiled(config, lacking)
+        notes.append(f"uncompiled: {lacking}; without it this is slower, and training takes more memory")
+    return Decided(config, device, why, tuple(notes))
+
+
+def decided(config: RunConfig, run: RunFolder | None) -> RunConfig:
+    """The configuration with the arithmetic chosen, for verbs that only read a run; notes go to the terminal."""
+    found = decide(config, run)
+    say(found)
+    return found.config
+
+
+def say(found: Decided) -> None:
+    """Print what the user should know of the arithmetic."""
+    for note in found.notes:
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _set_process(config: RunConfig, device: torch.device) -> None:
+    """Threads, the meaning of float32 on CUDA, and where compiled code is kept."""
+    use_threads(config.threads)
+    set_tf32(config.precision, device)
+    # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
+    # kept was compiled for these instructions.
+    keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
+
+
+def _trained_in(run: RunFolder | None) -> Any:
+    """The arithmetic of a run that exists."""
+    if run is None or not run.config.is_file():
+        return None
+    found = read_config(run.config).get("precision", {}).get("compute")
+    return found if found in OPTIONS else None
+
+
+def _slow(compute: str, factor: float, best: Choice, before: str | None) -> str:
+    name, better = OPTIONS[compute], OPTIONS[best.compute]
+    whose = "which this run was trained in" if compute == before else "as asked"
+    return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} goes on in that"
+
+
+def _compiles(config: RunConfig) -> bool:
+    """Whether the task needs a compiler, or would like to have one."""
+    match config.task:
+        case "train":
+            return config.precision.compile or config.optimizer.kind == "adamw_8bit"
+        case "plan":
+            return config.precision.compile
+        case "generate":
+            return config.generate.compile
+        case "evaluate":
+            return config.evaluation.answers.compile
+        case _:
+            return False
+
+
+def _uncompiled(config: RunConfig, lacking: str) -> RunConfig:
+    """The configuration without anything that is compiled; ConfigError for what cannot do without."""
+    if config.task == "train" and config.optimizer.kind == "adamw_8bit":
+        raise ConfigError(f"optimizer=adamw_8bit compiles its update, and {lacking}; take optimizer=adamw")
+    answers = config.evaluation.answers.model_copy(update={"compile": False})
+    changes = {
+        "generate": config.generate.model_copy(update={"compile": False}),
+        "evaluation": config.evaluation.model_copy(update={"answers": answers}),
+    }
+    return _with(config.model_copy(update=changes), compile=False)
+
+
+def _with(config: RunConfig, **changes: Any) -> RunConfig:
+    return config.model_copy(update={"precision": config.precision.model_copy(update=changes)})

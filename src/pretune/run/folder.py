@@ -1,0 +1,218 @@
+"""A run's folder: where its files are, whose it is, and finding one by name or by path."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretune.checkpoint import store as checkpoint
+from pretune.core.config import ConfigError, InputError, nearest
+from pretune.core.files import exclusive, write_atomic
+
+# Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
+FREE = ("task", "resume", "output_dir", "name", "device", "threads", "tracker", "generate", "export", "report", "plan",
+        "report_every", "samples", "show", "checkpoint")  # fmt: skip
+FREE_PATHS = ("evaluation.every", "evaluation.micro_batch", "evaluation.answers.batch", "evaluation.answers.compile",
+              "data.num_workers", "precision.compute", "precision.compile",
+              "precision.activation_checkpointing")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`runs/<name>/`, whether it exists yet or not."""
+
+    path: Path
+    checkpoint: Path | None = None
+    """The one of its checkpoints whose weights are meant; None leaves that to the run's own configuration."""
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration; itself a valid `--config`."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def micro_batch(self) -> Path:
+        """What `batch.micro_batch: auto` came to, and on which device."""
+        return self.path / "micro_batch.json"
+
+    @property
+    def progress(self) -> Path:
+        """At which progress each step ran; see optim/trace.py."""
+        return self.path / "progress.txt"
+
+    @property
+    def summary(self) -> Path:
+        """Final figures; its presence says that the run is complete."""
+        return self.path / "summary.json"
+
+    def started(self) -> bool:
+        """Whether anything has been trained or measured here."""
+        metrics = self.path / "metrics.jsonl"
+        return self.checkpoints.is_dir() or (metrics.is_file() and metrics.stat().st_size > 0)
+
+    def complete(self) -> dict[str, Any] | None:
+        """The final figures of a run that is complete, else None; InputError where they are damaged."""
+        if not self.summary.is_file():
+            return None
+        try:
+            figures = json.loads(self.summary.read_text(encoding="utf-8"))
+            return {"step": figures["step"], **figures}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"{self.summary} is damaged ({error}); delete it, and training completes the run anew"
+            ) from None
+
+    def check(self, mapping: Mapping[str, Any], resume: str) -> None:
+        """See, before anything is computed or written, that the run may go on or start here.
+
+        Raises ConfigError, with the keys that differ, where a started run in the folder has another configuration or
+        where `resume` forbids it, and InputError where the folder cannot be written.
+        """
+        if self.started():
+            if resume == "never":
+                raise ConfigError(f"{self.path} holds a run already and resume=never; choose another name=...")
+            differing = list(differences(read_config(self.config), mapping))
+            if differing:
+                raise ConfigError(
+                    f"{self.path} belongs to a run with another configuration:\n"
+                    + "\n".join(f"  {line}" for line in differing)
+                    + "\nset the old values back to resume it, or choose another name=..."
+                )
+        elif resume == "must":
+            raise ConfigError(f"resume=must, but {self.path} holds no run to go on with; correct name or output_dir")
+        existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(
+                f"cannot write to {self.path}: {existing} is not a folder that you may write to; choose "
+                "another output_dir=... or mend its permissions"
+            )
+
+        if self._lock.exists():
+            with self._locked():
+                pass  # nobody else has it
+
+    @contextlib.contextmanager
+    def claimed(self, mapping: Mapping[str, Any], newest: Path | None) -> Iterator[None]:
+        """A block in which no other process trains in the folder; the configuration is written into it first.
+
+        `newest`: the checkpoint that this process goes on from. Raises InputError where writing fails, where another
+        process has the folder, or has trained in it since `newest` was read.
+        """
+        with self._locked():
+            if self.complete() is not None or checkpoint.newest(self.checkpoints) != newest:
+                raise InputError(f"another process has trained {self.path} in the meantime; run the same command again")
+            try:
+                write_config(self.config, mapping)
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(exclusive(self._lock))
+            except BlockingIOError:
+                raise InputError(
+                    f"another process is training {self.path} right now; let it end, or choose another name=..."
+                ) from None
+            except OSError as error:
+                raise self._unwritable(error) from None
+            yield
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"cannot write to {self.path}: {error.strerror}; choose another output_dir=...")
+
+
+def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
+    """Write a resolved configuration as YAML that `--config` takes."""
+    import yaml
+
+    text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
+    write_atomic(path, "# The resolved configuration of this run; `python src/main.py --config` takes it.\n" + text)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The mapping in a run's config.yaml; InputError where it is unreadable."""
+    from omegaconf import OmegaConf
+
+    try:
+        # OmegaConf's reader, as for every other YAML file: to plain YAML 1.1 `1e-3` is a string.
+        mapping = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception as error:
+        fault = " ".join(str(error).split())
+        raise InputError(f"{path} is not readable YAML ({fault}); restore it or choose another name=...") from None
+    if not isinstance(mapping, dict):
+        raise InputError(f"{path} holds no configuration; restore it or choose another name=...")
+    return {str(key): value for key, value in mapping.items()}
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each key whose value makes it another run: `key: old -> new`."""
+    before, after = dict(_flatten(old)), dict(_flatten(new))
+    # Where evaluations decide when the run ends, how often they come is not free.
+    free = {*FREE_PATHS} - ({"evaluation.every"} if after.get("evaluation.patience") is not None else set())
+    for key in sorted(before.keys() | after.keys()):
+        if key.split(".")[0] in FREE or key in free:
+            continue
+        if before.get(key) != after.get(key):
+            yield f"{key}: {before.get(key)} -> {after.get(key)}"
+
+
+def find_run(name_or_path: str, output_dir: str) -> RunFolder:
+    """The run of that name in output_dir, or at that path; the path of one of its checkpoints says which one is meant.
+
+    Raises InputError, which names the nearest run, where there is none.
+    """
+    for path in (Path(output_dir) / name_or_path, Path(name_or_path)):
+        if (path / "config.yaml").is_file():
+            return RunFolder(path)
+        if (path / checkpoint.STATE).is_file() and (path.parents[1] / "config.yaml").is_file():
+            return RunFolder(path.parents[1], path)
+    there = sorted(p.parent.name for p in Path(output_dir).glob("*/config.yaml"))
+    listing = f" Runs in {output_dir}: {', '.join(there)}" if there else f" There are no runs in {output_dir} yet."
+    raise InputError(f"no run '{name_or_path}'{nearest(name_or_path, there) or '.'}{listing}")
+
+
+def find_progress(name_or_path: str, output_dir: str) -> Path:
+    """The progress.txt of a run by name or folder, or that very file; InputError where there is none."""
+    if Path(name_or_path).is_file():
+        return Path(name_or_path)
+    path = find_run(name_or_path, output_dir).progress
+    if not path.is_file():
+        raise InputError(f"{path.parent} has no {path.name}: nothing has been trained there yet")
+    return path
+
+
+def cache_folder() -> Path:
+    """Where prepared data lives: $PRETUNE_CACHE, or `cache` in the working directory."""
+    return Path(os.environ.get("PRETUNE_CACHE", "cache"))
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in mapping.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

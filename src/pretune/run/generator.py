@@ -1,0 +1,92 @@
+"""A run's model as an author: asked as in training, it answers in text. Samples, answers to problems and task=generate
+are all written here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from pretune.compute.config import PrecisionConfig
+from pretune.compute.precision import autocast, dtype_of
+from pretune.core.config import ConfigError, nearest
+from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.segments import Segment
+from pretune.data.tokenizer import Tokenizer
+from pretune.generation.config import DecodingConfig
+from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
+from pretune.generation.texts import Piece, Text, in_batches, stream
+from pretune.model.packed import packed
+from pretune.model.transformer import Transformer
+from pretune.run.config import RunConfig
+
+
+def _twin(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
+    return packed(model, dtype_of(precision.activations)) if isinstance(model, Transformer) else None
+
+
+@dataclass(frozen=True)
+class Author:
+    """What it takes to put a question and to read the answer. Let it write inside `arithmetic()`."""
+
+    decoder: Decoder
+    tokenizer: Tokenizer
+    formatter: Formatter
+    decoding: DecodingConfig
+    precision: PrecisionConfig
+
+    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
+        """The precision of the run. It stays open over many tokens, so that weights are converted once."""
+        return autocast(self.precision, self.decoder.device)
+
+    def asked(self, question: str, template: bool) -> list[Segment]:
+        """A question as the run's data puts it, or just as it is."""
+        if not template:
+            return [Segment(question, False)]
+        return self.formatter.render_prompt([{"role": "user", "content": question}])
+
+    def ids(self, prompt: Sequence[Segment]) -> list[int]:
+        """The tokens of a prompt. There is at least one: an empty prompt starts a new document."""
+        tokens = [token for part in self.tokenizer.encode_segments(prompt) for token in part]
+        return tokens or [self.tokenizer.eos_id]
+
+    def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:
+        """The text after one prompt, as it comes."""
+        return stream(self.decoder, self.tokenizer, [prompt], self.decoding)
+
+    def write(self, prompts: Sequence[Sequence[int]], rows: int) -> Iterator[tuple[int, Text]]:
+        """The text after each prompt, with the prompt's place, `rows` of them at once; see in_batches."""
+        return in_batches(self.decoder, self.tokenizer, prompts, self.decoding, rows)
+
+
+def assemble_author(
+    config: RunConfig,
+    decoding: DecodingConfig,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    device: torch.device,
+    compiled_rows: int | None = None,
+) -> Author:
+    """The author of a run. What ends a text in its training ends it here; for `compiled_rows` see Decoder.
+
+    Raises ConfigError for an end token that the tokenizer lacks.
+    """
+    formatter = Formatter(config.data.format, tokenizer.template_tokens)
+    ends, stop = {tokenizer.eos_id}, decoding.stop
+    for name in decoding.end_tokens:
+        token = tokenizer.backend.token_to_id(name)
+        if token is None:
+            known = nearest(name, tokenizer.template_tokens.special) or "; a text that is no token belongs into stop"
+            raise ConfigError(f"end_tokens: the tokenizer has no token '{name}'{known}")
+        ends.add(token)
+    if formatter.end_of_turn:
+        token = tokenizer.backend.token_to_id(formatter.end_of_turn)
+        ends |= set() if token is None else {token}
+        stop += (formatter.end_of_turn,) if token is None else ()
+    vocabulary = Vocabulary(tokenizer.vocab_size, frozenset(ends))
+    decoder = Decoder(model, vocabulary, device, compiled_rows, partial(_twin, model, config.precision))
+    return Author(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)

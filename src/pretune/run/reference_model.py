@@ -1,0 +1,139 @@
+"""The reference of preference training: the model as it was at the start, whatever has been trained since.
+
+Three ways to have it: a second, frozen model; the model in training with its adapter switched off; or what it gives
+every pair of the run's data, computed once and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pretune.compute.precision import autocast
+from pretune.core.config import InputError
+from pretune.core.files import atomic_folder, fingerprint
+from pretune.core.progress_bar import PreparationBar
+from pretune.data.loader import Loader
+from pretune.data.packing import VERSION as PACKING_VERSION
+from pretune.data.tokens import TokenData
+from pretune.model.transformer import Transformer
+from pretune.objectives.config import DPOConfig
+from pretune.objectives.preference import num_pairs, pair_log_probs
+from pretune.run.assembly import (
+    Parts,
+    Reference,
+    assemble_model,
+    attach_adapter,
+    quantize,
+    set_arithmetic,
+    start_run,
+)
+from pretune.run.config import RunConfig
+from pretune.run.folder import cache_folder
+
+VERSION = 1
+"""Raise when the same weights and pairs would give other log-probabilities: what is kept is addressed by it."""
+
+_TABLE = "log_probs.npy"
+
+
+def with_reference(config: RunConfig, parts: Parts) -> Parts:
+    """`parts` with the reference that the run's objective asks for; as they are where it asks for none.
+
+    Call it when the model carries its adapter, if it is trained with one, beside weights of few bits, if it has such.
+    """
+    if not isinstance(config.stage.objective, DPOConfig):
+        return parts
+    kind = config.reference
+    if kind == "adapter_off":
+        from pretune.adapters.attach import adapted_layers, switched_off
+
+        if adapted_layers(parts.model):  # in a finished run it is merged
+            off = _reference(config, parts.model, lambda: switched_off(parts.model))
+            return dataclasses.replace(parts, reference=off)
+    start = assemble_model(config, start_run(config), parts.device)
+    # An adapter that begins with an update, or goes on from another run's, is a part of the start.
+    attach_adapter(config, start, None)
+    weights = _fingerprint(start) if kind == "cached" else ""
+    quantize(config, start)
+    set_arithmetic(config, start)
+    reference, data = _reference(config, start.eval().requires_grad_(False), nullcontext), parts.data
+    if kind != "cached":
+        return dataclasses.replace(parts, reference=reference)
+    train, validation = (
+        _with_table(config, parts.device, reference, weights, side) for side in (data.train, data.validation)
+    )
+    return dataclasses.replace(parts, data=dataclasses.replace(data, train=train, validation=validation))
+
+
+def check_first_loss(config: RunConfig, loss: Tensor, pairs: int) -> None:
+    """The first loss of preference training is ln 2, because nothing has been learned; RuntimeError where it is not.
+
+    loss: of the first step, summed over its pairs. In 16 bits the training pass rounds otherwise than the reference's.
+    """
+    if not isinstance(config.stage.objective, DPOConfig) or not pairs:
+        return
+    found, tolerance = loss.item() / pairs, 1e-3 if config.precision.compute == "float32" else 0.05
+    if not abs(found - np.log(2)) < tolerance:
+        raise RuntimeError(
+            f"the first loss is {found:.6f} and not ln 2 = 0.693147: the reference is not the model that the run "
+            f"starts from (stage.init_from={config.stage.init_from}, stage.objective.reference={config.reference})"
+        )
+
+
+def _reference(config: RunConfig, model: Transformer, mode: Callable[[], AbstractContextManager[None]]) -> Reference:
+    chunk_tokens = config.stage.objective.chunk_tokens
+    return Reference(lambda batch: pair_log_probs(model, batch, chunk_tokens), mode)
+
+
+def _with_table(
+    config: RunConfig, device: torch.device, reference: Reference, weights: str, data: TokenData
+) -> TokenData:
+    """`data` with what `reference` gives its pairs, from the cache or put there."""
+    depends_on = {
+        "version": [VERSION, PACKING_VERSION],
+        "weights": weights,
+        "model": config.model.model_dump(),
+        "arithmetic": [config.precision.compute, config.quantization.model_dump()],
+        "data": [data.folder.name, data.side],
+        "rows": [config.data.sequence_length, config.data.packing.model_dump()],
+    }
+    folder = cache_folder() / f"reference-{fingerprint(depends_on)}"
+    if not (folder / _TABLE).is_file():
+        table = _log_probs(config, device, reference, data)
+        try:
+            with atomic_folder(folder) as temporary:
+                np.save(temporary / _TABLE, table)
+        except OSError as error:
+            raise InputError(f"cannot write the reference's log-probabilities to {folder}: {error.strerror}") from None
+    found = copy.copy(data)
+    found.reference = np.load(folder / _TABLE, mmap_mode="r")
+    return found
+
+
+def _log_probs(config: RunConfig, device: torch.device, reference: Reference, data: TokenData) -> np.ndarray:
+    """What the reference gives the sides of the pairs of each row, [num_rows, P, 2], P being the most in a row."""
+    loader, parts, width = Loader(data, config.data, config.seed), [], 1
+    with PreparationBar(f"log-probabilities of the reference, {data.side}") as bar, torch.no_grad():
+        for batch in loader.batches(config.evaluation.micro_batch):
+            with autocast(config.precision, device):
+                parts.append(reference.log_probs(batch.to(device)).cpu().numpy())
+            width = max(width, *(num_pairs(batch.rows(row, row + 1)) for row in range(len(batch.inputs))))
+            bar.advance(len(parts) * len(batch.inputs), batch.inputs.numel())
+    return np.concatenate(parts)[: loader.num_rows, :width]
+
+
+def _fingerprint(model: nn.Module) -> str:
+    """Sixteen hex digits of all weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""ExecuTorch: a static cache, lowering, and its runtime as a model."""

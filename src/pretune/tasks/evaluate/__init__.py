@@ -1,0 +1,1 @@
+"""task=evaluate: figures of the validation set."""

@@ -1,0 +1,63 @@
+"""Counts the right answers that a model writes to problems that it was not trained on."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import islice
+from typing import Any
+
+from pretune.core.files import write_atomic
+from pretune.data.formats.answers import Question, questions
+from pretune.generation.texts import Text
+from pretune.run.assembly import Parts, own_folder
+from pretune.run.config import RunConfig
+from pretune.run.generator import assemble_author
+from pretune.tracker.console import counted
+
+
+def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
+    """Share of held-out problems that the model answers right in its own words, prompted as in training.
+
+    `unanswered`: share of texts without an answer. Problems that leave no room for one are `left_out`. What was written
+    is in evaluations/answers.jsonl of the run's folder, for reading.
+    """
+    section = config.evaluation.answers
+    # Compiled with the weights built in: in training they would be old ones at the next evaluation.
+    rows = section.batch if section.compile and config.task == "evaluate" else None
+    author = assemble_author(config, section, parts.model, parts.tokenizer, parts.device, rows)
+    asked = list(islice(questions(config.data, author.formatter), config.evaluation.max_problems))
+    prompts = [author.ids(question.prompt) for question in asked]
+    fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < author.decoder.limit]
+    with author.arithmetic():
+        written = author.write([prompts[at] for at in fitting], section.batch)
+        if config.task == "evaluate":
+            written = counted(written, "writing answers", len(fitting))
+        texts = {fitting[place]: text for place, text in written}
+    records = [_record(asked[at], texts[at]) for at in fitting]
+    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    write_atomic(own_folder(config).path / "evaluations" / "answers.jsonl", lines)
+    if not records:
+        return {}
+    right = sum(record["right"] for record in records) / len(records)
+    # Beside MathQA's accuracy by likelihood, which has the shorter name.
+    task, name = config.data.format.kind, "generated_accuracy" if asked[0].options else "accuracy"
+    return {
+        f"{task}/{name}": right,
+        f"{task}/{name}_error": math.sqrt(right * (1 - right) / len(records)),
+        f"{task}/unanswered": sum(record["answer"] is None for record in records) / len(records),
+        f"{task}/questions": len(records),
+        f"{task}/left_out": len(asked) - len(fitting),
+    }
+
+
+def _record(question: Question, text: Text) -> dict[str, Any]:
+    answer = question.answer_in(text.text)
+    return {
+        "prompt": "".join(segment.text for segment in question.prompt),
+        "text": text.text,
+        "ended": text.reason,
+        "answer": answer,
+        "wanted": question.wanted,
+        "right": question.is_right(answer),
+    }

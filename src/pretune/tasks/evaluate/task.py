@@ -1,0 +1,186 @@
+"""Measures a model on what it was not trained on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from pretune.checkpoint import store as checkpoint
+from pretune.core.batch import IGNORE, Batch
+from pretune.core.files import write_json
+from pretune.data.formats.formatter import Problem, problems
+from pretune.data.loader import Loader
+from pretune.data.tokenizer import Tokenizer
+from pretune.objectives.config import DPOConfig
+from pretune.objectives.language_modeling import TokenScores
+from pretune.quantization.config import RoundingConfig
+from pretune.run.arithmetic import decided
+from pretune.run.assembly import Parts, assemble_measured, measured_run, pair_scorer, scorer
+from pretune.run.config import RunConfig
+from pretune.run.reference_model import with_reference
+from pretune.tasks.evaluate.answers import answer_metrics
+from pretune.tasks.evaluate.preference import preference_metrics
+from pretune.tracker.console import counted
+
+T = TypeVar("T")
+
+Scorer = Callable[[Batch], TokenScores]
+"""Scores every position of a batch, on whatever device and in whatever precision it was made for."""
+
+
+def evaluate_run(config: RunConfig) -> int:
+    """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
+    folder = measured_run(config)
+    config = decided(config, folder)
+    parts = with_reference(config, assemble_measured(config, folder))
+    assert folder.checkpoint is not None
+    step = checkpoint.step_of(folder.checkpoint)
+    figures = evaluate(config, parts)
+    kind = config.quantization.kind
+    write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **figures})
+    rounded = f", quantization={kind}" if isinstance(config.quantization, RoundingConfig) else ""
+    table = Table("figure", "value", title=f"{folder.name} at step {step:,}{rounded}")
+    for name, value in figures.items():
+        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+    Console().print(table)
+    print(f"written to {folder.path / 'evaluation.json'}")
+    if config.evaluation.answers.measure:
+        print(f"what it answered: {folder.path / 'evaluations' / 'answers.jsonl'}")
+    return 0
+
+
+def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
+    """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
+    sets that are mixed in: `val_NAME/loss`."""
+    micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
+    loader = Loader(parts.data.validation, config.data, config.seed)
+    total = -(-loader.num_rows // micro_batch)
+    batches = watched(config, loader.batches(micro_batch), "reading the validation set", total)
+    if isinstance(config.stage.objective, DPOConfig):
+        return preference_metrics(pair_scorer(config, parts), batches)
+    score = scorer(config, parts)
+    figures = validation_metrics(score, batches, token_bytes)
+    for name, part in parts.data.parts.items():
+        batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
+        found = validation_metrics(score, batches, token_bytes)
+        figures |= {f"val_{name}/{figure}": found[f"val/{figure}"] for figure in ("loss", "bits_per_byte")}
+    if config.evaluation.option_accuracy:
+        held_out = list(islice(problems(config.data), config.evaluation.max_problems))
+        length = config.model.max_sequence_length
+        compared = watched(config, held_out, "comparing options", len(held_out))
+        figures |= option_accuracy(score, compared, parts.tokenizer, config.evaluation.micro_batch, length)
+    if config.evaluation.answers.measure:
+        figures |= answer_metrics(config, parts)
+    return figures
+
+
+def validation_loss(config: RunConfig, parts: Parts) -> float:
+    """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
+    loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
+    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_rows // rows))
+    token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
+    return validation_metrics(scorer(config, parts), batches, token_bytes)["val/loss"]
+
+
+def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
+    """`items`, with a bar of their own; but not in training, which has one on the screen already."""
+    return items if config.task == "train" else counted(items, title, total)
+
+
+def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
+    """Loss, perplexity, bits per byte and token accuracy over a whole set, each scored token counting once.
+
+    `token_bytes` [V]: bytes of text that each token id stands for; the end-of-document token stands for none.
+    """
+    nats = torch.zeros((), dtype=torch.float64)
+    tokens = correct = num_bytes = 0
+    for batch in batches:
+        scores = score(batch)
+        scored = batch.targets != IGNORE
+        # Sums of a million float32 losses lose digits: add up in float64, on the host (MPS has no float64).
+        nats += scores.nll.cpu().double().sum()
+        correct += int(scores.correct.sum())
+        tokens += int(scored.sum())
+        num_bytes += int(token_bytes[batch.targets[scored]].sum())
+    loss = float(nats) / max(tokens, 1)
+    return {
+        "val/loss": loss,
+        "val/perplexity": math.exp(min(loss, 700.0)),
+        "val/bits_per_byte": float(nats) / math.log(2) / max(num_bytes, 1),
+        "val/token_accuracy": correct / max(tokens, 1),
+        "val/tokens": tokens,
+    }
+
+
+def option_accuracy(
+    score: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer, micro_batch: int, max_length: int
+) -> dict[str, float]:
+    """Share of problems whose right option is the likeliest continuation of the prompt, what ends it included.
+
+    `accuracy` compares summed log-likelihoods, `accuracy_normalized` those divided by the number of tokens; `chance`
+    is what guessing gives. The end counts because otherwise an option that begins another one ("1", "12") always wins.
+    Problems longer than `max_length` tokens are left out and counted as `skipped`.
+    """
+    right = right_normalized = total = skipped = 0
+    chance = 0.0
+    for group in _grouped(problems, max(1, micro_batch // 5)):
+        rows, owners = [], []
+        for problem in group:
+            prompt = tokenizer.encode(problem.prompt)
+            end = [tokenizer.eos_id] if problem.closing is None else tokenizer.encode(problem.closing)
+            options = [[*tokenizer.encode(option), *end] for option in problem.options]
+            if len(prompt) + max(map(len, options)) > max_length:
+                skipped += 1
+                continue
+            rows += [(prompt, option) for option in options]
+            owners.append(problem)
+        if not owners:
+            continue
+        likelihoods = _log_likelihoods(score, rows)
+        at = 0
+        for problem in owners:
+            span = slice(at, at + len(problem.options))
+            at = span.stop
+            sums = likelihoods[span]
+            means = sums / torch.tensor([len(option) for _, option in rows[span]])
+            right += int(sums.argmax()) == problem.correct
+            right_normalized += int(means.argmax()) == problem.correct
+            chance += 1 / len(problem.options)
+            total += 1
+    if total == 0:
+        return {}
+    accuracy = right / total
+    return {
+        "mathqa/accuracy": accuracy,
+        "mathqa/accuracy_error": math.sqrt(accuracy * (1 - accuracy) / total),
+        "mathqa/accuracy_normalized": right_normalized / total,
+        "mathqa/chance": chance / total,
+        "mathqa/problems": total,
+        "mathqa/skipped": skipped,
+    }
+
+
+def _log_likelihoods(score: Scorer, rows: list[tuple[list[int], list[int]]]) -> Tensor:
+    """Log-probability in nats of each continuation given its prompt -> [len(rows)]."""
+    # Causal attention: padding on the right changes nothing to its left. Few widths, so few shapes to compile for.
+    width = -(-max(len(prompt) + len(option) for prompt, option in rows) // 64) * 64
+    inputs = torch.zeros(len(rows), width, dtype=torch.int64)
+    targets = torch.full_like(inputs, IGNORE)
+    for row, (prompt, option) in enumerate(rows):
+        tokens = torch.tensor(prompt + option)
+        inputs[row, : len(tokens)] = tokens
+        targets[row, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
+    return -score(Batch(inputs, targets, None)).nll.cpu().double().sum(dim=1)
+
+
+def _grouped(problems: Iterable[Problem], size: int) -> Iterator[list[Problem]]:
+    iterator = iter(problems)
+    while group := list(islice(iterator, size)):
+        yield group

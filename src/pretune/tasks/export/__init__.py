@@ -1,0 +1,1 @@
+"""task=export: a run's model as files that other programs load."""

@@ -1,0 +1,69 @@
+"""A model, or its adapter, as transformers and peft load them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretune.adapters.huggingface import adapter_for_huggingface
+from pretune.checkpoint import store as checkpoint
+from pretune.core.config import ConfigError
+from pretune.core.files import write_json
+from pretune.model.huggingface.architectures import huggingface_config
+from pretune.model.huggingface.folding import portable_config, portable_weights
+from pretune.model.huggingface.weights import split_layers, to_huggingface
+from pretune.run.assembly import assemble_tokenizer, measured_model, start_run
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+
+
+def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
+    """config.json, generation_config.json, model.safetensors and the tokenizer; an adapter is merged into the weights.
+    Where `quantization` stores numbers as integers, they are those that these stand for.
+
+    Returns what to do with it. Raises ConfigError for a model that no architecture of transformers holds.
+    """
+    tokenizer, shape = assemble_tokenizer(config), portable_config(config.model)
+    content = huggingface_config(shape, tokenizer.eos_id, config.export.dtype)
+    model = measured_model(config, run, torch.device("cpu"))
+    weights = portable_weights({name: tensor.detach() for name, tensor in model.state_dict().items()}, config.model)
+    _save(to_huggingface(weights, shape), folder / "model.safetensors", config.export.dtype)
+    write_json(folder / "config.json", content)
+    write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id})
+    tokenizer.save(folder)
+    return "Load it: transformers.AutoModelForCausalLM.from_pretrained('{output}')"
+
+
+def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
+    """adapter_model.safetensors and adapter_config.json; returns what to do with them.
+
+    Raises ConfigError for an adapter, or a model under it, that has no counterpart in transformers.
+    """
+    checkpoint.check(newest)
+    if config.model.attention_scale != 1 and not config.model.qk_norm:
+        raise ConfigError("model.attention_scale goes into the queries' weights, not into an adapter's: merge it")
+    tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
+    _save(tensors, folder / checkpoint.ADAPTER, config.export.dtype)
+    write_json(folder / checkpoint.ADAPTER_CONFIG, content)
+    base = start_run(config)
+    assert base is not None  # RunConfig sees to it
+    return (
+        f"It belongs on the weights of {base.name}; export these too: python src/main.py --config {base.config} "
+        "task=export. Then load them, and peft.PeftModel.from_pretrained(model, '{output}')"
+    )
+
+
+def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
+    """Write tensors as `dtype`; ConfigError where they have numbers that it cannot hold."""
+    kind: Any = getattr(torch, dtype)
+    converted = {name: tensor.to(kind).contiguous() for name, tensor in tensors.items()}
+    lost = [
+        name for name, tensor in converted.items() if tensors[name].isfinite().all() and not tensor.isfinite().all()
+    ]
+    if lost:
+        raise ConfigError(f"{lost[0]} has numbers too large for export.dtype={dtype}; use bfloat16 or float32")
+    save_file(converted, path, {"format": "pt"})

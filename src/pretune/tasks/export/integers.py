@@ -1,0 +1,63 @@
+"""A model stored as integers, in one safetensors file; and what storing it so costs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pretune.core.files import write_json
+from pretune.run.assembly import assemble_measured, assemble_model, assemble_tokenizer, converted_model
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.tasks.evaluate.task import validation_loss
+
+WEIGHTS, INDEX = "model.safetensors", "integers.json"
+
+
+def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
+    """model.safetensors, integers.json and the tokenizer; returns what to do with them.
+
+    A matrix NAME.weight [E, D] that is stored as integers is NAME.weight.integers [E, D] int8, or [E, D / 2] uint8 with
+    two of 4 bits in a byte (the first in the low half, 8 added to either), and NAME.weight.scales [E, G]. Everything
+    else is as export.dtype says. A head that shares the table of the embedding is not written twice.
+    """
+    model, tensors, matrices = converted_model(config, run, torch.device("cpu")), {}, {}
+    for name, tensor in model.named_parameters():
+        if name == "head.weight" and config.model.tied_embeddings:
+            continue
+        if type(tensor.data) is Tensor:
+            tensors[name] = tensor.detach().to(getattr(torch, config.export.dtype)).contiguous()
+            continue
+        stored: Any = tensor.data
+        group, bits = stored.block_size[1], int(str(stored.target_dtype).removeprefix("torch.int"))
+        tensors[f"{name}.integers"] = _in_bytes(stored.qdata, bits)
+        # Scales of groups are numbers of bfloat16 already; see quantization.rounding.
+        tensors[f"{name}.scales"] = stored.scale.to(torch.bfloat16 if group < tensor.shape[1] else torch.float32)
+        rounds = stored.activation_quantization is not None
+        matrices[name] = {"bits": bits, "group_size": group, "shape": list(tensor.shape), "rounds_inputs": rounds}
+    save_file(tensors, folder / WEIGHTS, {"format": "pt"})
+    section = config.quantization.model_dump()
+    write_json(folder / INDEX, {"quantization": section, "model": config.model.model_dump(), "matrices": matrices})
+    assemble_tokenizer(config).save(folder)
+    size = (folder / WEIGHTS).stat().st_size / 2**20
+    return f"{size:,.1f} MiB; {INDEX} says how each matrix is stored, docs/how-to/quantization.md how to read it."
+
+
+def cost_of_quantization(config: RunConfig, run: RunFolder) -> dict[str, float]:
+    """The validation loss of a run's model with its numbers rounded as `quantization` says, and with all their bits."""
+    parts = assemble_measured(config, run)
+    rounded = validation_loss(config, parts)
+    whole = replace(parts, model=assemble_model(config, run, parts.device))
+    return {"val/loss": rounded, "val_float/loss": validation_loss(config, whole)}
+
+
+def _in_bytes(integers: Tensor, bits: int) -> Tensor:
+    if bits == 8:
+        return integers.contiguous()
+    pairs = (integers + 8).to(torch.uint8).unflatten(-1, (-1, 2))
+    return pairs[..., 0] | (pairs[..., 1] << 4)

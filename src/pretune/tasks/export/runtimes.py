@@ -1,0 +1,104 @@
+"""A model as one file for a runtime: ExecuTorch's .pte, or ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretune.core.config import ConfigError
+from pretune.data.tokenizer import Tokenizer
+from pretune.model.transformer import Transformer
+from pretune.run.assembly import assemble_model, assemble_tokenizer, converted_model
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.run.generator import assemble_author
+from pretune.runtimes.agreement import PROMPT, largest_difference, probe, program_logits
+from pretune.runtimes.executorch.lowering import STAGES, Interface, check_installed, lower
+from pretune.runtimes.executorch.program import Program
+from pretune.runtimes.manifest import PROGRAM, write_manifest
+from pretune.runtimes.onnx_file import check_onnx_installed, onnx_logits, write_onnx
+from pretune.tracker.console import counted
+
+ONNX = "model.onnx"
+
+LEAST = 32
+"""Positions that a model has at least, if it is to be of any use in a file; export.context too."""
+
+
+def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) -> str:
+    """model.pte, the tokenizer and pretune.json; returns what to do with them.
+
+    Raises ConfigError for what ExecuTorch's XNNPACK lacks, RuntimeError for a file that computes something else.
+    """
+    check_installed()
+    tokenizer = assemble_tokenizer(config)
+    context = _context(config)
+    model = converted_model(config, run, torch.device("cpu"))
+    ends = assemble_author(config, config.generate, model, tokenizer, torch.device("cpu")).decoder.vocabulary.end_ids
+    interface = Interface(context, tokenizer.vocab_size, tuple(sorted(ends)))
+    tokens = probe(tokenizer.vocab_size, min(PROMPT + 4, context - 1))
+    expected = logits(model, tokens, tokenizer)[PROMPT - 1 : -1]
+    for _ in counted(lower(model, interface, folder / PROGRAM), "lowering to ExecuTorch", STAGES):
+        pass
+    found = program_logits(Program(folder / PROGRAM), tokens)
+    difference = largest_difference(found, expected, PROGRAM)
+    about = {"eos_ids": list(interface.eos_ids), "context": context}
+    _write_beside(config, run, step, folder, PROGRAM, tokenizer, about | {"largest_difference": difference})
+    return (
+        f"{_described(folder / PROGRAM, difference)} Let it write: python src/main.py --config {run.config} "
+        "task=generate generate.runtime=executorch 'generate.export={output}' 'generate.prompt=...'"
+    )
+
+
+def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) -> str:
+    """model.onnx, the tokenizer and pretune.json; returns what to do with them."""
+    check_onnx_installed()
+    if config.quantization.kind not in ("none", "qlora_nf4"):
+        raise ConfigError(
+            f"ONNX files hold float32 here: quantization={config.quantization.kind} goes with "
+            "export.format=executorch; for ONNX take quantization=none"
+        )
+    tokenizer = assemble_tokenizer(config)
+    model = assemble_model(config, run, torch.device("cpu")).eval()
+    write_onnx(model, tokenizer.vocab_size, folder / ONNX)
+    tokens = probe(tokenizer.vocab_size, min(16, config.model.max_sequence_length))
+    difference = largest_difference(onnx_logits(folder / ONNX, tokens)[0], logits(model, tokens, tokenizer), ONNX)
+    _write_beside(config, run, step, folder, ONNX, tokenizer, {"largest_difference": difference})
+    return (
+        f"{_described(folder / ONNX, difference)} Load it: onnxruntime.InferenceSession('{{output}}/{ONNX}'); "
+        "tokens [rows, length] go in, logits [rows, length, vocabulary] come out"
+    )
+
+
+def logits(model: Transformer, tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """What the model computes itself: [T, V] of tokens [1, T]."""
+    with torch.no_grad():
+        return model.unembed(model(tokens))[0, :, : tokenizer.vocab_size]
+
+
+def _context(config: RunConfig) -> int:
+    limit, wanted = config.model.max_sequence_length, config.export.context
+    if limit < LEAST:
+        raise ConfigError(f"model.max_sequence_length = {limit} is too little to export: {LEAST} positions at least")
+    if wanted is not None and wanted > limit:
+        raise ConfigError(
+            f"export.context ({wanted}) is more than the positions that the model has (model.max_sequence_length = "
+            f"{limit}); lower it, or set it to null"
+        )
+    return limit if wanted is None else wanted
+
+
+def _write_beside(
+    config: RunConfig, run: RunFolder, step: int, folder: Path, file: str, tokenizer: Tokenizer, about: dict[str, Any]
+) -> None:
+    tokenizer.save(folder)
+    of = {"run": run.name, "step": step, "quantization": config.quantization.kind, "vocab_size": tokenizer.vocab_size}
+    write_manifest(folder, file, tokenizer.fingerprint, of | about)
+
+
+def _described(path: Path, difference: float) -> str:
+    size = path.stat().st_size
+    return f"{path.name} has {size / 1e6:,.1f} MB and computes the model's logits, apart from {difference:.1e} at most."

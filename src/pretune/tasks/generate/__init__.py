@@ -1,0 +1,1 @@
+"""task=generate: text from a run's model."""

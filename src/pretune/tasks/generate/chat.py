@@ -1,0 +1,76 @@
+"""A talk with the model on the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import sys
+from typing import Any
+
+from pretune.core.config import InputError
+from pretune.data.config import ChatFormat
+from pretune.run.config import RunConfig
+from pretune.run.generator import Author
+from pretune.tracker.console import printable
+from pretune.training.signals import Interrupts, Stop
+
+NEW, QUIT = "/new", "/quit"
+
+
+def chat(author: Author, config: RunConfig) -> int:
+    """Answer what is typed until the input ends (Ctrl-D, /quit). Ctrl-C ends an answer, or the talk between answers."""
+    template = config.generate.template
+    turns = template and isinstance(author.formatter.format, ChatFormat)
+    print(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the talk" + (
+        f", {NEW} starts another." if turns else "; each question stands alone, as in the run's data."
+    ))  # fmt: skip
+    start: list[dict[str, Any]] = [{"role": "system", "content": config.generate.system}]
+    start = start if turns and config.generate.system else []
+    messages = list(start)
+    while (question := ask()) is not None:
+        if question == NEW:
+            messages = list(start)
+            continue
+        messages = [*(messages if turns else []), {"role": "user", "content": question}]
+        try:
+            prompt = author.formatter.render_prompt(messages) if template else author.asked(question, template)
+            answer = say(author, author.ids(prompt))
+        except InputError as error:
+            print(f"{error}; {NEW} starts another talk")
+            messages.pop()
+            continue
+        messages.append({"role": "assistant", "content": answer})
+    return 0
+
+
+def ask() -> str | None:
+    """The next line that holds something; None at the end of the input, at /quit and at Ctrl-C."""
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # lets `input` go back and edit
+    while True:
+        try:
+            line = input("\n> " if sys.stdin.isatty() else "").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return None
+        except UnicodeDecodeError as error:
+            print(f"cannot read that as text ({error.reason})")
+            continue
+        if line == QUIT:
+            return None
+        if line:
+            return line
+
+
+def say(author: Author, prompt: list[int]) -> str:
+    """Print an answer as it comes, until it or somebody ends it; return what there is of it."""
+    answer = ""
+    with Interrupts():
+        try:
+            for piece in author.stream(prompt):
+                print(printable(piece.text, sys.stdout.encoding), end="", flush=True)
+                answer += piece.text
+        except Stop:
+            print(" ...", end="")
+    print()
+    return answer.strip(" ")

@@ -1,0 +1,107 @@
+"""What the model writes after each prompt of a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pretune.core.config import InputError
+from pretune.core.files import write_atomic
+from pretune.data.config import ChatFormat, FilesSource
+from pretune.data.formats.segments import Place, Segment
+from pretune.run.config import RunConfig
+from pretune.run.generator import Author
+from pretune.tracker.console import counted
+from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
+
+JSON_LINES = (".jsonl", ".json", ".ndjson")
+
+
+def answer_file(author: Author, config: RunConfig, folder: Path, model: str, interrupts: Interrupts) -> int:
+    """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
+
+    Where generate.output is null, the file is named after prompts and `model`, in `folder`. What is done when Ctrl-C
+    comes is written.
+    """
+    section = config.generate
+    assert section.file is not None
+    path = Path(section.file).expanduser()
+    rows = read_prompts(path)
+    prompts = [author.ids(segments(author, path, at, row, section.template)) for at, row in enumerate(rows)]
+    output = Path(section.output).expanduser() if section.output else folder / f"{path.stem}-{model}.jsonl"
+    check_writable(output)
+    done: dict[int, dict[str, Any]] = {}
+    code = 0
+    try:
+        for at, text in counted(author.write(prompts, section.rows), "writing", len(prompts)):
+            done[at] = {"prompt": rows[at], "text": text.text, "ended": text.reason, "tokens": text.num_tokens}
+    except Stop:
+        code = EXIT_STOPPED
+    with interrupts.shielded():
+        lines = (json.dumps(done[at], ensure_ascii=False) for at in sorted(done))
+        write_atomic(output, "".join(f"{line}\n" for line in lines))
+    print(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
+    return code
+
+
+def read_prompts(path: Path) -> list[Any]:
+    """What each line of a file holds: text, or JSON where the name says so. Lines without anything are passed over.
+
+    Raises InputError for a file that cannot be read or holds nothing, naming the line that is not JSON.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        raise InputError(f"generate.file: {path} is not text in UTF-8") from None
+    except OSError as error:
+        raise InputError(f"generate.file: cannot read {path} ({(error.strerror or str(error)).lower()})") from None
+    rows: list[Any] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line) if path.suffix in JSON_LINES else line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"generate.file: {path}, line {number} is not JSON ({error.msg}); {path.suffix} means a JSON value on "
+                "each line"
+            ) from None
+    if not rows:
+        raise InputError(f"generate.file: {path} holds no prompts")
+    return rows
+
+
+def segments(author: Author, path: Path, at: int, row: Any, template: bool) -> list[Segment]:
+    """The prompt of one row: text, {prompt}, or the fields of the run's data, such as {messages}."""
+    place = Place(FilesSource(kind="files", files=(str(path),), format="json", max_rows=None), at)
+    text = row.get("prompt") if isinstance(row, dict) else row
+    if isinstance(text, str):
+        if not text.strip():
+            raise InputError(f"{place} is an empty prompt; write something there")
+        return author.asked(text, template)
+    if isinstance(row, dict) and ("messages" not in row or isinstance(author.formatter.format, ChatFormat)):
+        return author.formatter.prompt(row, place)
+    if isinstance(row, dict) and is_chat(row["messages"]):
+        return author.formatter.render_prompt(row["messages"])
+    raise InputError(
+        f"{place} is neither text nor a record with 'prompt', 'messages' {{role, content}} or the data's fields"
+    )
+
+
+def is_chat(messages: Any) -> bool:
+    """Whether these are messages with role and text."""
+    return isinstance(messages, list) and all(
+        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
+        for message in messages
+    )
+
+
+def check_writable(output: Path) -> None:
+    """InputError, before anything is computed, where the output cannot be written."""
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.open("a").close()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"generate.output: cannot write {output} ({reason}); choose another path") from None

@@ -1,0 +1,120 @@
+"""Let a model write: after one prompt, as it comes; after each prompt of a file; or in a chat."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from pretune.checkpoint import store as checkpoint
+from pretune.compute.device import pick_device
+from pretune.core.config import ConfigError, InputError
+from pretune.data.tokenizer import Tokenizer
+from pretune.generation.decode import LanguageModel
+from pretune.generation.texts import Piece
+from pretune.run.arithmetic import decided
+from pretune.run.assembly import (
+    Parts,
+    assemble_tokenizer,
+    chosen_checkpoint,
+    measured_model,
+    measured_run,
+)
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.run.generator import Author, assemble_author
+from pretune.tasks.generate.chat import chat
+from pretune.tasks.generate.file import answer_file
+from pretune.tracker.console import printable
+from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
+
+
+def generate(config: RunConfig) -> int:
+    """task=generate: continue generate.prompt, or each prompt of generate.file, or talk, with a checkpoint of the
+    run that `config` names (checkpoint.use). Ctrl-C ends it, and what has been written stays."""
+    section = config.generate
+    if not (section.prompt or section.file or section.chat):
+        raise ConfigError(
+            "there is nothing to continue; set generate.prompt='some text', generate.file=prompts.txt (or .jsonl), or "
+            "generate.chat=true"
+        )
+    folder = measured_run(config)
+    if section.runtime == "pretune":
+        config = decided(config, folder)
+        section = config.generate
+    with Interrupts() as interrupts:
+        try:
+            device, tokenizer = _device(config), assemble_tokenizer(config)
+            model, named = _model(config, folder, tokenizer, device)
+            rows = section.batch if section.compile and section.file else None
+            author = assemble_author(config, section, model, tokenizer, device, rows)
+            with author.arithmetic():
+                if section.file:
+                    return answer_file(author, config, folder.path / "generated", named, interrupts)
+                if section.prompt:
+                    return answer_prompt(author, section.prompt, section.template)
+        except Stop:
+            print("\nstopped.", file=sys.stderr)
+            return EXIT_STOPPED
+    # A chat has a Ctrl-C of its own: the first one ends an answer, and not the talk.
+    with author.arithmetic():
+        return chat(author, config)
+
+
+def _device(config: RunConfig) -> torch.device:
+    return torch.device("cpu") if config.generate.runtime == "executorch" else pick_device(config.device)
+
+
+def _model(
+    config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: torch.device
+) -> tuple[LanguageModel, str]:
+    """The model of the run, or the file that was made of it; and its name among the run's models."""
+    if config.generate.runtime == "pretune":
+        rounding = "" if config.quantization.kind == "none" else f"{config.quantization.kind}-"
+        name = f"{rounding}step-{checkpoint.step_of(chosen_checkpoint(folder))}"
+        return measured_model(config, folder, device), name
+    from pretune.runtimes.executorch.program import Program
+    from pretune.runtimes.manifest import checked_program, newest_program
+
+    named = config.generate.export
+    exported = newest_program(folder.path / "export") if named is None else Path(named).expanduser()
+    if exported is None:
+        raise InputError(
+            f"{folder.name} has no .pte yet; make one: python src/main.py --config {folder.config} task=export "
+            "export.format=executorch" + (" quantization=int8_int4" if config.quantization.kind == "none" else "")
+        )
+    return Program(checked_program(exported, tokenizer.fingerprint)), exported.name
+
+
+def answer_prompt(author: Author, prompt: str, template: bool) -> int:
+    """Print what the model writes after a prompt, as it comes; behind the prompt, where it is continued as it is."""
+    if not prompt.strip():
+        raise InputError("generate.prompt is empty; write some text")
+    segments = author.asked(prompt, template)
+    pieces = author.stream(author.ids(segments))
+    first = next(pieces)  # before anything is shown: the prompt may be too long
+    if "".join(segment.text for segment in segments) == prompt.rstrip(" "):
+        print(printable(prompt, sys.stdout.encoding), end="", flush=True)
+    for text in shown([first], pieces):
+        print(text, end="", flush=True)
+    print()
+    return 0
+
+
+def shown(*pieces: Iterable[Piece]) -> Iterator[str]:
+    """The text of pieces as a terminal can show it."""
+    for some in pieces:
+        for piece in some:
+            yield printable(piece.text, sys.stdout.encoding)
+
+
+def sample(config: RunConfig, parts: Parts) -> list[str]:
+    """What the model in training writes after each of samples.prompts."""
+    section = config.samples
+    author = assemble_author(config, section, parts.model, parts.tokenizer, parts.device)
+    prompts = [author.ids(author.asked(prompt, section.template)) for prompt in section.prompts]
+    with author.arithmetic():
+        texts = dict(author.write(prompts, max(len(prompts), 1)))
+    return [texts[place].text for place in range(len(prompts))]

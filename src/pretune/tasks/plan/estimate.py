@@ -1,0 +1,163 @@
+"""What a run will take and bring, estimated from its configuration alone."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pretune.compute import hardware
+from pretune.compute.config import OPTIONS
+from pretune.compute.device import pick_device
+from pretune.compute.devices import Device, named
+from pretune.memory.estimate import Footprint
+from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
+from pretune.model.counts import count_parameters
+from pretune.optim.trace import read_trace
+from pretune.run.arithmetic import decided
+from pretune.run.assembly import own_folder, trained_form
+from pretune.run.config import RunConfig
+from pretune.run.folder import find_progress
+from pretune.tasks.plan.family import Biggest, search
+from pretune.tasks.plan.loss import fitted_loss, scaled_loss
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Sizes in bytes, times in seconds. Everything but the parameters is an estimate."""
+
+    name: str
+    device: Device
+    precision: str
+    """bf16, fp32..."""
+    mfu: float
+    parameters: dict[str, int]
+    flops_per_token: float
+    memory: dict[str, int]
+    """By part, with micro-batches of `micro_batch` rows."""
+    usable_memory: int
+    micro_batch: int
+    largest_micro_batch: int | None
+    """The largest that divides the rows of a step and fits; None where not even one row does."""
+    cache_bytes_per_token: int
+    tokens_per_second: float
+    tokens: int
+    steps: int
+    seconds: float
+    limit: str
+    """Which part of the budget ends the run."""
+    tokens_per_parameter: float
+    compute_optimal_ratio: float
+    fitted_loss: float | None
+    """Nats per token; None for a fine-tuning, and for so few tokens that the fit does not hold."""
+    scaled_loss: float | None
+    biggest: list[Biggest]
+    notes: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as JSON-like values, models in full."""
+        plain = {**self.__dict__, "device": asdict(self.device)}
+        plain["biggest"] = [
+            {**one.__dict__, "model": one.model and one.model.model_dump(mode="json")} for one in self.biggest
+        ]
+        return plain
+
+
+def make_plan(config: RunConfig) -> Plan:
+    """The plan of a run on the device that plan.device names, or on the one that is at hand."""
+    device, kind = planned_device(config)
+    parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config)
+    model = trained_form(config)
+    if config.adapter.kind != "none":
+        parameters["adapter, trained alone"] = count_parameters(model).trainable
+    count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
+    speed = config.plan.mfu * device.peak_flops / flops
+    tokens, limit = _tokens(config, speed)
+    rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
+    if config.batch.micro_batch == "auto":
+        largest = footprint.largest(memory, rows)
+        micro_batch = largest or 1
+    else:
+        micro_batch = config.batch.micro_batch
+        largest = footprint.largest(memory, rows, look=micro_batch)
+    fresh = config.stage.init_from is None
+    fitted = fitted_loss(count, tokens, config.model.vocab_size) if fresh else None
+    return Plan(
+        name=config.name,
+        device=device,
+        precision=OPTIONS[config.precision.compute],
+        mfu=config.plan.mfu,
+        parameters=parameters,
+        flops_per_token=flops,
+        memory=footprint.parts(micro_batch),
+        usable_memory=memory,
+        micro_batch=micro_batch,
+        largest_micro_batch=largest,
+        cache_bytes_per_token=cache_bytes_per_token(config.model, 2),
+        tokens_per_second=speed,
+        tokens=tokens,
+        steps=tokens // config.batch.tokens,
+        seconds=tokens / speed,
+        limit=limit,
+        tokens_per_parameter=tokens / count,
+        compute_optimal_ratio=config.plan.tokens_per_parameter,
+        fitted_loss=fitted,
+        scaled_loss=None if fitted is None else scaled_loss(fitted),
+        biggest=search(config, device, kind, config.budget.time or tokens / speed),
+        notes=_notes(config, device, largest, micro_batch),
+    )
+
+
+def planned_arithmetic(config: RunConfig) -> RunConfig:
+    """The configuration with the arithmetic chosen: for the device that plan.device names, or for the one at hand."""
+    if config.plan.device is None:
+        return decided(config, own_folder(config))
+    if config.precision.compute != "auto":
+        return config
+    compute = "bfloat16" if named(config.plan.device).has_bfloat16 else "float16"
+    return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": compute})})
+
+
+def planned_device(config: RunConfig) -> tuple[Device, str]:
+    """The device to plan for, and its kind: cuda, mps or cpu."""
+    if config.plan.device is not None:
+        return named(config.plan.device), "cuda"
+    here = pick_device(config.device)
+    return hardware.at_hand(here, {"float32", "bfloat16", config.precision.activations}), here.type
+
+
+def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
+    """Tokens of whole steps until the first limit of the budget, and which one that is."""
+    budget, step = config.budget, config.batch.tokens
+    if budget.replay is not None:
+        replayed = read_trace(find_progress(budget.replay, config.output_dir))
+        return sum(one.tokens for one in replayed), "replay"
+    steps: dict[str, int] = {}
+    if budget.steps is not None:
+        steps["steps"] = budget.steps
+    if budget.tokens is not None:
+        steps["tokens"] = -(-budget.tokens // step)
+    if budget.time is not None:
+        steps["time"] = max(round(budget.time * speed / step), 1)
+    limit = min(steps, key=lambda name: steps[name])
+    return steps[limit] * step, limit
+
+
+def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: int) -> list[str]:
+    notes = []
+    if largest is None:
+        notes.append(f"not even one row of {config.data.sequence_length} tokens fits into {device.name}")
+    elif micro_batch > largest:
+        notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
+    if config.batch.warmup is not None:
+        notes.append("steps are counted as if each read batch.tokens; batch.warmup makes them more, or smaller")
+    if config.precision.activations == "bfloat16" and not device.has_bfloat16:
+        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16: take precision=fp16")
+    if config.precision.compute == "float8" and not device.has_float8:
+        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; take precision=auto")
+    elif config.precision.compute == "float8":
+        notes.append("the peak is that of 16-bit products; how much faster 8-bit ones make a model has to be measured")
+    if config.precision.activation_checkpointing:
+        notes.append("checkpointed activations are computed twice, which plan.mfu does not know: expect a quarter less")
+    if config.precision.compute == "float32" and config.plan.device is not None:
+        notes.append(f"{device.name} is planned with its 16-bit peak; precision=fp32 is several times slower")
+    return notes

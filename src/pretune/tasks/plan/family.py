@@ -1,0 +1,168 @@
+"""The biggest model of a run's family that a device can train, fine-tune or serve.
+
+The family has the run's proportions (width to depth, heads, feed-forward width), vocabulary, sequence length and
+optimizer; only the size differs. Micro-batches are of one row, run eagerly: the least memory that training takes, with
+the run's choice of checkpointing activations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from pretune.adapters.config import NoAdapterConfig
+from pretune.compute import hardware
+from pretune.compute.devices import Device
+from pretune.memory.estimate import Footprint
+from pretune.model.config import GATED, ModelConfig
+from pretune.model.costs import (
+    cache_bytes_per_token,
+    forward_flops,
+    matrix_parameters,
+    parameters_by_part,
+    skeleton,
+    training_flops,
+)
+from pretune.model.transformer import Transformer
+from pretune.quantization.config import NoQuantizationConfig
+from pretune.run.config import RunConfig
+
+Way = Literal["pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference"]
+WAYS: tuple[Way, ...] = ("pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference")
+
+LARGEST = 256
+"""Steps of width that are looked at."""
+NF4_BYTES = (4 + 8 / 64 + 32 / 64 / 256) / 8
+"""Bytes per weight: 4 bits, an 8-bit scale for every 64, a float32 for every 256 of these (arXiv:2305.14314)."""
+ADAPTER_BYTES = 4 + 4 + 8
+"""Bytes per trained adapter weight: float32, its gradient and AdamW's two moments."""
+
+
+@dataclass(frozen=True)
+class Biggest:
+    """way; the model and its parameters, None where not even the smallest fits; bytes and time it takes; what the next
+    larger one runs out of."""
+
+    way: Way
+    model: ModelConfig | None
+    parameters: int
+    memory: int
+    seconds: float | None
+    """Of the fine-tuning, or of pretraining to the compute-optimal number of tokens; None for inference."""
+    tokens_per_second: float
+    limit: str
+
+
+class Family:
+    """Models like that of `config`, and what each takes on `device` in `seconds`."""
+
+    def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
+        self.config, self.device, self.seconds = config, device, seconds
+        self.memory = hardware.usable(device.memory, kind)
+        full = {"adapter": NoAdapterConfig(kind="none"), "quantization": NoQuantizationConfig(kind="none")}
+        config = config.model_copy(update=full)
+        checkpointed = config.precision.activation_checkpointing
+        footprint = _eager(config, checkpointed)
+        whole = sum(parameters_by_part(skeleton(config.model)).values())
+        self.state_bytes = footprint.constant / whole
+        self.kept_per_unit = _saved_per_unit(footprint)
+        self.again_per_unit = _saved_per_unit(_eager(config, False)) if checkpointed else 0.0
+        """Of the one layer that is computed a second time."""
+
+    def biggest(self, way: Way) -> Biggest:
+        """The largest that fits in memory and in time; what does not fit has no larger that does."""
+        low, high = 0, LARGEST + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._measure(way, middle)[0] == "" else (low, middle)
+        limit = self._measure(way, high)[0] if high <= LARGEST else "nothing looked at"
+        if low == 0:
+            return Biggest(way, None, 0, 0, None, 0.0, limit)
+        return self._measure(way, low, limit)[1]
+
+    def _measure(self, way: Way, size: int, limit: str = "") -> tuple[str, Biggest]:
+        """What a size runs out of ("" for nothing), and what it takes."""
+        shape = self.shape(size)
+        model = skeleton(shape)
+        parameters = sum(parameters_by_part(model).values())
+        memory = int(self._memory(way, model, parameters))
+        speed, seconds = self._speed(way, model, parameters)
+        plan = self.config.plan
+        lacking = "memory" if memory > self.memory else ""
+        if seconds is not None and seconds > self.seconds:
+            lacking = lacking or "time"
+        if way == "inference" and speed < plan.tokens_per_second:
+            lacking = lacking or "speed"
+        return lacking, Biggest(way, shape, parameters, memory, seconds, speed, limit)
+
+    def shape(self, size: int) -> ModelConfig:
+        """The family's member number `size`, counted in steps of one group of query heads."""
+        base = self.config.model
+        group = base.num_heads // base.num_kv_heads
+        dim = size * max(round(base.dim * group / base.num_heads / 8) * 8, 8)
+        mlp_dim = max(round(base.mlp_dim * dim / base.dim / 8) * 8, 8)
+        num_layers = max(round(base.num_layers * dim / base.dim), 1)
+        changes = {"dim": dim, "mlp_dim": mlp_dim, "num_layers": num_layers}
+        return base.model_copy(update={**changes, "num_heads": group * size, "num_kv_heads": size})
+
+    def _memory(self, way: Way, model: Transformer, parameters: int) -> float:
+        shape, length = model.config, self.config.data.sequence_length
+        inside = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, nn.Linear))
+        if way == "inference":
+            cache = cache_bytes_per_token(shape, 2) * shape.max_sequence_length
+            return 2 * parameters + cache + 4 * shape.padded_vocab_size
+        activations = (self.kept_per_unit * shape.num_layers + self.again_per_unit) * shape.dim
+        widest = shape.mlp_dim * (2 if shape.activation in GATED else 1)
+        # The last layer's gradients, and logits in four copies of float32 (an eager softmax and its gradient).
+        work = length * (4 * widest + 4 * shape.dim)
+        logits = 16 * min(length, self.config.stage.objective.chunk_tokens) * shape.padded_vocab_size
+        casts = 0 if self.config.precision.activations == "float32" else 2 * parameters
+        head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, kept apart until the backward pass
+        passes = activations + work + logits
+        adapters = ADAPTER_BYTES * _adapter_parameters(model, self.config.plan.adapter_rank)
+        match way:
+            case "pretraining" | "full fine-tuning":
+                return self.state_bytes * parameters + casts + head + passes
+            case "LoRA":
+                return 2 * parameters + adapters + passes
+            case "QLoRA":
+                return NF4_BYTES * inside + 2 * (parameters - inside) + adapters + passes
+
+    def _speed(self, way: Way, model: Transformer, parameters: int) -> tuple[float, float | None]:
+        """Tokens per second, and seconds that the whole takes."""
+        plan, length = self.config.plan, self.config.data.sequence_length
+        rate = plan.mfu * self.device.peak_flops
+        if way == "inference":
+            # A token at a time, every weight is read once for each, and the keys and values of half a context.
+            context = model.config.max_sequence_length // 2
+            read = 2 * parameters + cache_bytes_per_token(model.config, 2) * context
+            return min(self.device.bandwidth / read, rate / forward_flops(model, context)), None
+        flops = training_flops(model, length)
+        if way in ("LoRA", "QLoRA"):
+            flops -= 2 * matrix_parameters(model)[0]  # frozen weights need no gradient
+        tokens = plan.tokens_per_parameter * parameters if way == "pretraining" else plan.finetune_tokens
+        return rate / flops, tokens * flops / rate
+
+
+def _eager(config: RunConfig, checkpointed: bool) -> Footprint:
+    changes = {"compile": False, "activation_checkpointing": checkpointed}
+    return Footprint(config.model_copy(update={"precision": config.precision.model_copy(update=changes)}))
+
+
+def _saved_per_unit(footprint: Footprint) -> float:
+    """Bytes saved per row and layer, and per unit of width: saved tensors are proportional to the width."""
+    model = footprint.config.model
+    return (footprint.saved(2) - footprint.saved(1)) / model.num_layers / model.dim
+
+
+def _adapter_parameters(model: Transformer, rank: int) -> int:
+    linear: list[nn.Linear] = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
+    return sum(rank * (one.in_features + one.out_features) for one in linear)
+
+
+def search(config: RunConfig, device: Device, kind: str, seconds: float) -> list[Biggest]:
+    """The biggest model for each way of using the device."""
+    family = Family(config, device, kind, seconds)
+    return [family.biggest(way) for way in WAYS]

@@ -1,0 +1,101 @@
+"""A plan as tables on the terminal."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pretune.tasks.plan.estimate import Plan
+from pretune.tasks.plan.family import Biggest
+
+
+def show(plan: Plan, console: Console | None = None) -> None:
+    """Print the plan."""
+    console = console or Console()
+    for table in (_parameters(plan), _memory(plan), _budget(plan), _biggest(plan)):
+        console.print(table)
+    for note in plan.notes:
+        console.print(f"Note: {note}.", highlight=False)
+
+
+def _parameters(plan: Plan) -> Table:
+    table = _table(f"{plan.name}: parameters", "part", "parameters", "share")
+    total = sum(plan.parameters.values())
+    for part, count in plan.parameters.items():
+        table.add_row(part, f"{count:,}", f"{count / total:.1%}")
+    table.add_section()
+    table.add_row("all", f"{total:,}", f"{plan.flops_per_token / 1e6:,.1f} MFLOP a token")
+    return table
+
+
+def _memory(plan: Plan) -> Table:
+    title = f"memory at the peak of a step, micro-batches of {plan.micro_batch} rows"
+    table = _table(title, "part", "memory", plan.precision)
+    for part, size in plan.memory.items():
+        table.add_row(part, memory(size), "")
+    table.add_section()
+    table.add_row("all", memory(sum(plan.memory.values())), f"of {memory(plan.usable_memory)} on {plan.device.name}")
+    table.add_row("largest micro-batch", str(plan.largest_micro_batch or "none"), "that fits and divides a step")
+    table.add_row("decoding, 1,000 tokens", memory(1000 * plan.cache_bytes_per_token), "keys and values, bfloat16")
+    return table
+
+
+def _budget(plan: Plan) -> Table:
+    device, reach = plan.device, plan.tokens_per_parameter
+    table = _table(f"what the budget buys on {device.name} ({plan.limit} ends it)", "", "", "")
+    peak = f"{device.peak_flops / 1e12:.4g} TFLOP/s ({device.source})"
+    table.add_row("speed", f"{plan.tokens_per_second:,.0f} tokens/s", f"{plan.mfu:.1%} of {peak}")
+    table.add_row("time", duration(plan.seconds), "")
+    table.add_row("steps", f"{plan.steps:,}", "")
+    table.add_row("tokens", f"{plan.tokens:,}", "")
+    optimum = f"compute-optimal is about {plan.compute_optimal_ratio:g} (arXiv:2203.15556)"
+    table.add_row("tokens per parameter", f"{reach:.3g}", optimum)
+    if plan.fitted_loss is not None and plan.scaled_loss is not None:
+        published = "arXiv:2404.10102, for other data and tokens; off by +0.3 and -0.3 on two known runs"
+        table.add_row("loss, by a published fit", f"{plan.fitted_loss:.2f}", published)
+        scaled = "only for SlimPajama in GPT-2's tokens: made to agree with one known run there"
+        table.add_row("the same, scaled", f"{plan.scaled_loss:.2f}", scaled)
+    return table
+
+
+def _biggest(plan: Plan) -> Table:
+    """Layers x dim of the biggest models, and what the next size up would lack. Fits 80 columns."""
+    title = f"the biggest model of these proportions on {plan.device.name}"
+    table = _table(title, "for", "size", "shape", "memory", "tokens/s", "time", "limit")
+    for one in plan.biggest:
+        table.add_row(*_biggest_row(one))
+    return table
+
+
+def _biggest_row(one: Biggest) -> tuple[str, ...]:
+    if one.model is None:
+        return (one.way, "none", "", "", "", "", one.limit)
+    shape = f"{one.model.num_layers} x {one.model.dim}"
+    time = "" if one.seconds is None else duration(one.seconds)
+    return (one.way, size(one.parameters), shape, memory(one.memory), f"{one.tokens_per_second:,.0f}", time, one.limit)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(columns), pad_edge=False)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index in (1, 3, 4, 5) else "left", no_wrap=index == 0)
+    return table
+
+
+def memory(size: float) -> str:
+    """Bytes in GiB, or in MiB where they are few."""
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**28 else f"{size / 2**20:,.1f} MiB"
+
+
+def size(count: float) -> str:
+    """A number of parameters, short: 180M, 7.2B."""
+    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as 2h 05m, 3m 20s or 12s."""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if hours:
+        return f"{hours:,}h {minutes:02}m"
+    return f"{minutes}m {whole % 60:02}s" if minutes else f"{whole}s"

@@ -1,0 +1,28 @@
+"""What a run will take and bring, from its configuration alone: no data is read and nothing is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rich.console import Console
+
+from pretune.core.config import InputError
+from pretune.core.files import write_json
+from pretune.run.config import RunConfig
+from pretune.tasks.plan.estimate import make_plan, planned_arithmetic
+from pretune.tasks.plan.table import show
+
+
+def plan(config: RunConfig) -> int:
+    """task=plan: print the plan, and write it as JSON where plan.file says."""
+    config = planned_arithmetic(config)
+    with Console(stderr=True).status("rehearsing a step without data, and looking for the biggest model ..."):
+        made = make_plan(config)
+    show(made)
+    if config.plan.file is not None:
+        try:
+            write_json(Path(config.plan.file), made.as_json())
+        except OSError as error:
+            raise InputError(f"cannot write {config.plan.file}: {error.strerror}; choose another plan.file") from None
+        print(f"written to {config.plan.file}")
+    return 0

@@ -1,0 +1,1 @@
+"""task=prepare: a run's data, tokenized and cached."""

@@ -1,0 +1,62 @@
+"""Reads, tokenizes and packs a run's data ahead of training."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+
+from pretune.data.config import DataConfig
+from pretune.data.loader import Loader
+from pretune.data.shards import Prepared, prepare
+from pretune.run.assembly import assemble_tokenizer
+from pretune.run.config import RunConfig
+from pretune.run.folder import cache_folder
+from pretune.tasks.prepare.show import show_documents
+from pretune.training.signals import stoppable
+
+
+def prepare_run(config: RunConfig) -> int:
+    """task=prepare: fill the cache with what the run will read, and show how much that is, and some of it."""
+    stopped = "stopped; what is prepared is kept, run the same command to go on."
+    return stoppable(lambda _: _prepare_run(config), stopped)
+
+
+def _prepare_run(config: RunConfig) -> int:
+    tokenizer = assemble_tokenizer(config)
+    data = prepare(config.data, tokenizer, cache_folder())
+    console = Console()
+    sets = [("", config.data, data)]
+    sets += [(f"{name} ", config.data.part(name), part) for name, part in data.parts.items()]
+    for name, section, part in sets:
+        console.print(_table(name, section, part, config.seed))
+        for side, tokens in (("train", part.train), ("validation", part.validation)):
+            for reason in tokens.left_out():
+                console.print(f"left out of {name}{side}: {reason}", markup=False, highlight=False, soft_wrap=True)
+    for name, section, part in sets:
+        show_documents(console, f"{name}document", part.train, tokenizer, config.show, section.sequence_length)
+    print(f"in {data.folder}; train with the same command without task=prepare")
+    return 0
+
+
+def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
+    """How much a set is, in figures by side."""
+    table = Table("", f"{name}train", f"{name}validation")
+    sides = (data.train, data.validation)
+    loaders = [Loader(side, section, seed) for side in sides]
+    reports = [loader.report for loader in loaders]
+
+    def row(title: str, *values: int) -> None:
+        table.add_row(title, *(f"{value:,}" for value in values))
+
+    row("documents", *(side.num_documents for side in sides))
+    row("tokens", *(side.num_tokens for side in sides))
+    row("scored tokens", *(side.num_scored for side in sides))
+    row("bytes of text", *(side.num_bytes for side in sides))
+    row("rows left out", *(side.skipped.total() for side in sides))
+    row(f"rows of {section.sequence_length} tokens", *(loader.num_rows for loader in loaders))
+    row("padding in them", *(report["padding"] for report in reports))
+    if section.packing.mode != "stream":
+        done = {"cut": "cut", "split": "split", "drop": "dropped"}[section.packing.too_long]
+        row(f"longer than a row: {done}", *(report["too_long"] for report in reports))
+        row("tokens lost by that", *(report["lost_tokens"] for report in reports))
+    return table

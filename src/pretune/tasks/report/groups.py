@@ -1,0 +1,45 @@
+"""Runs that differ by nothing but their seed, and what they come to together."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pretune.core.files import fingerprint
+from pretune.run.folder import FREE
+
+_SEED = re.compile(r"[-_.,+=]+(seed|s)?[-_.,+=]*\d*$")
+"""How names of runs that differ by a seed begin to do so."""
+
+
+def same_but_for_the_seed(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Places of the configurations that are equal but for seed, name and what does not make another run of it.
+
+    In the order in which they first come. A configuration that is empty, because it is unknown, equals no other.
+    """
+    groups: dict[str, list[int]] = {}
+    for place, config in enumerate(configs):
+        what = {key: value for key, value in config.items() if key != "seed" and key not in FREE}
+        groups.setdefault(fingerprint(what) if what else str(place), []).append(place)
+    return list(groups.values())
+
+
+def common_name(names: Sequence[str]) -> str:
+    """What the names of a group begin with, and how many there are; of a single run its name."""
+    if len(names) == 1:
+        return names[0]
+    letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
+    shared = _SEED.sub("", "".join(column[0] for column in letters)) or names[0]
+    return f"{shared} ({len(names)} seeds)"
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and standard deviation of the sample: 0 where all are equal, or there is one only."""
+    mean = statistics.fmean(values)
+    if all(value == values[0] for value in values) or not all(map(math.isfinite, values)):
+        return (values[0] if len(set(values)) == 1 else mean), 0.0
+    return mean, statistics.stdev(values)

@@ -1,0 +1,272 @@
+"""Compares runs by what they recorded: a table, curves, and a page that holds both."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretune.core.config import InputError
+from pretune.core.files import write_atomic
+from pretune.run.config import RunConfig
+from pretune.run.folder import find_run, read_config
+from pretune.tasks.report.figure import Curves, draw
+from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
+from pretune.tasks.report.page import Section, page
+from pretune.tasks.report.verdict import verdict
+from pretune.tracker.console import duration, short
+from pretune.tracker.files import read_rows
+
+
+def report_runs(config: RunConfig) -> int:
+    """task=report: compare `report.runs`, or show the config's own run; the files go into the latter's folder.
+
+    Returns 1 where report.verify is set and a run has not learned anything.
+    """
+    own = Path(config.output_dir) / config.name
+    folders = [find_run(name, config.output_dir).path for name in config.report.runs or (config.name,)]
+    report(folders, own)
+    return verify(folders) if config.report.verify else 0
+
+
+def verify(folders: Sequence[Path]) -> int:
+    """Say of each run whether it has learned; returns 0 if all have, else 1."""
+    verdicts = [verdict(run.name, run.rows, run.summary) for run in map(read_run, folders)]
+    for learned, line in verdicts:
+        print(line, file=sys.stdout if learned else sys.stderr)
+    return 0 if all(learned for learned, _ in verdicts) else 1
+
+
+def report(folders: Sequence[Path], destination: Path) -> None:
+    """Write report.html, report.md, report.csv and curves.png about the runs in `folders`; show the table.
+
+    Raises InputError for a run without figures and for a destination that cannot be written.
+    """
+    runs = [read_run(folder) for folder in folders]
+    columns = COLUMNS + mixed_columns(runs) + accuracy_columns(runs)
+    columns = [column for column in columns if any(column.of(run) is not None for run in runs)]
+    groups = grouped(runs)
+    picture = draw([Curves(run.name, run.stage, run.rows, group.name) for group in groups for run in group.runs])
+    sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
+    header = [column.header for column in columns]
+    body = [[column.text(group) for column in columns] for group in groups]
+    try:
+        destination.mkdir(parents=True, exist_ok=True)
+        (destination / "curves.png").write_bytes(picture)
+        write_atomic(destination / "report.csv", as_csv(columns, runs))
+        write_atomic(destination / "report.md", as_markdown(header, body))
+        image = base64.b64encode(picture).decode()
+        write_atomic(destination / "report.html", page(image, header, body, sections))
+    except OSError as error:
+        raise InputError(
+            f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
+        ) from None
+    show_table(header, body)
+    if len(groups) < len(runs):
+        print("± of several seeds is the standard deviation between them; report.csv has each run.")
+    print(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run's folder says about it."""
+
+    name: str
+    stage: str
+    rows: list[dict[str, Any]]
+    """metrics.jsonl"""
+    samples: list[dict[str, Any]]
+    """samples.jsonl"""
+    summary: dict[str, Any]
+    """summary.json; empty while the run is not complete."""
+    config: dict[str, Any]
+    """config.yaml; empty where there is none."""
+    config_text: str
+
+    def last(self, name: str) -> Any:
+        """The newest value of a figure, None where there is none."""
+        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+
+    def least(self, name: str) -> Any:
+        return min((row[name] for row in self.rows if row.get(name) is not None), default=None)
+
+    def best_step(self) -> int | None:
+        """The first step at which val/loss was lowest."""
+        rows = [row for row in self.rows if row.get("val/loss") is not None]
+        return min(rows, key=lambda row: row["val/loss"])["step"] if rows else None
+
+    def speed(self) -> float | None:
+        """Training tokens per second over the whole run."""
+        tokens, seconds = self.last("tokens"), self.last("seconds")
+        return tokens / seconds if tokens and seconds else None
+
+    def scored_speed(self) -> float | None:
+        """Scored tokens per second over the whole run, where not all are scored."""
+        scored, read, speed = (
+            self.last("train/scored_tokens_per_second"),
+            self.last("train/tokens_per_second"),
+            self.speed(),
+        )
+        return speed * scored / read if speed and read and scored and scored < 0.99 * read else None
+
+    def trained(self) -> int | None:
+        """Trained parameters, where not all are."""
+        trained = self.summary.get("trainable_parameters")
+        return trained if trained != self.summary.get("parameters") else None
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ by their seed only; often one."""
+
+    name: str
+    runs: list[RunRecord]
+
+
+def grouped(runs: Sequence[RunRecord]) -> list[Group]:
+    """The runs, those of several seeds together."""
+    groups = [[runs[place] for place in places] for places in same_but_for_the_seed([run.config for run in runs])]
+    return [Group(common_name([run.name for run in group]), group) for group in groups]
+
+
+def read_run(folder: Path) -> RunRecord:
+    """What `folder` recorded; InputError where it recorded nothing."""
+    metrics, samples, summary, config = (
+        folder / name for name in ("metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml")
+    )
+    rows = read_rows(metrics) if metrics.is_file() else []
+    if not rows:
+        raise InputError(f"{folder} has no figures yet (metrics.jsonl is missing or empty); let the run train first")
+    mapping = read_config(config) if config.is_file() else {}
+    return RunRecord(
+        name=folder.resolve().name,
+        stage=mapping.get("stage", {}).get("kind", "run"),
+        config=mapping,
+        rows=rows,
+        samples=read_rows(samples) if samples.is_file() else [],
+        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        config_text=config.read_text() if config.is_file() else "",
+    )
+
+
+@dataclass(frozen=True)
+class Column:
+    """A figure of the table: its header, its value for a run (None: none), how a person reads it, and its standard
+    error where it has one."""
+
+    header: str
+    of: Callable[[RunRecord], Any]
+    show: Callable[[Any], str] = str
+    error: Callable[[RunRecord], float | None] = lambda run: None
+
+    def text(self, group: Group) -> str:
+        """The value of a run with its error; the mean over several with their standard deviation."""
+        values = [value for run in group.runs if (value := self.of(run)) is not None]
+        if not values:
+            return ""
+        if self.header == "run":
+            return group.name
+        if len(group.runs) == 1:
+            error = self.error(group.runs[0])
+            return self.show(values[0]) + ("" if error is None else f" ± {self.show(error)}")
+        if any(isinstance(value, str | bool) for value in values):
+            return ", ".join(dict.fromkeys(self.show(value) for value in values))
+        mean, spread = mean_and_spread(values)
+        shown = self.show(round(mean) if isinstance(values[0], int) else mean)
+        return f"{shown} ± {self.show(round(spread) if isinstance(values[0], int) else spread)}" if spread else shown
+
+
+COLUMNS = [
+    Column("run", lambda run: run.name),
+    Column("stage", lambda run: run.stage),
+    Column("complete", lambda run: bool(run.summary), lambda done: "yes" if done else "no"),
+    Column("parameters", lambda run: run.summary.get("parameters"), short),
+    Column("trained", RunRecord.trained, short),
+    Column("steps", lambda run: run.last("step"), "{:,}".format),
+    Column("tokens", lambda run: run.last("tokens"), short),
+    Column("time", lambda run: run.last("seconds"), duration),
+    Column("tokens/s", RunRecord.speed, "{:,.0f}".format),
+    Column("scored tokens/s", RunRecord.scored_speed, "{:,.0f}".format),
+    Column("peak memory", lambda run: run.summary.get("peak_memory_bytes"), lambda size: f"{size / 2**30:.2f} GiB"),
+    Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),
+    Column("val loss", lambda run: run.last("val/loss"), "{:.4f}".format),
+    Column("best val loss", lambda run: run.least("val/loss"), "{:.4f}".format),
+    Column("best at step", RunRecord.best_step, "{:,}".format),
+    Column("perplexity", lambda run: run.last("val/perplexity"), "{:,.2f}".format),
+    Column("bits/byte", lambda run: run.last("val/bits_per_byte"), "{:.4f}".format),
+    Column("token accuracy", lambda run: run.last("val/token_accuracy"), "{:.1%}".format),
+]
+
+
+def mixed_columns(runs: Sequence[RunRecord]) -> list[Column]:
+    """A column for the validation loss of each set that any run mixes in (`val_pretraining/loss`...)."""
+    names = dict.fromkeys(
+        name for run in runs for row in run.rows for name in row if re.fullmatch(r"val_\w+/loss", name)
+    )
+    return [Column(name, lambda run, name=name: run.last(name), "{:.4f}".format) for name in names]
+
+
+def accuracy_columns(runs: Sequence[RunRecord]) -> list[Column]:
+    """A column for each task's accuracy and chance (`mathqa/accuracy`...) that any run has."""
+    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_task_accuracy(name))
+    return [
+        Column(
+            name,
+            lambda run, name=name: run.last(name),
+            "{:.1%}".format,
+            lambda run, name=name: run.last(f"{name}_error"),
+        )
+        for name in names
+    ]
+
+
+def is_task_accuracy(name: str) -> bool:
+    task, _, figure = name.partition("/")
+    return task not in ("train", "val") and figure in (
+        "accuracy",
+        "accuracy_normalized",
+        "generated_accuracy",
+        "unanswered",
+        "chance",
+    )
+
+
+def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
+    """A line for each run, values and errors in full; runs of one `group` differ by their `seed` only."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    errors = [column for column in columns if any(column.error(run) is not None for run in runs)]
+    more = [f"{column.header}_error" for column in errors]
+    writer.writerow([*(column.header for column in columns), *more, "group", "seed"])
+    names = {id(run): group.name for group in grouped(runs) for run in group.runs}
+    for run in runs:
+        values = [*(column.of(run) for column in columns), *(column.error(run) for column in errors)]
+        writer.writerow([*values, names[id(run)], run.config.get("seed")])
+    return text.getvalue()
+
+
+def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """The table for a README, turned as on the console: a column for each run."""
+    names, *lines = zip(header, *body, strict=True)
+    marks = ["---", *["---:"] * len(body)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in (names, marks, *lines))
+
+
+def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
+    """The table on the console, turned so that each run is a column: there are more figures than runs."""
+    from rich.console import Console
+    from rich.table import Table
+
+    names = [line[0] for line in body]
+    table = Table("", *names, box=None, pad_edge=False, header_style="bold")
+    for index, title in enumerate(header[1:], start=1):
+        table.add_row(f"[dim]{title}[/dim]", *[line[index] for line in body])
+    Console(highlight=False).print(table)

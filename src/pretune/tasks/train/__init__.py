@@ -1,0 +1,1 @@
+"""task=train: the training loop."""

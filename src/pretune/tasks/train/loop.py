@@ -1,0 +1,240 @@
+"""The loop: the same for pretraining and fine-tuning.
+
+Once in a while it evaluates, samples, saves; every step it accumulates gradients, clips and updates, measures and
+reports. A checkpoint holds all of its state: `Progress`, the weights, the optimizer's state and the random generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from pretune.checkpoint import store as checkpoint
+from pretune.compute.hardware import peak_flops
+from pretune.data.loader import Loader
+from pretune.data.mixture import Mixture
+from pretune.model.costs import training_flops
+from pretune.model.transformer import Transformer
+from pretune.optim.budget import Step
+from pretune.optim.config import Aside
+from pretune.optim.optimizers import set_progress, update
+from pretune.optim.trace import Trace
+from pretune.run.assembly import (
+    Parts,
+    check_first_gradients,
+    num_scored,
+    stored_adapter,
+    training_loss,
+)
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.run.reference_model import check_first_loss
+from pretune.tasks.evaluate.task import evaluate
+from pretune.tasks.generate.task import sample
+from pretune.tasks.train.compilation import compile_ahead
+from pretune.tasks.train.gradients import StepGradients
+from pretune.tasks.train.micro_batch import LossOf, MicroBatch, choose_micro_batch
+from pretune.tasks.train.progress import Progress, step_to_come
+from pretune.tasks.train.qat import as_used, begins_to_round, unrounded_figures
+from pretune.tasks.train.watch import Watch
+from pretune.tracker.tracker import Tracker
+from pretune.training.averaging import Averaged
+from pretune.training.early_stopping import best, out_of_patience
+from pretune.training.meter import Stopwatch
+from pretune.training.prefetch import Feed
+from pretune.training.signals import Interrupts, Stop
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run under way."""
+
+    config: RunConfig
+    folder: RunFolder
+    parts: Parts
+    average: Averaged[Transformer] | None
+    optimizer: Optimizer
+    loader: Loader | Mixture
+    state: Progress
+    tracker: Tracker
+    interrupts: Interrupts
+    trace: Trace
+    replayed: list[Step] | None
+    """The steps to be taken, where they are those of another run."""
+
+    def saved_at(self) -> int | None:
+        """Step of the newest checkpoint."""
+        newest = checkpoint.newest(self.folder.checkpoints)
+        return None if newest is None else checkpoint.step_of(newest)
+
+
+def loop(run: Run) -> bool:
+    """Train until the budget ends (True) or a signal does (False); everything is saved either way."""
+    config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
+    random_state = checkpoint.random_state(model)
+    try:
+        loss_of = training_loss(config, run.parts)
+        with state.timed("compilation"):
+            micro_batch = choose(run, loss_of)
+            begins_to_round(config, model, state.progress)
+            compile_now(run, loss_of, micro_batch)
+        gradients = StepGradients(loss_of, model, optimizer, micro_batch, config.optimizer.clip_norm, state.loss_scale)
+        feed = Feed(run.loader.batch, partial(num_scored, config), run.parts.device)
+        clock, window = Stopwatch(run.parts.device), state.window
+        window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
+        watch = Watch(config, run.parts.device, state)
+        while True:
+            # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
+            while due := what_is_due(run):
+                state.seconds += clock.stop()
+                do_what_is_due(run, due)
+            if state.finished:
+                return True
+            if begins_to_round(config, model, state.progress):
+                state.seconds += clock.stop()
+                with state.timed("compilation"):
+                    compile_now(run, loss_of, micro_batch)
+            clock.start()
+
+            # Accumulate gradients, a micro-batch at a time, and clip them.
+            step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
+            fed = feed.batch(state.position, step.tokens // config.data.sequence_length)
+            batch, scored = fed.batch, fed.scored
+            sums, norm = gradients.find(batch, scored, partial(checkpoint.set_random_state, model, random_state))
+            if state.step == 0 and scored:
+                check_first_gradients(config, model)
+                check_first_loss(config, sums["loss"], scored)
+
+            # Update. A signal in the middle of it waits until the step is recorded.
+            lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
+            with run.interrupts.shielded():
+                skipped = update(optimizer, norm)
+                optimizer.zero_grad(set_to_none=True)
+                state.advance(batch, clock.lap(), step.progress)
+                if run.average is not None:
+                    run.average.update(state.step, skipped)
+                run.trace.append(step)
+                random_state = checkpoint.random_state(model)
+
+                # Measure and report.
+                window.add_step(sums, skipped, scored, batch.inputs.numel(), fed.scored_tokens)
+                run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
+                if state.step % config.report_every == 0 or state.finished:
+                    state.training = window.figures(state.seconds, lr, norm) | state.loss_scale.figures()
+                    run.tracker.report(state.step, {**state.totals(), **state.training})
+                run.tracker.messages(watch.remarks(state))
+    except Stop:
+        # The step that was interrupted has not touched the weights: it is as if it had not begun.
+        save(run, random_state)
+        return False
+
+
+def peak_of(run: Run) -> float:
+    """FLOP/s that the device has at most, in whatever arithmetic it is fastest."""
+    return peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
+
+
+def what_is_due(run: Run) -> Aside | None:
+    """What is to be done next before another step, each on its own cadence; at the end all of it, unless it is done."""
+    config, state = run.config, run.state
+
+    def on_cadence(every: int | None, at_start: bool = False) -> bool:
+        return state.finished or (at_start if state.step == 0 else bool(every) and state.step % every == 0)
+
+    is_best = config.checkpoint.keep_best and state.evaluated_at == state.step == (best(state.losses) or (None,))[0]
+    if on_cadence(config.evaluation.every, config.evaluation.at_start) and state.evaluated_at != state.step:
+        return "evaluation"
+    if on_cadence(config.samples.every) and state.sampled_at != state.step:
+        return "samples"
+    if (is_best or on_cadence(config.checkpoint.every)) and run.saved_at() != state.step:
+        return "checkpoint"
+    return None
+
+
+def do_what_is_due(run: Run, due: Aside) -> None:
+    """Evaluate, sample or save."""
+    config, state = run.config, run.state
+    used = used_parts(run)
+    if due == "evaluation":
+        with state.timed("evaluation"):
+            with as_used(config, used.model):
+                figures = evaluate(config, used)
+            if config.averaging.measure_raw and used is not run.parts:
+                with as_used(config, run.parts.model):
+                    raw = evaluate(config, run.parts)
+                figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
+            figures |= unrounded_figures(config, used)
+        with run.interrupts.shielded():  # what is counted as done is recorded
+            state.validation = figures
+            state.losses.append((state.step, figures["val/loss"]))
+            run.tracker.report(state.step, {**state.totals(), **figures})
+        state.stopped_early = not state.finished and out_of_patience(
+            state.losses, config.evaluation.patience, config.evaluation.min_delta
+        )
+    elif due == "samples":
+        with state.timed("samples"), as_used(config, used.model):
+            texts = sample(config, used)
+        with run.interrupts.shielded():
+            for prompt, text in zip(config.samples.prompts, texts, strict=True):
+                run.tracker.sample(state.step, prompt, text)
+            state.sampled_at = state.step
+    else:
+        save(run, checkpoint.random_state(run.parts.model))
+
+
+def used_parts(run: Run) -> Parts:
+    """The run's parts with the model that is measured and handed on: averages, where there are any."""
+    return run.parts if run.average is None else replace(run.parts, model=run.average.model)
+
+
+def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
+    """Save the run as it is at the end of its newest step, unless it is saved already."""
+    with run.interrupts.shielded():
+        if run.saved_at() != run.state.step:
+            state, section, model = run.state, run.config.checkpoint, run.parts.model
+            twin = run.average and run.average.model
+            evaluated = section.keep_best and state.evaluated_at == state.step
+            state.recorded = run.tracker.recorded()
+            with state.timed("checkpoint"):
+                checkpoint.save(
+                    run.folder.checkpoints,
+                    state.step,
+                    model,
+                    run.optimizer,
+                    state.stored(),
+                    section.keep,
+                    adapter=stored_adapter(run.config, twin or model),
+                    averaged=twin,
+                    random=random_state,
+                    loss=state.validation["val/loss"] if evaluated else None,
+                )
+
+
+def choose(run: Run, loss_of: LossOf) -> MicroBatch:
+    """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
+    run.parts.model.train()
+    random_state = checkpoint.random_state(run.parts.model)
+
+    def trial(rows: int) -> None:
+        run.optimizer.zero_grad(set_to_none=True)
+        batch = run.loader.batch(0, rows)
+        with as_used(run.config, run.parts.model):  # rounding, even if it begins later, takes memory too
+            for _ in range(2):  # memory is scarcer once there are gradients to add to
+                loss_of(batch)["loss"].backward()
+
+    try:
+        return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
+    finally:
+        run.optimizer.zero_grad(set_to_none=True)
+        checkpoint.set_random_state(run.parts.model, random_state)
+
+
+def compile_now(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
+    """Compile what there is to compile, unless no step is left."""
+    if not run.state.finished:
+        batch = run.loader.batch(0, micro_batch.rows)
+        compile_ahead(run.config, run.parts.model, run.optimizer, loss_of, batch, run.tracker.message)

@@ -1,0 +1,142 @@
+"""How far a run has come, what it has spent, and which step comes next."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from pretune.compute.loss_scale import LossScale
+from pretune.core.batch import Batch
+from pretune.core.config import InputError
+from pretune.optim.budget import REMEMBERED, Spent, Step, next_step, usual
+from pretune.optim.config import Aside, BudgetConfig
+from pretune.optim.trace import read_trace
+from pretune.run.config import RunConfig
+from pretune.run.folder import find_progress
+from pretune.training.meter import Window
+
+
+@dataclass
+class Progress:
+    """How far the run has come: what a checkpoint stores beside tensors."""
+
+    step: int = 0
+    tokens: int = 0
+    """Input tokens read."""
+    seconds: float = 0.0
+    """Training time."""
+    aside: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Aside), 0.0))
+    """Time spent on evaluation, compilation and checkpoints."""
+    ending: dict[str, float] = field(default_factory=dict)
+    """What the newest evaluation and checkpoint took: the run's end will cost it again."""
+    token_seconds: list[float] = field(default_factory=list)
+    """Training time per token of the newest steps: the budget must know which step is the last that fits."""
+    progress: float = 0.0
+    """At which progress the newest step ran; 1 is the end."""
+    position: int = 0
+    """Rows of the training set read, over all epochs."""
+    losses: list[tuple[int, float]] = field(default_factory=list)
+    """Step and val/loss of every evaluation: what has been best, and that none is repeated after a resume."""
+    stopped_early: bool = False
+    """Whether the validation loss has stalled for too long, which ends the run before its budget does."""
+    sampled_at: int = -1
+    validation: dict[str, float] = field(default_factory=dict)
+    """Figures of the newest evaluation."""
+    training: dict[str, float] = field(default_factory=dict)
+    """Figures of the newest report."""
+    window: Window = field(default_factory=Window)
+    """What has been measured since then."""
+    loss_scale: LossScale = field(default_factory=lambda: LossScale(None))
+    recorded: dict[str, int] = field(default_factory=dict)
+    """Rows that the tracker had recorded when the run was saved."""
+
+    def stored(self) -> dict[str, Any]:
+        """What a checkpoint stores of it, JSON-like."""
+        return {**asdict(self), "window": self.window.stored()}
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], path: Path) -> Progress:
+        """What the checkpoint `path` has stored; InputError where that is another version's."""
+        try:
+            window, loss_scale = Window(**stored["window"]), LossScale(**stored["loss_scale"])
+            return cls(**{**stored, "window": window, "loss_scale": loss_scale})
+        except (KeyError, TypeError):
+            raise InputError(
+                f"another version of Pretune has written {path}: go on with that one, or start another run from these "
+                f"weights (stage.init_from)"
+            ) from None
+
+    @property
+    def evaluated_at(self) -> int:
+        """Step of the newest evaluation."""
+        return self.losses[-1][0] if self.losses else -1
+
+    @property
+    def finished(self) -> bool:
+        """Whether the newest step was the last."""
+        return self.progress == 1 or self.stopped_early
+
+    def spent(self, budget: BudgetConfig) -> Spent:
+        """What counts against the budget, the final evaluation and checkpoint included where they do."""
+        aside = (self.aside[kind] + self.ending.get(kind, 0.0) for kind in budget.count)
+        return Spent(self.step, self.tokens, self.seconds + sum(aside))
+
+    def totals(self) -> dict[str, float]:
+        """What every row of figures is plotted against, besides its step."""
+        aside = {f"time/{kind}": round(seconds, 3) for kind, seconds in self.aside.items()}
+        return {"tokens": self.tokens, "seconds": round(self.seconds, 3), **aside}
+
+    def advance(self, batch: Batch, seconds: float, progress: float) -> None:
+        """One more step, which read `batch`, took `seconds` and ran at `progress`."""
+        self.step += 1
+        self.tokens += batch.inputs.numel()
+        self.position += len(batch.inputs)
+        self.seconds += seconds
+        self.token_seconds = [*self.token_seconds, seconds / batch.inputs.numel()][-REMEMBERED:]
+        self.progress = progress
+
+    @contextmanager
+    def timed(self, kind: Aside) -> Iterator[None]:
+        """Add the time that the block takes to what is spent besides training."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            seconds = time.perf_counter() - started
+            self.aside[kind] += seconds
+            if kind != "compilation":
+                self.ending[kind] = seconds
+
+
+def step_to_come(
+    config: RunConfig, state: Progress, replayed: Sequence[Step] | None, micro_batch: int, steps_behind: int
+) -> Step:
+    """The step that the budget calls for, or that of the run that is replayed.
+
+    micro_batch: in rows. steps_behind: steps that the device still works on, and the clock has not counted.
+    """
+    if replayed is not None:
+        return replayed[state.step]
+    tokens, spent = config.batch.tokens_after(state.tokens), state.spent(config.budget)
+    cost = Spent(1, tokens, tokens * usual(state.token_seconds))
+    spent = replace(spent, seconds=spent.seconds + steps_behind * cost.seconds)
+    return next_step(config.budget, spent, cost, micro_batch * config.data.sequence_length, state.progress)
+
+
+def replayed_steps(config: RunConfig) -> list[Step] | None:
+    """The steps of the run that budget.replay names; InputError where they are not there, or do not fit this run."""
+    if config.budget.replay is None:
+        return None
+    path = find_progress(config.budget.replay, config.output_dir)
+    steps, rows = read_trace(path), config.batch.micro_batch
+    micro_batch = config.data.sequence_length * (1 if rows == "auto" else rows)
+    if odd := [step.tokens for step in steps if step.tokens % micro_batch]:
+        raise InputError(
+            f"{path} has a step of {odd[0]} tokens, which are no whole micro-batches of {micro_batch}; set "
+            "data.sequence_length and batch.micro_batch to what that run had"
+        )
+    return steps

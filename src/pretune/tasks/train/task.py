@@ -1,0 +1,152 @@
+"""task=train: a run put together, trained from its newest checkpoint, and completed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pretune.checkpoint import store as checkpoint
+from pretune.compute.precision import dtype_of
+from pretune.data.loader import Loader
+from pretune.data.mixture import Mixture, training_rows
+from pretune.model.counts import count_parameters
+from pretune.optim.optimizers import build_optimizer
+from pretune.optim.trace import Trace
+from pretune.run.arithmetic import Decided, decide, say
+from pretune.run.assembly import (
+    Parts,
+    assemble,
+    attach_adapter,
+    averaged,
+    own_folder,
+    quantize,
+    set_arithmetic,
+    start_run,
+    stored_adapter,
+)
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.run.reference_model import with_reference
+from pretune.tasks.report.task import report
+from pretune.tasks.train.loop import Run, loop, used_parts
+from pretune.tasks.train.progress import Progress, replayed_steps
+from pretune.tasks.train.qat import check_start, converted_figures
+from pretune.tracker.tracker import Tracker
+from pretune.training.early_stopping import best, why_stopped
+from pretune.training.meter import peak_memory
+from pretune.training.signals import EXIT_STOPPED, Interrupts, stoppable
+
+
+def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
+    """Train the run that `config` describes, from its newest checkpoint if it has one.
+
+    Returns 0 when the run is complete and EXIT_STOPPED when a signal ended it with everything saved. Raises
+    ConfigError and InputError, before anything is written, for what the user can mend.
+    """
+    folder = own_folder(config)
+    arithmetic = decide(config, folder)
+    mapping = arithmetic.recorded(mapping)
+    folder.check(mapping, config.resume)
+    if (figures := folder.complete()) is not None:
+        print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
+        return 0
+    say(arithmetic)
+    stopped = "stopped with nothing lost; run the same command to go on."
+    return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts), stopped)
+
+
+def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
+    config = arithmetic.config
+    # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
+    torch.compiler.reset()
+    torch.manual_seed(config.seed)
+    replayed = replayed_steps(config)
+    newest = checkpoint.newest(folder.checkpoints)
+    resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
+    check_start(config, start_run(config))
+    parts = assemble(config, resumed or start_run(config))
+    lr_factors = attach_adapter(config, parts.model, newest)
+    quantize(config, parts.model)
+    parts = with_reference(config, parts)
+    average = averaged(config, parts.model)
+    set_arithmetic(config, parts.model)
+    loader = training_rows(parts.data, config.data, config.seed)
+    # Last, so that it sees the parameters that are really trained.
+    activations = config.precision.activations
+    optimizer = build_optimizer(config.optimizer, parts.model, lr_factors, dtype_of(activations))
+    state = Progress()
+    if newest is not None:
+        twin = average and average.model
+        adapter = stored_adapter(config, twin or parts.model)
+        state = Progress.of(checkpoint.load(newest, parts.model, optimizer, adapter=adapter, averaged=twin), newest)
+    state.loss_scale = state.loss_scale.suited(activations)
+    with (
+        folder.claimed(mapping, newest),
+        Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
+    ):
+        with interrupts.shielded():
+            parts.tokenizer.save(folder.tokenizer)
+        tracker.rewind(state.step if newest else -1, state.recorded)
+        trace = Trace(folder.progress)
+        trace.rewind(state.step)
+        tracker.message(opening(arithmetic, parts, loader, state))
+        run = Run(config, folder, parts, average, optimizer, loader, state, tracker, interrupts, trace, replayed)
+        if not loop(run):
+            tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
+            return EXIT_STOPPED
+        with state.timed("evaluation"):
+            newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
+            converted = converted_figures(config, used_parts(run), newest, tracker.message)
+        figures = summary(run) | converted
+        if figures["stopped_early"]:
+            tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
+        with interrupts.shielded():  # what is complete has a report
+            tracker.finish(figures)
+            report([folder.path], folder.path)
+    print(next_commands(folder))
+    return 0
+
+
+def opening(arithmetic: Decided, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
+    """What is about to be trained, on what, from where."""
+    config = arithmetic.config
+    batch, epoch = config.batch.tokens, loader.num_rows * config.data.sequence_length
+    start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
+    if state.step:
+        start = f"resumed at step {state.step:,}"
+    counts, adapter = count_parameters(parts.model), config.adapter.kind
+    trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
+    return (
+        f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
+        f"{'' if adapter == 'none' else trained} on {parts.device} in {arithmetic}, {start}; "
+        + "; ".join([f"{epoch:,} tokens an epoch, {batch:,} a step", *loader.notes()])
+    )
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The run's final figures."""
+    state, lowest = run.state, best(run.state.losses)
+    return {
+        **state.totals(),
+        "step": state.step,
+        "stopped_early": state.stopped_early,
+        "best_step": lowest and lowest[0],
+        "best_val_loss": lowest and lowest[1],
+        "epochs": state.position / run.loader.num_rows,
+        **run.loader.figures(),
+        "parameters": count_parameters(run.parts.model).total,
+        "trainable_parameters": count_parameters(run.parts.model).trainable,
+        "device": str(run.parts.device),
+        "peak_memory_bytes": peak_memory(run.parts.device),
+        **state.training,
+        **state.validation,
+    }
+
+
+def next_commands(folder: RunFolder) -> str:
+    """What a user may want to do with a run that is complete."""
+    command = f"python src/main.py --config {folder.config}"
+    return f"Look at {folder.path / 'report.html'}, or let it write: {command} task=generate 'generate.prompt=...'"

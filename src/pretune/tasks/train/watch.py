@@ -1,0 +1,79 @@
+"""What a run says of itself while it trains, a line each: that the machine is shared, that its budget buys next to
+nothing, that steps were skipped, that the device is faster than it had been measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from pretune.compute.config import OPTIONS
+from pretune.compute.threads import CROWDED, CoreShare
+from pretune.run.config import RunConfig
+from pretune.tasks.train.progress import Progress
+from pretune.training.meter import Window
+
+FEW_STEPS = 100
+"""A budget that buys fewer trains nothing."""
+_WATCHED_SECONDS = 5.0
+"""Training time after which the share of the cores says something."""
+
+
+class Watch:
+    """Made when training begins (or goes on); asked after each step and each report."""
+
+    def __init__(self, config: RunConfig, device: torch.device, state: Progress) -> None:
+        self._config = config
+        self._cores, self._since = CoreShare(), state.seconds
+        self._looks_at_cores = device.type == "cpu"
+        self._looks_at_budget = config.budget.time is not None and state.step == 0
+        self._skipped, self._mfu = float(state.window.skipped), state.window.mfu
+
+    def remarks(self, state: Progress) -> Iterator[str]:
+        """What there is to say after the newest step, most often nothing."""
+        settled = state.seconds - self._since > _WATCHED_SECONDS
+        if self._looks_at_budget and state.token_seconds and (settled or state.step >= 3):
+            self._looks_at_budget = False
+            yield from self._poor_budget(state)
+        if self._looks_at_cores and settled:
+            self._looks_at_cores = False
+            yield from self._crowded_cores()
+        if state.step % self._config.report_every == 0 or state.finished:
+            yield from self._odd_figures(state.window)
+
+    def _crowded_cores(self) -> Iterator[str]:
+        share = self._cores.value()
+        if share < CROWDED:
+            yield (
+                "warning: other processes want these cores too, and this one computes in "
+                f"{share:.0%} of the time in which it could; threads wait for each other: end the others, or set "
+                f"threads={max(torch.get_num_threads() - 1, 1)} or fewer"
+            )
+
+    def _odd_figures(self, window: Window) -> Iterator[str]:
+        if window.mfu < self._mfu:
+            self._mfu = window.mfu
+            yield "the device is faster than it was measured to be at the start; mfu is now a share of what it reached"
+        skipped = float(window.skipped)
+        if skipped > self._skipped:
+            yield (
+                f"warning: {skipped - self._skipped:.0f} steps were skipped because their gradients were not finite "
+                f"({skipped:.0f} so far); a lower optimizer.lr or optimizer.clip_norm may help"
+            )
+            self._skipped = skipped
+
+    def _poor_budget(self, state: Progress) -> Iterator[str]:
+        config, time = self._config, self._config.budget.time
+        assert time is not None
+        seconds = min(state.token_seconds) * config.batch.tokens
+        steps = int(time / seconds)
+        others = config.budget.steps, config.budget.tokens and config.budget.tokens // config.batch.tokens
+        if steps >= FEW_STEPS or any(limit is not None and limit <= steps for limit in others):
+            return
+        name = OPTIONS[config.precision.compute]
+        yield (
+            f"warning: at {seconds:.2g} s a step the budget of {time:,.0f} s buys about {steps} steps, too few to "
+            "learn much: take a longer budget.time, a smaller model, or fewer batch.tokens"
+            + ("" if name == "fp32" else f"; precision is {name} now")
+        )

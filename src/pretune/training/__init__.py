@@ -1,0 +1,1 @@
+"""What surrounds a training step: averages of the weights, prefetch, timing, early stopping, signals, noise."""

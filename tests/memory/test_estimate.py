@@ -1,0 +1,196 @@
+"""Memory as predicted on fake tensors, against the memory that real ones take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from pretune.adapters.attach import attach
+from pretune.compute.precision import autocast
+from pretune.core.batch import Batch
+from pretune.core.config import validate
+from pretune.memory.estimate import CPU, Footprint
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import language_modeling
+from pretune.optim.optimizers import build_optimizer
+from pretune.quantization.nf4 import NF4Linear
+from pretune.run.assembly import quantize, set_arithmetic
+from pretune.run.config import RunConfig
+
+Compose = Callable[..., dict[str, Any]]
+SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176",
+         "stage.objective.chunk_tokens=128")  # fmt: skip
+
+
+class Measured:
+    """A real run's parts, for one micro-batch."""
+
+    def __init__(self, config: RunConfig, rows: int) -> None:
+        self.config, self.model = config, Transformer(config.model)
+        self.model.reset_parameters(torch.Generator().manual_seed(0))
+        attach(self.model, config.adapter, 0)
+        quantize(config, self.model)
+        set_arithmetic(config, self.model)
+        tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
+        documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
+        self.batch = Batch(tokens, tokens, documents)
+
+    def loss(self) -> torch.Tensor:
+        with autocast(self.config.precision, CPU):
+            return language_modeling(self.model, self.batch, self.config.stage.objective.chunk_tokens)
+
+    def saved(self) -> int:
+        """Bytes of the tensors that autograd keeps, parameters left out."""
+        own = {parameter.data_ptr() for parameter in self.model.parameters() if type(parameter) is torch.nn.Parameter}
+        layers = [layer for layer in self.model.modules() if isinstance(layer, NF4Linear)]
+        own |= {tensor.data_ptr() for layer in layers for tensor in layer.stored()}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = self.loss()
+        assert loss.requires_grad
+        return sum(storage.nbytes() for storage in kept.values())
+
+    def peak(self) -> int:
+        """Most bytes that torch's allocator has handed out at once over a second forward and backward pass."""
+        self.loss().backward()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            self.loss().backward()
+        assert profile.profiler is not None
+        assert profile.profiler.kineto_results is not None
+        events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+        now = highest = 0
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            now += event.nbytes()  # pyright: ignore[reportAttributeAccessIssue]
+            highest = max(highest, now)
+        return highest
+
+
+@pytest.mark.parametrize("compute", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("model.num_kv_heads=1", "model.activation=relu_squared", "model.tied_embeddings=false"),
+        ("model.num_layers=3", "model.qk_norm=true", "data.packing.isolate=true", "model.dropout=0.1"),
+        ("model.norm.kind=layernorm", "model.activation=gelu", "model.softcap=15.0"),
+        ("model.num_layers=3", "model.dropout=0.1", "precision.activation_checkpointing=true"),
+    ],
+)
+def test_activations_are_the_bytes_that_autograd_saves(tiny: Compose, changes: tuple[str, ...], compute: str) -> None:
+    config = validate(RunConfig, tiny(*SMALL, f"precision.compute={compute}", "precision.compile=false", *changes))
+    footprint = Footprint(config)
+    for rows in (1, 4):
+        assert footprint.saved(rows) == pytest.approx(Measured(config, rows).saved(), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        (),
+        ("precision.compute=float32", "data.packing.isolate=true"),
+        ("model.num_layers=4", "precision.activation_checkpointing=true"),
+    ],
+)
+def test_the_peak_is_the_allocators(tiny: Compose, changes: tuple[str, ...]) -> None:
+    config = validate(RunConfig, tiny(*SMALL, "precision.compile=false", *changes))
+    footprint, rows = Footprint(config), 8
+    real = footprint.constant + Measured(config, rows).peak()
+    assert footprint.peak(rows) == pytest.approx(real, rel=0.03)
+    assert sum(footprint.parts(rows).values()) == footprint.peak(rows)
+
+
+def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
+    eager = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
+    compiled = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=true")))
+    assert 0.4 * eager.saved(8) < compiled.saved(8) < eager.saved(8)
+    assert compiled.peak(8) < eager.peak(8)
+    assert compiled.peak(8) < compiled.peak(16)
+    assert compiled.constant == eager.constant
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_checkpointed_a_layer_costs_what_goes_into_it(tiny: Compose, compiled: bool) -> None:
+    settings = (*SMALL, f"precision.compile={compiled}", "precision.activation_checkpointing=true")
+    shallow, deep = (
+        Footprint(validate(RunConfig, tiny(*settings, f"model.num_layers={layers}"))) for layers in (2, 12)
+    )
+    assert deep.saved(8) - shallow.saved(8) == pytest.approx(10 * 8 * 32 * 64 * 4, rel=0.05)
+    kept = Footprint(validate(RunConfig, tiny(*settings[:-1], "model.num_layers=12")))
+    assert deep.peak(8) - deep.constant < 0.6 * (kept.peak(8) - kept.constant)
+
+
+ADAPTED = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "adapter.rank=4")
+
+
+@pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
+@pytest.mark.parametrize("kind", ["lora", "dora", "lokr"])
+def test_with_an_adapter(tiny: Compose, kind: str, quantization: str) -> None:
+    settings = (*SMALL, "precision.compile=false", *ADAPTED, f"adapter={kind}", f"quantization={quantization}")
+    config = validate(RunConfig, tiny(*settings))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    trained = sum(one.numel() for one in measured.model.parameters() if one.requires_grad)
+    assert footprint.gradients == 4 * trained
+    assert footprint.optimizer == pytest.approx(8 * trained, rel=0.05)
+    held = sum(one.nbytes for one in measured.model.parameters() if type(one) is torch.nn.Parameter)
+    held += sum(buffer.nbytes for buffer in measured.model.buffers())
+    layers = [layer for layer in measured.model.modules() if isinstance(layer, NF4Linear)]
+    held += sum(tensor.nbytes for layer in layers for tensor in layer.stored())
+    assert footprint.weights == held
+    assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+
+
+def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:
+    whole = Footprint(validate(RunConfig, tiny(*SMALL)))
+    adapted = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora")))
+    quantized = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora", "quantization=qlora_nf4")))
+    assert quantized.peak(8) < adapted.peak(8) < whole.peak(8)
+    assert quantized.constant < 0.8 * adapted.constant < whole.constant
+
+
+@pytest.mark.parametrize("more", [(), ("model.tied_embeddings=false", *ADAPTED, "adapter=lora")])
+def test_rounding_keeps_rounded_weights_and_inputs(tiny: Compose, more: tuple[str, ...]) -> None:
+    rounding = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
+    settings = (*SMALL, *rounding, *more)
+    config = validate(RunConfig, tiny(*settings, "precision.compile=false"))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+    plain = Footprint(validate(RunConfig, tiny(*settings[: len(SMALL)], *more, "precision.compile=false")))
+    assert footprint.constant == plain.constant
+    assert footprint.saved(8) > plain.saved(8)
+    compiled = Footprint(validate(RunConfig, tiny(*settings, "precision.compile=true")))
+    assert plain.saved(8) * 0.4 < compiled.saved(8) < footprint.saved(8)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "lion", "muon"])
+def test_optimizer_state_is_what_a_step_leaves(tiny: Compose, optimizer: str) -> None:
+    config = validate(RunConfig, tiny(f"optimizer={optimizer}"))
+    model = Transformer(config.model)
+    model.reset_parameters(torch.Generator().manual_seed(0))
+    real = build_optimizer(config.optimizer, model)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    real.step()
+    held = sum(value.nbytes for slots in real.state.values() for value in slots.values() if torch.is_tensor(value))
+    assert Footprint(config).optimizer == held
+
+
+def test_the_largest_micro_batch_divides_the_step_and_is_the_largest(tiny: Compose) -> None:
+    footprint = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
+    for rows in (1, 4, 6, 12):
+        assert footprint.largest(footprint.peak(rows), 12) == rows
+        assert footprint.largest(footprint.peak(rows) + 1000, 12) == rows
+    assert footprint.largest(footprint.peak(1) - 1, 12) is None
+    assert footprint.largest(2**50, 7) == 7
+    assert footprint.largest(footprint.peak(5), 7) == 1

@@ -1,0 +1,104 @@
+"""Exported models in transformers: what it loads computes what ours computes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import save_file
+from tiny import tiny_config, tiny_model
+
+from pretune.core.config import ConfigError
+from pretune.model.huggingface.architectures import architecture, huggingface_config
+from pretune.model.huggingface.folding import portable_config, portable_weights
+from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.transformer import Transformer
+
+NONE, QKV, ATTENTION, ALL = (
+    {"qkv": qkv, "attention_output": output, "mlp": mlp}
+    for qkv, output, mlp in ((False, False, False), (True, False, False), (True, True, False), (True, True, True))
+)
+BARE = {
+    "activation": "relu_squared",
+    "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": False},
+    "qk_norm": True,
+    "normalize_embedding": True,
+    "tied_embeddings": False,
+}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama tied": ("llama", {}),
+    "llama grouped, wide heads, padded": ("llama", {"num_kv_heads": 2, "head_dim": 16, "vocab_multiple_of": 64}),
+    "llama untied with biases": ("llama", {"tied_embeddings": False, "bias": ALL}),
+    "llama geglu": ("llama", {"activation": "geglu"}),
+    "llama reglu": ("llama", {"activation": "reglu", "rope": {"theta": 5e5, "fraction": 1.0}}),
+    "qwen2": ("qwen2", {"bias": QKV, "num_kv_heads": 2}),
+    "qwen3": ("qwen3", {"qk_norm": True, "head_dim": 16, "tied_embeddings": False}),
+    "qwen3 with biases": ("qwen3", {"qk_norm": True, "bias": ATTENTION}),
+    "arcee relu squared": ("arcee", {"activation": "relu_squared", "tied_embeddings": False}),
+    "arcee gelu with biases": ("arcee", {"activation": "gelu", "bias": ALL, "num_kv_heads": 1}),
+    "apertus relu squared": ("apertus", {"activation": "relu_squared", "qk_norm": True, "tied_embeddings": False}),
+    "nanochat": ("nanochat", {**BARE, "softcap": 15.0, "num_kv_heads": 2, "vocab_multiple_of": 64}),
+    "nanochat gelu, wide heads": ("nanochat", {**BARE, "softcap": 4.0, "activation": "gelu", "head_dim": 16}),
+    "bare norms": ("apertus", BARE),
+    "bare norms, tied, a scale": ("apertus", {**BARE, "tied_embeddings": True, "attention_scale": 1.44}),
+    "normalised embedding": ("llama", {"normalize_embedding": True}),
+    "scaled attention": ("qwen2", {"attention_scale": 0.7, "bias": QKV}),
+    "scaled queries": ("qwen3", {"attention_scale": 1.2, "qk_norm": True}),
+    "apertus silu with biases": ("apertus", {"activation": "silu", "qk_norm": True, "bias": ATTENTION}),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_transformers_loads_it_and_its_logits_are_ours(case: str, tmp_path: Path) -> None:
+    kind, changes = CASES[case]
+    model = tiny_model(**changes).eval()
+    shape = portable_config(model.config)
+    theirs = to_huggingface(portable_weights(model.state_dict(), model.config), shape)
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, tmp_path / "model.safetensors")
+    content = huggingface_config(shape, eos_id=0, dtype="float32")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert loaded.config.model_type == kind
+    assert not any(report.values()), report
+    assert loaded.config.head_dim == model.config.head_dim
+    tokens = torch.randint(0, 61, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = model.unembed(model(tokens))
+        torch.testing.assert_close(loaded.eval()(tokens).logits, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("case", [case for case, (kind, _) in CASES.items() if kind != "nanochat"])
+def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
+    model = tiny_model(**CASES[case][1] | {"vocab_multiple_of": 1})
+    shape = portable_config(model.config)
+    same = Transformer(shape)
+    weights = portable_weights(model.state_dict(), model.config)
+    same.load_state_dict(from_huggingface(to_huggingface(weights, shape), shape))
+    tokens = torch.arange(32)[None]
+    torch.testing.assert_close(same.unembed(same(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"softcap": 15.0}, r"model\.softcap = 15"),
+        ({"norm": {"kind": "layernorm", "eps": 1e-5, "learned": True}}, r"model\.norm\.kind = layernorm"),
+        ({"rope": {"theta": 1e4, "fraction": 0.5}}, r"model\.rope\.fraction = 0\.5"),
+        ({"bias": {"qkv": False, "attention_output": True, "mlp": False}}, r"model\.bias\.attention_output"),
+        ({"bias": {"qkv": True, "attention_output": False, "mlp": True}}, r"model\.bias\.attention_output"),
+        ({"bias": QKV, "qk_norm": True}, r"model\.bias\.attention_output"),
+        ({"bias": ALL, "qk_norm": True}, r"model\.bias\.mlp"),
+        ({"window": {"size": 8, "pattern": "SL"}}, r"model\.window"),
+        ({"value_embeddings": True}, r"model\.value_embeddings"),
+        ({"residual_scalars": True}, r"model\.residual_scalars"),
+        ({**BARE, "softcap": 15.0, "attention_scale": 1.2}, r"model\.attention_scale = 1.2"),
+        ({"softcap": 15.0, "rope": {"theta": 1e4, "fraction": 0.0}}, r"softcap = 15.0; model\.rope"),
+    ],
+)
+def test_what_no_architecture_has_is_named(changes: dict[str, Any], key: str) -> None:
+    with pytest.raises(ConfigError, match=key):
+        architecture(portable_config(tiny_config(**changes)))

@@ -1,0 +1,121 @@
+"""Written answers: asked as in training, on held-out problems, counted right whatever the batch."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretune.core.config import ConfigError, validate
+from pretune.data.formats.formatter import parse_options
+from pretune.data.sources.rows import validation_rows
+from pretune.dispatch import run
+from pretune.generation.texts import Text
+from pretune.run.config import RunConfig
+from pretune.run.generator import Author
+
+Compose = Callable[..., dict[str, Any]]
+SMALL = [
+    "name=one", "data=word_problems", "data/tokenizer=trained", "data.source.num_problems=60",
+    "data.validation.fraction=0.3", "model.vocab_size=512", "data.tokenizer.vocab_size=400", "budget.steps=2",
+    "precision=fp32", "precision.compile=false", "samples.prompts=[]", "evaluation.answers.max_new_tokens=8",
+]  # fmt: skip
+
+
+@pytest.fixture
+def measured(composed: Compose, tmp_path: Path) -> Compose:
+    """`measured(*overrides)`: what evaluates a run of two steps on word problems."""
+    overrides = [*SMALL, f"output_dir={tmp_path}"]
+    assert run(composed("smoke", *overrides)) == 0
+    return lambda *more: composed("smoke", *overrides, "task=evaluate", "evaluation.answers.measure=true", *more)
+
+
+def answers(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "one" / "evaluations" / "answers.jsonl").read_text().splitlines()]
+
+
+def figures(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "one" / "evaluation.json").read_text())
+
+
+def test_the_batch_changes_nothing(measured: Compose, tmp_path: Path) -> None:
+    found = []
+    for batch in (1, 4, 100):
+        assert run(measured(f"evaluation.answers.batch={batch}")) == 0
+        found.append((figures(tmp_path), answers(tmp_path)))
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][1]) == found[0][0]["mathqa/questions"] > 5
+
+
+def test_every_held_out_problem_is_asked_as_in_training(measured: Compose, tmp_path: Path) -> None:
+    mapping = measured("data.format.rationale=before")
+    assert run(mapping) == 0
+    held_out = list(validation_rows(validate(RunConfig, mapping).data))
+    records = answers(tmp_path)
+    assert len(records) == len(held_out)
+    for record, row in zip(records, held_out, strict=True):
+        assert record["prompt"].startswith(row["Problem"])
+        assert record["wanted"] == parse_options(row["options"])[row["correct"]]
+
+
+def test_right_wrong_and_missing_answers_are_counted(
+    measured: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapping = measured("evaluation.max_problems=8", "data.format.options=false")
+    rows = list(validation_rows(validate(RunConfig, mapping).data))[:8]
+    right = [f" {parse_options(row['options'])[row['correct']]}" for row in rows]
+    wrong = [
+        f" {next(text for key, text in parse_options(row['options']).items() if key != row['correct'])}" for row in rows
+    ]
+    said = [*right[:5], *wrong[5:7], " who knows"]
+    monkeypatch.setattr(Author, "write", lambda *_: ((at, Text(text, 3, "end")) for at, text in enumerate(said)))
+    assert run(mapping) == 0
+    found = figures(tmp_path)
+    assert found["mathqa/generated_accuracy"] == 5 / 8
+    assert found["mathqa/generated_accuracy_error"] == pytest.approx(math.sqrt(5 * 3 / 8**3))
+    assert found["mathqa/unanswered"] == 1 / 8
+    assert [record["right"] for record in answers(tmp_path)] == [True] * 5 + [False] * 3
+
+
+def test_a_prompt_that_fills_the_context_is_left_out(measured: Compose, tmp_path: Path) -> None:
+    mapping = measured("evaluation.max_problems=10")
+    assert run(mapping) == 0
+    longest = sorted(len(record["prompt"]) for record in answers(tmp_path))
+    write = Author.ids
+
+    def longer(author: Author, prompt):
+        tokens = write(author, prompt)
+        return tokens * 600 if len(prompt[0].text) == longest[-1] else tokens
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Author, "ids", longer)
+        assert run(mapping) == 0
+    assert figures(tmp_path)["mathqa/left_out"] == longest.count(longest[-1])
+    assert len(answers(tmp_path)) == 10 - longest.count(longest[-1])
+
+
+def test_gsm8k_is_measured_in_training_and_after(composed: Compose, tmp_path: Path) -> None:
+    lines = [{"question": f"What is {n} and {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(40)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    overrides = [
+        "data=files", f"data.source.files=[{tmp_path}/sums.jsonl]", "data/format=gsm8k", "data.validation.fraction=0.3",
+        "model.vocab_size=512", "data.tokenizer.vocab_size=300", "evaluation.answers.measure=true",
+        "evaluation.max_problems=4", f"output_dir={tmp_path}",
+    ]  # fmt: skip
+    small = [one for one in SMALL if not one.startswith(("data", "model"))]
+    assert run(composed("smoke", *small, *overrides)) == 0
+    rows = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
+    measured = [row for row in rows if "gsm8k/accuracy" in row]
+    assert [row["step"] for row in measured] == [0, 2]
+    assert run(composed("smoke", *small, *overrides, "task=evaluate")) == 0
+    assert figures(tmp_path)["gsm8k/accuracy"] == measured[-1]["gsm8k/accuracy"]
+    assert answers(tmp_path)[0]["prompt"].endswith("?\nAnswer:")
+
+
+def test_data_without_right_answers_is_refused(composed: Compose) -> None:
+    with pytest.raises(ConfigError, match="mathqa or gsm8k, not text"):
+        validate(RunConfig, composed("smoke", "evaluation.answers.measure=true"))

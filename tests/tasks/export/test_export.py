@@ -1,0 +1,124 @@
+"""Exported runs: transformers and peft load them and compute what the run computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+import transformers
+
+from pretune.core.config import ConfigError, InputError, validate
+from pretune.dispatch import run
+from pretune.run.assembly import assemble_model, assemble_tokenizer
+from pretune.run.config import RunConfig
+from pretune.run.folder import find_run
+
+Compose = Callable[..., dict[str, Any]]
+BASE = ("name=base", "budget.steps=4")
+TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=4", "adapter.rank=2", "optimizer.lr=2e-2")
+TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
+
+
+def own_logits(mapping: dict[str, Any]) -> torch.Tensor:
+    """What the newest weights of a run compute."""
+    config = validate(RunConfig, mapping)
+    model = assemble_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
+    with torch.no_grad():
+        return model.unembed(model(TOKENS))
+
+
+def logits(model: Any) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(TOKENS).logits
+
+
+def load(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_run_is_exported_with_its_tokenizer(
+    tied: bool, tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = (*BASE, f"model.tied_embeddings={str(tied).lower()}")
+    run(tiny(*settings))
+    run(tiny(*settings, "task=export"))
+    folder = tmp_path / "runs" / "base" / "export" / "huggingface-step_00000004"
+    assert f"AutoModelForCausalLM.from_pretrained('{folder}')" in capsys.readouterr().out
+    wanted = own_logits(tiny(*settings))
+    torch.testing.assert_close(logits(load(folder)), wanted, rtol=1e-5, atol=1e-5)
+    tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
+    ours = assemble_tokenizer(validate(RunConfig, tiny(*settings)))
+    text = "The cat sees 12 red houses.\n"
+    assert tokenizer(text, add_special_tokens=False)["input_ids"] == ours.encode(text)
+    assert tokenizer.eos_token_id == ours.eos_id
+    with pytest.raises(InputError, match="exists already"):
+        run(tiny(*settings, "task=export"))
+    other = tmp_path / "elsewhere"
+    run(tiny(*settings, "task=export", f"export.output={other}", "export.dtype=bfloat16"))
+    assert load(other).dtype == torch.bfloat16
+    torch.testing.assert_close(logits(load(other)).float(), wanted, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+def test_an_adapter_is_merged_or_kept(kind: str, tiny: Compose, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run(tiny(*BASE))
+    run(tiny(*BASE, "task=export", f"export.output={tmp_path / 'base'}"))
+    # A Kronecker product is kept only where a layer of ours is one layer there.
+    targets = ["adapter.targets=[output,down]"] if kind == "lokr" else []
+    settings = ("name=tuned", *TUNE, f"adapter={kind}", *targets, "task=export")
+    run(tiny(*settings, "task=train"))
+    run(tiny(*settings))
+    run(tiny(*settings, "export.adapter=keep"))
+    wanted = own_logits(tiny(*settings))
+    merged = load(runs / "tuned" / "export" / "huggingface-step_00000004")
+    torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
+    kept = runs / "tuned" / "export" / "huggingface-adapter-step_00000004"
+    base = load(tmp_path / "base")
+    assert not torch.allclose(logits(base), wanted, rtol=1e-4, atol=1e-4)
+    adapted = peft.PeftModel.from_pretrained(base, str(kept))
+    torch.testing.assert_close(logits(adapted), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("adapter=lokr",), r"a Kronecker product on layers\.0\.\S+ is none on each of"),
+        (("adapter=lora", "adapter.init=pissa"), "use export.adapter=merge"),
+        (("adapter=none", "~adapter.rank"), "has no adapter to keep"),
+    ],
+)
+def test_what_cannot_be_kept(changes: tuple[str, ...], message: str, tiny: Compose, tmp_path: Path) -> None:
+    run(tiny(*BASE))
+    settings = ("name=tuned", *(one for one in TUNE if not (one.startswith("adapter") and "~adapter.rank" in changes)))
+    settings = (*settings, *(one for one in changes if one != "~adapter.rank"))
+    run(tiny(*settings))
+    with pytest.raises(ConfigError, match=message):
+        run(tiny(*settings, "task=export", "export.adapter=keep"))
+    assert not list((tmp_path / "runs" / "tuned").glob("export/*"))
+
+
+def test_what_is_refused(tiny: Compose, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run 'base'"):
+        run(tiny(*BASE, "task=export"))
+    capped = ("name=capped", "budget.steps=1", "model.softcap=15.0")
+    run(tiny(*capped))
+    with pytest.raises(ConfigError, match=r"model\.softcap = 15"):
+        run(tiny(*capped, "task=export"))
+    assert not list((tmp_path / "runs" / "capped").glob("export/*"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"):
+        run(tiny(*capped, "model.softcap=null", "task=export", f"export.output={tmp_path / 'file' / 'x'}"))
+
+
+def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
+    from pretune.tasks.export.huggingface import _save
+
+    with pytest.raises(ConfigError, match=r"export\.dtype=float16; use bfloat16"):
+        _save({"weight": torch.tensor([1e6])}, tmp_path / "x.safetensors", "float16")

@@ -1,0 +1,167 @@
+"""task=generate as a user meets it: a prompt, a file, a chat, and what goes wrong."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pretune.core.config import ConfigError, InputError
+from pretune.dispatch import run
+from pretune.generation.texts import Piece
+from pretune.run.generator import Author
+from pretune.training.signals import EXIT_STOPPED, Stop
+
+Compose = Callable[..., dict[str, Any]]
+GREEDY = ["task=generate", "generate.temperature=0", "generate.max_new_tokens=6", "precision=fp32"]
+
+
+@pytest.fixture
+def trained(tiny: Compose) -> Compose:
+    """`trained(*overrides)`: what continues a run of two steps."""
+    assert run(tiny("name=one", "budget.steps=2", "samples.prompts=[The cat]", "precision=fp32")) == 0
+    return lambda *overrides: tiny("name=one", *GREEDY, *overrides)
+
+
+def printed(mapping: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    assert run(mapping) == 0
+    return capsys.readouterr().out
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_prompt_file_and_chat_write_the_same(
+    trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = printed(trained("generate.prompt=The cat"), capsys)
+    assert text.startswith("The cat")
+    assert text.endswith("\n")
+    (tmp_path / "prompts.txt").write_text("A dog and a house\n\nThe cat\n")
+    questions = ["A dog and a house", {"prompt": "The cat", "id": 3}, {"text": "The cat"}, {"messages": []}]
+    questions[3] = {"messages": [{"role": "user", "content": "The cat"}]}
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    generated = tmp_path / "runs" / "one" / "generated"
+    printed(trained(f"generate.file={tmp_path}/prompts.txt"), capsys)
+    lines = rows(generated / "prompts-step-2.jsonl")
+    assert [row["prompt"] for row in lines] == ["A dog and a house", "The cat"]
+    assert "The cat" + lines[1]["text"] + "\n" == text
+    assert (lines[1]["ended"], lines[1]["tokens"]) == ("length", 6)
+    output = tmp_path / "elsewhere" / "texts.jsonl"
+    for batch in (1, 3):
+        printed(
+            trained(f"generate.file={tmp_path}/prompts.jsonl", f"generate.output={output}", f"generate.batch={batch}"),
+            capsys,
+        )
+        found = rows(output)
+        assert [row["prompt"] for row in found] == questions
+        assert [row["text"] for row in found] == [lines[0]["text"], *[lines[1]["text"]] * 3]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nThe cat\n/quit\nThe cat\n"))
+    talk = printed(trained("generate.chat=true"), capsys).splitlines(keepends=True)
+    assert "stands alone" in talk[0]
+    assert "".join(talk[1:]) == lines[1]["text"] + "\n"
+
+
+def test_a_chat_holds_the_conversation_and_starts_anew(
+    trained: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(author: Author, prompt: list[int]):
+        asked.append(author.tokenizer.decode(prompt))
+        if len(asked) == 2:
+            yield Piece(0, "one", 1, None)
+            raise Stop  # somebody pressed Ctrl-C
+        yield Piece(0, " fine", 1, "end")
+
+    monkeypatch.setattr(Author, "stream", answer)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("How?\nWhat?\nAnd?\n/new\nLast?\n"))
+    talk = printed(trained("data/format=chat_plain", "generate.chat=true", "generate.system=Be brief."), capsys)
+    system = "<|system|>\nBe brief.\n"
+    first = f"{system}<|user|>\nHow?\n<|assistant|>\n"
+    assert asked[0] == first
+    assert asked[1] == f"{first}fine\n<|user|>\nWhat?\n<|assistant|>\n"
+    assert asked[2].endswith("one\n<|user|>\nAnd?\n<|assistant|>\n")
+    assert asked[3] == f"{system}<|user|>\nLast?\n<|assistant|>\n"
+    assert "one ...\n" in talk
+
+
+def test_a_question_is_put_as_in_training_unless_told_otherwise(
+    trained: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answer(author: Author, prompt: list[int]):
+        asked.append(author.tokenizer.decode(prompt))
+        yield Piece(0, "yes", 1, "end")
+
+    monkeypatch.setattr(Author, "stream", answer)
+    mapping = trained("data/format=instruction", "generate.prompt=Is it?")
+    assert printed(mapping, capsys) == "yes\n"
+    mapping["generate"]["template"] = False
+    assert printed(mapping, capsys) == "Is it?yes\n"
+    assert asked[0].endswith("### Instruction:\nIs it?\n\n### Response:\n")
+    assert asked[1] == "Is it?"
+
+
+def test_what_is_done_when_a_signal_comes_is_written(
+    trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "p.txt").write_text("The cat\nA dog\n")
+    write = Author.write
+
+    def stopped(*args: Any):
+        yield next(iter(write(*args)))
+        raise Stop
+
+    monkeypatch.setattr(Author, "write", stopped)
+    assert run(trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/o.jsonl")) == EXIT_STOPPED
+    assert len(rows(tmp_path / "o.jsonl")) == 1
+    assert "1 of 2 texts" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("gone.txt", None, "cannot read .*gone.txt"),
+        ("empty.txt", "\n \n", "holds no prompts"),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt"\n', "bad.jsonl, line 2 is not JSON"),
+        ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "row 2 is an empty prompt"),
+        ("list.jsonl", "[1]\n", "row 1 is neither text nor"),
+        ("turns.jsonl", '{"messages": [{"role": "user"}]}\n', "row 1 is neither text nor"),
+        ("none.jsonl", '{"messages": []}\n', "nothing is left for the assistant"),
+        ("other.jsonl", '{"prompts": "a"}\n', "has no field 'text'"),
+        ("long.txt", "a\n" + "the cat " * 600 + "\n", "prompt 2 has .* room for 512"),
+        ("latin.txt", b"caf\xe9\n", "not text in UTF-8"),
+    ],
+)
+def test_a_file_that_cannot_be_answered(
+    trained: Compose, tmp_path: Path, name: str, content: Any, message: str
+) -> None:
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=message):
+        run(trained(f"generate.file={path}"))
+
+
+def test_what_makes_no_sense_is_told(trained: Compose, tmp_path: Path) -> None:
+    for overrides, message in (
+        ([], "nothing to continue"),
+        (["generate.prompt=x", "generate.chat=true"], "exclude each other"),
+        (["generate.prompt=' '"], "generate.prompt is empty"),
+        (["generate.prompt=x", "generate.end_tokens=['<|endoftex|>']"], "did you mean '<|endoftext|>'"),
+        ([f"generate.prompt={'the cat ' * 600}"], "prompt 1 has"),
+    ):
+        with pytest.raises((ConfigError, InputError), match=message.replace("|", r"\|")):
+            run(trained(*overrides))
+    (tmp_path / "p.txt").write_text("a\n")
+    with pytest.raises(InputError, match="cannot write"):
+        run(trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/p.txt/o.jsonl"))

@@ -1,0 +1,319 @@
+"""How a run computes: what `auto` comes to, float16 with a scaled loss, and steps that are left out."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from operators import Operators
+from preference_data import write_preferences
+from recorded import series
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pretune.compute import loss_scale
+from pretune.compute.choice import Abilities
+from pretune.core.config import ConfigError
+from pretune.dispatch import run
+from pretune.run import arithmetic
+from pretune.run.folder import read_config
+from pretune.tasks.train import gradients as train_gradients
+from pretune.tasks.train import loop as train
+
+Compose = Callable[..., dict[str, Any]]
+TUNE = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "budget.steps=6", "optimizer.lr=1e-2")
+QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
+QLORA = ("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32")
+
+
+def tensors(folder: Path, step: int) -> dict[str, Tensor]:
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+
+
+@pytest.fixture
+def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
+    """`cpu(bfloat16)`: this machine's CPU does bfloat16 fast, or forty times slower than float32."""
+
+    def install(bfloat16: bool) -> None:
+        able = Abilities(bfloat16, False, "so it is said")
+        monkeypatch.setattr(arithmetic, "abilities", lambda device: able)
+        rates = {"float32": 4e10, "bfloat16": 9e10 if bfloat16 else 1e9, "float16": 1e9}
+        monkeypatch.setattr(arithmetic, "measure_product", lambda device, one, inputs, outputs: rates[one])
+
+    return install
+
+
+# ---- what `auto` comes to
+
+
+@pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_auto_is_decided_said_and_written_down(
+    bfloat16: bool, expected: str, cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, capsys: Any
+) -> None:
+    cpu(bfloat16)
+    assert run(tiny("name=one", "precision=auto", "precision.compile=false", "budget.steps=2")) == 0
+    shown = {"bfloat16": "bf16", "float32": "fp32"}[expected]
+    assert f"on cpu in {shown} (so it is said), from random weights" in capsys.readouterr().out
+    assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compute"] == expected
+
+
+def test_a_run_goes_on_as_it_began_unless_told_otherwise(
+    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any], capsys: Any
+) -> None:
+    settings = ("name=one", "precision.compile=false", "budget.steps=20")
+    file = tmp_path / "runs" / "one" / "config.yaml"
+    cpu(True)
+    with power_cut(12):
+        run(tiny(*settings, "precision=auto"))
+    # On another machine, without instructions for it: done all the same, after a line with the way out.
+    cpu(False)
+    capsys.readouterr()
+    with power_cut(2):
+        run(tiny(*settings, "precision=auto"))
+    out, err = capsys.readouterr()
+    assert "in bf16 (as the run began), resumed at step 10" in out
+    assert "bf16, which this run was trained in, is 40 times slower here than fp32" in err
+    assert "precision=fp32 goes on in that" in err
+    assert read_config(file)["precision"]["compute"] == "bfloat16"
+    # Which is a way out.
+    assert run(tiny(*settings, "precision=fp32")) == 0
+    out, err = capsys.readouterr()
+    assert "from here on fp32, as asked; so far this run was trained in bf16" in err
+    assert "in fp32, resumed at step 10" in out
+    assert read_config(file)["precision"]["compute"] == "float32"
+
+
+def test_what_was_asked_for_by_name_is_done_after_a_line(
+    cpu: Callable[[bool], None], tiny: Compose, capsys: Any
+) -> None:
+    cpu(False)
+    assert run(tiny("name=one", "precision=bf16", "precision.compile=false", "budget.steps=2")) == 0
+    out, err = capsys.readouterr()
+    assert "on cpu in bf16, from random weights" in out
+    assert err.count("note:") == 1
+    assert "bf16, as asked, is 40 times slower here than fp32; precision=fp32" in err
+
+
+@pytest.mark.parametrize("task", ["evaluate", "generate", "plan"])
+def test_other_tasks_compute_as_the_run_did(
+    task: str, cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu(True)
+    assert run(tiny("name=one", "precision=auto", "precision.compile=false", "budget.steps=1")) == 0
+    cpu(False)
+    opened: list[torch.dtype] = []
+    genuine = torch.autocast
+
+    def watched(device: str, dtype: torch.dtype | None = None, **more: Any) -> Any:
+        opened.extend([] if dtype is None else [dtype])
+        return genuine(device, dtype=dtype, **more)
+
+    monkeypatch.setattr(torch, "autocast", watched)
+    settings = ("precision=auto", "precision.compile=false", "generate.prompt=The", f"task={task}")
+    assert run(tiny("name=one", *settings)) == 0
+    assert set(opened) == {torch.bfloat16}
+    assert "which this run was trained in" in capsys.readouterr().err
+
+
+def test_8_bits_that_are_not_here_are_one_line_with_a_way_out(
+    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
+) -> None:
+    cpu(True)
+    with power_cut(12):
+        run(tiny("name=one", "precision=bf16", "precision.compile=false"))
+    file = tmp_path / "runs" / "one" / "config.yaml"  # as an H100 would have left it
+    file.write_text(file.read_text().replace("compute: bfloat16", "compute: float8"))
+    with pytest.raises(ConfigError, match=r"8-bit matrix products.*Take precision=bf16$"):
+        run(tiny("name=one", "precision=auto", "precision.compile=false"))
+    assert run(tiny("name=one", "precision=bf16", "precision.compile=false")) == 0
+
+
+def test_without_a_compiler_the_step_is_uncompiled(
+    tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from torch._inductor import config as inductor
+
+    monkeypatch.setenv("CXX", "/nowhere/g++")  # which inductor has read by now
+    with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        assert run(tiny("name=one", "precision.compile=true", "budget.steps=2")) == 0
+    out, err = capsys.readouterr()
+    assert "uncompiled: there is no C++ compiler (/nowhere/g++) on this machine" in err
+    assert "compiled in" not in out
+    with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
+        assert run(tiny("name=one", "task=generate", "generate.prompt=The", "generate.compile=true")) == 0
+        with pytest.raises(ConfigError, match=r"adamw_8bit compiles its update, and there is no C\+\+ compiler"):
+            run(tiny("name=two", "optimizer=adamw_8bit"))
+    # The configuration is that of the run: elsewhere it will be compiled.
+    assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compile"] is True
+
+
+def test_threads_are_set(tiny: Compose) -> None:
+    before = torch.get_num_threads()
+    try:
+        assert run(tiny("name=one", "budget.steps=1", "threads=2")) == 0
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+# ---- nothing computes in another arithmetic
+
+
+def narrow() -> Operators:
+    """Collects the operators that take or make numbers of 16 bits."""
+    return Operators(lambda tensor: tensor.dtype in (torch.bfloat16, torch.float16))
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=adamw", "averaging.decay=0.9"),
+        ("optimizer=muon", "optimizer.neuron_beta=0.95", "optimizer.cautious_decay=true"),
+        ("optimizer=lion", "model=fast_5m", "model.dim=32", "model.num_layers=2", "model.vocab_size=320"),
+        (*TUNE, "adapter=dora"),
+        (*TUNE, "adapter=loha"),
+        (*TUNE, "adapter=lokr"),
+        (*TUNE, *QLORA),
+        (*TUNE, *QAT),
+    ],
+    ids=["adamw", "muon", "fast_5m", "dora", "loha", "lokr", "qlora", "qat"],
+)
+def test_float32_is_float32_everywhere(
+    overrides: tuple[str, ...], tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training, evaluation and samples, operator by operator."""
+    monkeypatch.setattr(train, "peak_flops", lambda *_: 1e12)  # which is measured in all of them
+    if "stage=finetune" in overrides:
+        assert run(tiny("name=base", "budget.steps=2")) == 0
+    with narrow() as found:
+        assert run(tiny("name=one", *overrides, "budget.steps=2", "precision=fp32", "precision.compile=false")) == 0
+    # Scales of groups are stored as bfloat16 numbers, and so rounded to them: two conversions, no arithmetic.
+    assert found.found <= ({"aten._to_copy.default", "aten.to.dtype"} if QAT[0] in overrides else set())
+
+
+def test_the_check_can_fail(tiny: Compose) -> None:
+    with narrow() as found:
+        assert run(tiny("name=one", "budget.steps=1", "precision=bf16", "precision.compile=false")) == 0
+    assert {"aten.mm.default", "aten._to_copy.default"} < found.found
+
+
+# ---- float16
+
+HALF = ("precision=fp16", "precision.compile=false")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("optimizer=adamw", "batch.micro_batch=2"),
+        ("optimizer=muon", "optimizer.lr=0.02"),
+        ("optimizer=lion", "optimizer.lr=1e-3"),
+        (*TUNE, "adapter=lora"),
+        (*TUNE, *QLORA),
+        (*TUNE, *QAT),
+    ],
+    ids=["adamw", "muon", "lion", "lora", "qlora", "qat"],
+)
+def test_float16_trains_as_float32_does(overrides: tuple[str, ...], tiny: Compose, tmp_path: Path) -> None:
+    if "stage=finetune" in overrides:
+        assert run(tiny("name=base")) == 0
+    for name, precision in (("half", HALF), ("whole", ("precision=fp32", "precision.compile=false"))):
+        assert run(tiny(f"name={name}", *overrides, *precision, "report_every=1")) == 0
+    half, whole = (series(tmp_path / "runs" / name, "train/loss") for name in ("half", "whole"))
+    assert half == pytest.approx(whole, abs=0.02)
+    assert half[-1] < half[0]
+    half, whole = (series(tmp_path / "runs" / name, "train/grad_norm") for name in ("half", "whole"))
+    assert half == pytest.approx(whole, rel=0.05)
+    assert set(series(tmp_path / "runs" / "half", "train/skipped_steps")) == {0}
+    assert series(tmp_path / "runs" / "whole", "train/loss_scale") == []
+
+
+def test_float16_learns_preferences(tiny: Compose, tmp_path: Path) -> None:
+    assert run(tiny("name=base", "budget.steps=4", "model.max_sequence_length=256")) == 0
+    file = write_preferences(tmp_path / "preferences.jsonl")
+    mapping = tiny(
+        "name=one", "stage=dpo", "stage.init_from=base", "model.max_sequence_length=256", "budget.steps=6", *HALF,
+        "batch.tokens=1024", "batch.micro_batch=4", "report_every=1", "optimizer.lr=1e-2", "schedule=constant",
+        "data/format=preference", "data.packing.mode=pairs", "data.packing.too_long=drop", "data.packing.isolate=true",
+        f"data.source.files=[{file}]", "data.validation.fraction=0.3", "data.validation.group_by=prompt",
+        "data.tokenizer.kind=inherited", "data.sequence_length=256",
+    )  # fmt: skip
+    mapping["data"]["tokenizer"] = {"kind": "inherited"}
+    assert run(mapping) == 0
+    losses = series(tmp_path / "runs" / "one", "train/loss")
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)
+    assert losses[-1] < 0.5
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
+    optimizer: str, tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**40)
+    monkeypatch.setattr(loss_scale, "MOST", 2.0**40)
+    monkeypatch.setattr(loss_scale, "INTERVAL", 6)
+    settings = (*HALF, f"optimizer={optimizer}", "model.dropout=0.1", "batch.micro_batch=4", "report_every=1")
+    assert run(tiny("name=whole", *settings)) == 0
+    with power_cut(14):
+        run(tiny("name=cut", *settings))
+    assert run(tiny("name=cut", *settings)) == 0
+    whole, cut = (tmp_path / "runs" / name for name in ("whole", "cut"))
+    for name in ("train/loss", "train/loss_scale", "train/overflows"):
+        assert series(cut, name) == series(whole, name)
+    kept, resumed = tensors(whole, 20), tensors(cut, 20)
+    assert all(torch.equal(kept[name], resumed[name]) for name in kept)
+    # It fell from 2^40, and grew again later.
+    scales, overflows = series(whole, "train/loss_scale"), series(whole, "train/overflows")
+    assert scales[0] < 2.0**30
+    assert overflows[0] > 10
+    assert any(later == 2 * before for before, later in itertools.pairwise(scales))
+    # Every step was taken on its own batch, with the same dropout: that of a run whose loss was never too large.
+    monkeypatch.setattr(loss_scale, "INITIAL", scales[0] / 16)
+    assert run(tiny("name=low", *settings)) == 0
+    low = tmp_path / "runs" / "low"
+    assert series(low, "train/overflows")[0] == 0
+    assert series(low, "train/loss") == pytest.approx(series(whole, "train/loss"), abs=5e-3)
+    assert (low / "progress.txt").read_text() == (whole / "progress.txt").read_text()
+    assert set(series(whole, "train/skipped_steps")) == {0}
+
+
+# ---- steps that are left out
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_step_whose_gradients_are_not_finite_is_left_out_counted_and_said(
+    precision: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    genuine, calls = train_gradients.accumulate, 0
+
+    def spoilt(loss_of: Any, optimizer: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        sums = genuine(loss_of, optimizer, *arguments)
+        if calls == 4:
+            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = torch.nan
+            sums["loss"] *= torch.nan  # what made them so
+        return sums
+
+    monkeypatch.setattr(train_gradients, "accumulate", spoilt)
+    settings = (f"precision={precision}", "precision.compile=false", "averaging.decay=0.9", "checkpoint.every=1")
+    more = ("checkpoint.keep=null", "report_every=2", "budget.steps=8", "schedule=constant")
+    assert run(tiny("name=one", *settings, *more)) == 0
+    folder = tmp_path / "runs" / "one"
+    for file in ("model", "raw", "optimizer"):  # averages, weights, moments with their counters
+        three, four, five = (
+            load_file(folder / "checkpoints" / f"step_0000000{step}" / f"{file}.safetensors") for step in (3, 4, 5)
+        )
+        state = [name for name in three if not name.startswith("random:")]
+        assert all(torch.equal(three[name], four[name]) for name in state)
+        assert not all(torch.equal(four[name], five[name]) for name in state)
+    assert series(folder, "train/skipped_steps") == [0, 1, 1, 1]
+    assert json.loads((folder / "summary.json").read_text())["train/skipped_steps"] == 1
+    out = capsys.readouterr().out
+    assert out.count("were skipped because their gradients were not finite") == 1

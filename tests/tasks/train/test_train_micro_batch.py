@@ -1,0 +1,158 @@
+"""batch.micro_batch: auto."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pretune.compute import hardware
+from pretune.core.batch import Batch
+from pretune.core.config import ConfigError, InputError, validate
+from pretune.dispatch import run
+from pretune.memory.estimate import Footprint
+from pretune.run.config import RunConfig
+from pretune.tasks.train import micro_batch as train_micro_batch
+from pretune.tasks.train.micro_batch import MicroBatch, accumulate, choose_micro_batch
+
+Compose = Callable[..., dict[str, Any]]
+CPU = torch.device("cpu")
+
+
+def never(rows: int) -> None:
+    raise AssertionError("nothing is tried on a CPU, where memory that runs out kills the process")
+
+
+@pytest.fixture
+def auto(tiny: Compose) -> RunConfig:
+    return validate(RunConfig, tiny("batch.micro_batch=auto"))  # 8 rows of 32 tokens a step
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets what is available."""
+    return lambda size: monkeypatch.setattr(hardware, "total_memory", lambda device: size)
+
+
+def test_a_configured_micro_batch_is_taken(tiny: Compose, tmp_path: Path) -> None:
+    config = validate(RunConfig, tiny("batch.micro_batch=2"))
+    assert choose_micro_batch(config, CPU, tmp_path / "m.json", never) == MicroBatch(2, "cpu", None)
+    assert not (tmp_path / "m.json").exists()
+
+
+def test_the_largest_that_fits_is_found_and_remembered(
+    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path
+) -> None:
+    path, footprint = tmp_path / "m.json", Footprint(auto)
+    memory(int(footprint.peak(4) / 0.95) + 1000)
+    assert choose_micro_batch(auto, CPU, path, never).rows == 4
+    memory(1)
+    assert choose_micro_batch(auto, CPU, path, never).rows == 4, "remembered"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"rows": 3, "device": "cpu"}', '{"rows": 4, "device": "NVIDIA L4"}', '{"rows": 0}']
+)
+def test_what_does_not_apply_is_not_remembered(auto: RunConfig, tmp_path: Path, content: str) -> None:
+    path = tmp_path / "m.json"
+    path.write_text(content)
+    assert choose_micro_batch(auto, CPU, path, never).rows == 8
+
+
+def test_a_model_too_large_for_one_row_is_one_error(
+    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path
+) -> None:
+    memory(1000)
+    with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequences; .* a smaller model"):
+        choose_micro_batch(auto, CPU, tmp_path / "m.json", never)
+
+
+def test_on_a_gpu_it_is_tried_and_halved(
+    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory(2**40)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
+    # Meta tensors stand in for the GPU's.
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **kw: empty(*size, device="meta", **kw))
+    tried: list[int] = []
+
+    def trial(rows: int) -> None:
+        tried.append(rows)
+        if rows > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(train_micro_batch, "Footprint", FakeFootprint)
+    found = choose_micro_batch(auto, torch.device("cuda"), tmp_path / "m.json", trial)
+    assert (found.rows, tried) == (2, [8, 4, 2])
+    assert json.loads((tmp_path / "m.json").read_text()) == {"rows": 2, "device": "NVIDIA L4"}
+
+
+class FakeFootprint:
+    optimizer = 10
+
+    def __init__(self, config: RunConfig) -> None: ...
+
+    def largest(self, limit: int, num_rows: int) -> int:
+        return num_rows
+
+
+class Scale(nn.Module):
+    """A loss that needs memory for its rows, of which there is only so much."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.weight, self.room = nn.Parameter(torch.tensor(2.0)), room
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        loss = (self.weight * batch.inputs).sum()
+        if len(batch.inputs) > self.room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return {"loss": loss, "rows": loss.new_tensor(len(batch.inputs))}
+
+
+def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
+    tokens = torch.arange(24).view(12, 2)
+    batch, model, path = Batch(tokens, tokens, None), Scale(room=3), tmp_path / "m.json"
+    micro_batch, optimizer = MicroBatch(12, "cpu", path), torch.optim.SGD(model.parameters())
+    # The gradient of an attempt that failed half-way must not count twice.
+    model.weight.grad = torch.tensor(1e6)
+    sums = accumulate(model, optimizer, batch, 24, micro_batch)
+    loss = sums["loss"]
+    assert sums["rows"].item() == 12
+    assert micro_batch.rows == 3
+    assert json.loads(path.read_text())["rows"] == 3
+    assert loss.item() == 2 * tokens.sum()
+    assert not loss.requires_grad
+    torch.testing.assert_close(model.weight.grad, tokens.sum() / 24)
+
+
+def test_a_fixed_micro_batch_that_does_not_fit_says_what_to_set() -> None:
+    tokens = torch.arange(24).view(12, 2)
+    model = Scale(room=3)
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(InputError, match=r"micro-batches of 12 sequences; set batch.micro_batch=6, or auto"):
+        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", None))
+
+
+def test_a_run_with_auto_trains_and_remembers(tiny: Compose) -> None:
+    mapping = tiny("batch.micro_batch=auto", "budget.steps=2", "samples.prompts=[]")
+    assert run(mapping) == 0
+    folder = Path(mapping["output_dir"]) / mapping["name"]
+    assert json.loads((folder / "micro_batch.json").read_text()) == {"rows": 8, "device": "cpu"}
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    shares = [row["train/mfu"] for row in rows if "train/mfu" in row]
+    assert shares
+    assert all(0 < share < 1.5 for share in shares)
+
+
+def test_auto_still_needs_whole_rows(tiny: Compose) -> None:
+    with pytest.raises(ConfigError, match=r"batch\.tokens"):
+        validate(RunConfig, tiny("batch.micro_batch=auto", "batch.tokens=250"))
+    with pytest.raises(ConfigError, match="micro_batch"):
+        validate(RunConfig, tiny("batch.micro_batch=automatic"))

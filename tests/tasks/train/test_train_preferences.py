@@ -1,0 +1,221 @@
+"""Runs that learn from preferences: where they start, what they leave, how they go on."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from preference_data import preferences, write_preferences
+from recorded import rows, series
+from safetensors.torch import load_file
+
+from pretune.core.config import ConfigError, InputError
+from pretune.dispatch import run
+
+Compose = Callable[..., dict[str, Any]]
+LN2 = math.log(2)
+QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
+QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
+
+
+@pytest.fixture
+def dpo(tiny: Compose, tmp_path: Path) -> Compose:
+    """`dpo(*overrides)`: a run that learns from preferences after the run `base`, which is trained here."""
+    assert run(tiny("name=base", "budget.steps=4", "model.max_sequence_length=256")) == 0
+    file = write_preferences(tmp_path / "preferences.jsonl")
+
+    def compose(*overrides: str) -> dict[str, Any]:
+        mapping = tiny(
+            "stage=dpo", "stage.init_from=base", "model.max_sequence_length=256", "budget.steps=6", "precision=fp32",
+            "precision.compile=false", "batch.tokens=1024", "batch.micro_batch=4", "report_every=1",
+            "evaluation.every=3", "checkpoint.every=2", "optimizer.lr=1e-2", "schedule=constant", *overrides,
+        )  # fmt: skip
+        mapping["data"] |= {
+            "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
+            "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
+            "format": {
+                "kind": "preference",
+                "template": {"kind": "instruction", "preamble": True, "score_prompt": False},
+            },
+            "tokenizer": {"kind": "inherited"},
+            "sequence_length": 256,
+            "packing": {"mode": "pairs", "too_long": "drop", "isolate": True},
+        }
+        return mapping
+
+    return compose
+
+
+def test_the_first_loss_is_ln_2_and_the_held_out_loss_goes_below_it(dpo: Compose, tmp_path: Path) -> None:
+    assert run(dpo("name=one")) == 0
+    folder = tmp_path / "runs" / "one"
+    assert series(folder, "train/loss")[0] == pytest.approx(LN2, abs=1e-6)
+    assert series(folder, "train/accuracy")[0] == 0.5
+    assert series(folder, "train/reward_margin")[0] == pytest.approx(0, abs=1e-5)
+    assert series(folder, "val/loss")[0] == pytest.approx(LN2, abs=1e-6)
+    last = rows(folder)[-1]
+    assert last["val/loss"] < LN2 - 2 * last["val/loss_error"]
+    assert last["preference/accuracy"] > 0.9
+    assert last["preference/margin"] == pytest.approx(
+        last["preference/reward_chosen"] - last["preference/reward_rejected"], abs=1e-6
+    )
+    assert run(dpo("name=one", "task=evaluate")) == 0
+    measured = json.loads((folder / "evaluation.json").read_text())
+    assert measured["val/loss"] == pytest.approx(last["val/loss"], abs=1e-5)
+    assert measured["preference/pairs"] == last["preference/pairs"]
+
+
+def test_the_same_updates_whatever_the_micro_batch(dpo: Compose, tmp_path: Path) -> None:
+    for micro_batch in (4, 2, 1):
+        assert run(dpo(f"name=m{micro_batch}", f"batch.micro_batch={micro_batch}", "evaluation.every=null")) == 0
+    runs = tmp_path / "runs"
+    for other in ("m2", "m1"):
+        for name in ("train/loss", "train/accuracy", "train/reward_margin", "train/grad_norm"):
+            assert series(runs / other, name) == pytest.approx(series(runs / "m4", name), abs=2e-4), name
+
+
+@pytest.mark.parametrize("reference", ["model", "cached"])
+def test_resumed_is_bit_for_bit_the_uninterrupted_run(
+    reference: str, dpo: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
+) -> None:
+    settings = [f"stage.objective.reference={reference}"]
+    assert run(dpo("name=whole", *settings)) == 0
+    with power_cut(4):
+        run(dpo("name=cut", *settings))
+    assert run(dpo("name=cut", *settings)) == 0
+    for name in ("train/loss", "val/loss", "preference/margin"):
+        assert series(tmp_path / "runs" / "cut", name) == series(tmp_path / "runs" / "whole", name)
+    files = (tmp_path / "runs" / name / "checkpoints" / "step_00000006" for name in ("whole", "cut"))
+    whole, cut_ = ({**load_file(f / "model.safetensors"), **load_file(f / "optimizer.safetensors")} for f in files)
+    assert whole.keys() == cut_.keys()
+    assert all(torch.equal(whole[name], cut_[name]) for name in whole)
+
+
+def test_a_cached_reference_is_the_second_model(dpo: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pretune.run.reference_model as module
+
+    for kind in ("model", "cached"):
+        assert run(dpo(f"name={kind}", f"stage.objective.reference={kind}")) == 0
+    runs = tmp_path / "runs"
+    for name in ("train/loss", "val/loss", "preference/margin"):
+        assert series(runs / "cached", name) == pytest.approx(series(runs / "model", name), abs=1e-5)
+    # The same weights, pairs and rows: nothing is computed again. Other weights: everything is.
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_log_probs", None)
+        assert run(dpo("name=again", "stage.objective.reference=cached")) == 0
+    assert series(runs / "again", "train/loss") == series(runs / "cached", "train/loss")
+    assert run(dpo("name=next", "stage.objective.reference=cached", "stage.init_from=again", "budget.steps=1")) == 0
+    assert series(runs / "next", "train/loss")[0] == pytest.approx(LN2, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (("adapter=lora",), "adapter_off"),
+        (("adapter=dora",), "adapter_off"),
+        (("adapter=lora", "adapter.init=pissa"), "model"),
+        (("adapter=lora", "stage.objective.reference=cached"), "cached"),
+        (("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32"), "adapter_off"),
+        (("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32", "adapter.init=pissa"), "model"),
+        (
+            (
+                "adapter=lora",
+                "quantization=qlora_nf4",
+                "quantization.block_size=32",
+                "stage.objective.reference=cached",
+            ),
+            "cached",
+        ),
+    ],
+)
+def test_an_adapter_is_measured_against_where_it_starts(
+    overrides: tuple[str, ...], expected: str, dpo: Compose, tmp_path: Path
+) -> None:
+    from pretune.core.config import validate
+    from pretune.run.config import RunConfig
+
+    mapping = dpo("name=one", "adapter.rank=4", *overrides)
+    assert validate(RunConfig, mapping).reference == expected
+    assert run(mapping) == 0
+    folder = tmp_path / "runs" / "one"
+    assert series(folder, "train/loss")[0] == pytest.approx(LN2, abs=1e-5)
+    last = rows(folder)[-1]
+    assert last["val/loss"] < LN2 - 0.05
+    # Finished, the adapter is merged, and the start is another model.
+    assert run(mapping | {"task": "evaluate"}) == 0
+    measured = json.loads((folder / "evaluation.json").read_text())
+    assert measured["val/loss"] == pytest.approx(last["val/loss"], abs=1e-3)
+
+
+def test_a_reference_that_is_not_the_start_is_found_out(
+    dpo: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pretune.run.reference_model as module
+
+    genuine = module.assemble_model
+
+    def another(*arguments: Any) -> torch.nn.Module:
+        model = genuine(*arguments)
+        with torch.no_grad():
+            model.embedding.weight.mul_(1.5)
+        return model
+
+    monkeypatch.setattr(module, "assemble_model", another)
+    with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
+        run(dpo("name=wrong"))
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("overrides", "message"),
+        [
+            (("model.dropout=0.1",), "by chance alone"),
+            (("embedding_noise=5",), "by chance alone"),
+            (("stage.objective.beta=0",), "beta"),
+            (("stage.objective.label_smoothing=0.5",), "label_smoothing"),
+            (("stage.objective.reference=adapter_off",), "needs a new adapter"),
+            (("adapter=lora", "adapter.init=pissa", "stage.objective.reference=adapter_off"), "needs a new adapter"),
+            (("stage.init_from=null",), "measured against"),
+            (("stage=finetune", "stage.init_from=base"), "learns from data.format.kind = preference"),
+        ],
+    )
+    def test_of_the_configuration(self, overrides: tuple[str, ...], message: str, dpo: Compose, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match=message):
+            run(dpo("name=bad", *overrides))
+        assert not (tmp_path / "runs" / "bad").exists()
+
+    def test_a_row_without_a_side_is_named(self, dpo: Compose, tmp_path: Path) -> None:
+        data = [*preferences(5), {"prompt": "a", "chosen": "b", "rejectd": "c"}]
+        write_preferences(tmp_path / "preferences.jsonl", data)
+        with pytest.raises(InputError, match=r"jsonl, row 6 has no field 'rejected'; did you mean 'rejectd'"):
+            run(dpo("name=bad"))
+        assert not (tmp_path / "runs" / "bad").exists()
+
+    def test_only_equal_sides(self, dpo: Compose, tmp_path: Path) -> None:
+        write_preferences(tmp_path / "preferences.jsonl", [{"prompt": "a", "chosen": "b", "rejected": "b"}] * 20)
+        with pytest.raises(InputError, match="because its sides are equal"):
+            run(dpo("name=bad"))
+
+    def test_only_pairs_that_are_too_long(self, dpo: Compose, tmp_path: Path) -> None:
+        data = [{"prompt": f"{i}" + "a" * 400, "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
+        write_preferences(tmp_path / "preferences.jsonl", data)
+        with pytest.raises(InputError, match=r"has not one row .*packing\.too_long=cut"):
+            run(dpo("name=bad"))
+
+
+@pytest.mark.parametrize(
+    "more", [(), ("adapter=lora", "adapter.rank=2"), ("quantization.start=0.5", "stage.objective.reference=cached")]
+)
+def test_preferences_are_learned_under_rounding_too(more: tuple[str, ...], dpo: Compose, tmp_path: Path) -> None:
+    assert run(dpo("name=qat", *QAT, *more)) == 0  # the first loss is ln 2, or it would have stopped
+    figures = json.loads((tmp_path / "runs" / "qat" / "summary.json").read_text())
+    assert abs(figures["converted/difference"]) < 1e-4
+    assert figures["train/loss"] < LN2
+    assert run(dpo("name=qat", *QAT, *more, "task=evaluate")) == 0
+    evaluated = json.loads((tmp_path / "runs" / "qat" / "evaluation.json").read_text())
+    assert evaluated["val/loss"] == pytest.approx(figures["val/loss"], abs=1e-3)

@@ -1,0 +1,97 @@
+"""Batches are the loader's, whatever was guessed; and nothing waits for the device between two reports."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from pretune.core.batch import IGNORE, Batch
+from pretune.dispatch import run
+from pretune.training.prefetch import Feed
+
+Compose = Callable[..., dict[str, Any]]
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+
+
+def read(position: int, num_rows: int) -> Batch:
+    inputs = torch.arange(position, position + num_rows)[:, None].expand(-1, 8).contiguous()
+    targets = inputs.masked_fill(torch.arange(8) < position % 8, IGNORE)
+    return Batch(inputs, targets, inputs.int() if position % 2 else None)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_batch_is_the_one_that_was_asked_for(device: str) -> None:
+    feed = Feed(read, Batch.num_scored, torch.device(device))
+    # Onwards, with other numbers of rows, back, and the same again.
+    for position, rows in [(0, 4), (4, 4), (8, 2), (10, 6), (3, 6), (9, 1), (9, 1)]:
+        fed, expected = feed.batch(position, rows), read(position, rows)
+        assert fed.scored == fed.scored_tokens == expected.num_scored()
+        assert fed.batch.inputs.device.type == device
+        assert fed.batch.inputs.tolist() == expected.inputs.tolist()
+        assert fed.batch.targets.tolist() == expected.targets.tolist()
+        assert (fed.batch.document_ids is None) == (expected.document_ids is None)
+
+
+class Waits(TorchDispatchMode):
+    """Counts what would make the host wait for a GPU: values asked of tensors, and shapes that depend on values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith("index") and any(
+            isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(args[1:])
+        )
+        if by_mask or name in ("_local_scalar_dense", "nonzero", "masked_select", "equal", "unique_dim", "_unique2"):
+            self.counts[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon", "lion"])
+def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer: str) -> None:
+    counts = {}
+    for steps in (1, 2, 5):  # the first prepares the data
+        settings = [f"optimizer={optimizer}", f"budget.steps={steps}", "report_every=100", f"name=steps{steps}"]
+        quiet = ["checkpoint.every=null", "evaluation.every=null", "samples.prompts=[]", "resume=never"]
+        with Waits() as waits:
+            assert run(tiny(*settings, *quiet, "device=cpu", "data.packing.isolate=true", "precision=bf16",
+                            "precision.compile=false")) == 0  # fmt: skip
+        counts[steps] = waits.counts
+    # What is scored is counted on the host, before the batch leaves it: what the loss is divided by, and the tokens.
+    # The gradients' norm is looked at on the CPU alone, three times; on a GPU the test below would fail.
+    assert counts[5] - counts[2] == Counter({"_local_scalar_dense": (2 + 3) * 3})
+
+
+@cuda
+def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pretune.tasks.train import gradients as train_gradients
+    from pretune.tasks.train import loop as train
+
+    plain = train_gradients.accumulate
+
+    calls: list[int] = []
+
+    def watched(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 1:  # what the first step brings is looked at
+            torch.cuda.set_sync_debug_mode("error")
+        return plain(*args)
+
+    def reporting(*args: Any) -> dict[str, float]:
+        torch.cuda.set_sync_debug_mode("default")
+        return figures(*args)
+
+    figures = train.Window.figures
+    monkeypatch.setattr(train_gradients, "accumulate", watched)
+    monkeypatch.setattr(train.Window, "figures", reporting)
+    settings = ["budget.steps=6", "report_every=3", "evaluation.every=null", "checkpoint.every=null"]
+    assert run(tiny("device=cuda", "precision=bf16", *settings, "samples.prompts=[]")) == 0
