@@ -236,20 +236,18 @@ def measure_memory(run: Path) -> int:
     """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
     from pretune.core.config import validate
     from pretune.data.mixture import training_rows
-    from pretune.optim.optimizers import build_optimizer, clip_gradients
+    from pretune.optim.optimizers import clip_gradients
     from pretune.quantization.nf4 import NF4Linear
-    from pretune.run.assembly import assemble, attach_adapter, quantize, start_run, training_loss
+    from pretune.run.assembly import assemble_training
     from pretune.run.config import RunConfig
     from pretune.run.folder import read_config
     from pretune.tasks.train.micro_batch import MicroBatch, accumulate
     from side_by_side import peak_memory, reset_peak_memory
 
     config = validate(RunConfig, read_config(run / "config.yaml"))
-    parts = assemble(config, start_run(config))
-    factors = attach_adapter(config, parts.model, None)
-    quantize(config, parts.model)
-    optimizer = build_optimizer(config.optimizer, parts.model, factors)
-    loss_of, loader = training_loss(config, parts), training_rows(parts.data, config.data, config.seed)
+    training = assemble_training(config, None)
+    parts, optimizer, loss_of = training.parts, training.optimizer, training.loss_of
+    loader = training_rows(parts.data, config.data, config.seed)
     assert config.batch.micro_batch != "auto", "a comparison fixes its micro-batch"
     rows, micro_batch = (
         config.batch.tokens // config.data.sequence_length,

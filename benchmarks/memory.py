@@ -31,8 +31,10 @@ from pretune.core.batch import Batch
 from pretune.core.config import validate
 from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
-from pretune.run.assembly import Parts, assemble_model, set_arithmetic, training_loss
 from pretune.run.config import RunConfig
+from pretune.run.losses import training_loss
+from pretune.run.model import set_arithmetic, whole_model
+from pretune.run.parts import Parts
 
 CONFIGS = Path(__file__).parent.parent / "src" / "config"
 SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
@@ -104,7 +106,7 @@ def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
 
 def measured_peak(config: RunConfig, device: torch.device) -> int:
     """Bytes of a whole run at their highest, over its second step."""
-    model = assemble_model(config, None, device)
+    model = whole_model(config, None, device)
     set_arithmetic(config, model)
     optimizer = build_optimizer(config.optimizer, model)
     loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]

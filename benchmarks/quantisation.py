@@ -242,9 +242,9 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     from pretune.compute.precision import autocast
     from pretune.core.config import validate
     from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.run.assembly import measured_model
     from pretune.run.config import RunConfig
     from pretune.run.folder import find_run, read_config
+    from pretune.run.model import measured_model
     from side_by_side import peak_memory, reset_peak_memory
 
     settings = read_config(run / "config.yaml")

@@ -85,7 +85,7 @@ def package_imports(tree: Tree) -> set[tuple[Place, Place]]:
     return found
 
 
-WIDTH, BOX, GAP, HEIGHT, RISE = 1240, 104, 14, 34, 96
+WIDTH, BOX, GAP, HEIGHT, RISE = 1360, 96, 10, 34, 96
 COLORS = {
     "entry": "#7e57c2", "roof": "#5c6bc0", "verb": "#1e88e5", "frame": "#00897b", "room": "#6d8b3d", "ground": "#8d6e63"
 }  # fmt: skip

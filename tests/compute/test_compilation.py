@@ -18,8 +18,10 @@ from pretune.core.batch import IGNORE, Batch
 from pretune.core.config import validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
-from pretune.run.assembly import Parts, set_arithmetic, training_loss
 from pretune.run.config import RunConfig
+from pretune.run.losses import training_loss
+from pretune.run.model import set_arithmetic
+from pretune.run.parts import Parts
 
 Compose = Callable[..., dict[str, Any]]
 torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its compiler does what it deprecates

@@ -17,8 +17,8 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.nf4 import NF4Linear
-from pretune.run.assembly import quantize, set_arithmetic
 from pretune.run.config import RunConfig
+from pretune.run.model import quantize, set_arithmetic
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176",

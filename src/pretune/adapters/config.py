@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -13,6 +13,11 @@ from pretune.core.config import Section
 class NoAdapterConfig(Section):
     kind: Literal["none"]
     """All parameters of the model are trained."""
+    freezes: ClassVar[bool] = False
+    """Whether the model's own weights are left as they are."""
+    starts_at_zero: ClassVar[bool] = False
+    """Whether there is an adapter without which the model computes what it starts from."""
+    dropout: ClassVar[float] = 0.0
 
 
 class AdapterBase(Section):
@@ -25,6 +30,11 @@ class AdapterBase(Section):
     every block) and `layers.0.mlp.down` (in one)."""
     init_from: str | None
     """Adapter to go on from: a run's name or folder, or a folder with peft's files; null starts a new one."""
+    freezes: ClassVar[bool] = True
+
+    @property
+    def starts_at_zero(self) -> bool:
+        return self.init_from is None
 
 
 class LoraBase(AdapterBase):
@@ -48,6 +58,10 @@ class LoraConfig(LoraBase):
         if self.init == "orthogonal" and self.rank % 2:
             raise ValueError(f"init = orthogonal splits the rank into halves: {self.rank} is odd, take an even one")
         return self
+
+    @property
+    def starts_at_zero(self) -> bool:
+        return super().starts_at_zero and self.init != "pissa"
 
 
 class DoraConfig(LoraBase):

@@ -21,12 +21,10 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretune.checkpoint.tensors import DAMAGED, packed, read_tensors, unpacked, write_tensors
-from pretune.core.config import Every, InputError, Section
+from pretune.core.config import InputError
 from pretune.core.files import atomic_folder, measure, read_sealed, write_json, write_sealed
 
 if TYPE_CHECKING:
@@ -37,18 +35,6 @@ WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimi
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
 _RANDOM = "random:"
-
-
-class CheckpointConfig(Section):
-    every: Every
-    """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
-    keep: Annotated[int, Field(ge=1)] | None
-    """How many to keep, newest first; null keeps all."""
-    keep_best: bool
-    """Save at every evaluation that is the best so far (the lowest val/loss), and keep the best beside the newest."""
-    use: Literal["best", "newest"] | Annotated[int, Field(ge=0)]
-    """Which one is evaluated, generated with and started from (stage.init_from): `best` is the best where the run
-    keeps it (keep_best), else the newest; a number is a step. Training always goes on from the newest."""
 
 
 class Adapter(NamedTuple):

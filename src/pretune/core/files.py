@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -79,27 +79,34 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the lock file `path` for as long as the block lasts; BlockingIOError where another process holds it.
+def exclusive(path: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock file `path` for as long as the block lasts. Where another process holds it, `wait`, or raise
+    BlockingIOError. OSError where the file cannot be written.
 
-    The system lets go of it when the process ends, however that happens. Where there are no such locks (Windows, some
-    network file systems) nothing is held.
+    The system lets go of it when the process ends, however that happens. False where the file system has no locks, and
+    nothing is held.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        if sys.platform != "win32":
-            import fcntl
+    from filelock import FileLock, Timeout
 
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise
-            except OSError:
-                pass
-        yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A lock that is only a file's existence would outlive a process that is killed.
+    lock = FileLock(path, blocking=wait, preserve_lock_file=True, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise BlockingIOError(errno.EWOULDBLOCK, "another process holds the lock", str(path)) from None
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        yield False
+        return
+    try:
+        yield True
     finally:
-        os.close(handle)
+        lock.release()
+
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def fingerprint(value: Any) -> str:

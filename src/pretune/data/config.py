@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -82,16 +82,31 @@ class ValidationConfig(Section):
         return self
 
 
-class TextFormat(Section):
+class FormatBase(Section):
+    """How a row becomes text, and what can be measured with it."""
+
+    has_pairs: ClassVar[bool] = False
+    """Whether a row is two answers to one prompt, the better one first."""
+    has_answers: ClassVar[bool] = False
+    """Whether a generated answer can be told right from wrong."""
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the likelihood of options can be compared straight after the prompt."""
+        return False
+
+
+class TextFormat(FormatBase):
     kind: Literal["text"]
     """One column of plain text; everything is scored."""
     column: str
     """Name of the column."""
 
 
-class MathQAFormat(Section):
+class MathQAFormat(FormatBase):
     kind: Literal["mathqa"]
     """Multiple-choice problems with Problem, Rationale, options, correct."""
+    has_answers = True
     options: bool
     """List the five options in the prompt."""
     rationale: Literal["none", "after", "before"]
@@ -99,8 +114,12 @@ class MathQAFormat(Section):
     score_prompt: bool
     """Score the prompt's tokens too, not only the answer's."""
 
+    @property
+    def has_options(self) -> bool:
+        return self.rationale != "before"
 
-class InstructionFormat(Section):
+
+class InstructionFormat(FormatBase):
     kind: Literal["instruction"]
     """Alpaca's instruction, input (may be empty) and output."""
     preamble: bool
@@ -109,7 +128,7 @@ class InstructionFormat(Section):
     """Score the prompt's tokens too, not only the output's."""
 
 
-class PromptCompletionFormat(Section):
+class PromptCompletionFormat(FormatBase):
     kind: Literal["prompt_completion"]
     """A column with what the model is given and one with what it is to write after it."""
     prompt: str
@@ -120,9 +139,10 @@ class PromptCompletionFormat(Section):
     """Score the prompt's tokens too, not only the completion's."""
 
 
-class GSM8KFormat(Section):
+class GSM8KFormat(FormatBase):
     kind: Literal["gsm8k"]
     """Grade-school problems: question, and an answer that ends in a line `#### number`."""
+    has_answers = True
     calculations: bool
     """Keep the answer's notes for a calculator, such as <<48/2=24>>."""
     score_prompt: bool
@@ -132,7 +152,7 @@ class GSM8KFormat(Section):
 Role = Literal["system", "user", "assistant", "tool"]
 
 
-class ChatFormat(Section):
+class ChatFormat(FormatBase):
     kind: Literal["chat"]
     """Conversations, written out by the tokenizer's chat template. The assistant's turns are scored, each with the
     token that ends it."""
@@ -153,10 +173,11 @@ class ChatFormat(Section):
     templates that change earlier turns (such as those that drop thinking); or score the last turn only."""
 
 
-class PreferenceFormat(Section):
+class PreferenceFormat(FormatBase):
     kind: Literal["preference"]
     """Pairs of answers to one prompt: prompt, chosen and rejected as texts or lists of messages; without a prompt, what
     chosen and rejected begin with alike."""
+    has_pairs = True
     template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
     """How a prompt and one of its answers are written: the format of the instruction tuning before."""
 

@@ -8,7 +8,6 @@ preparation that was killed goes on after the last whole one and gives the same 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from pretune.core.config import InputError
-from pretune.core.files import atomic_folder, fingerprint, write_json
+from pretune.core.files import atomic_folder, exclusive, fingerprint, write_json
 from pretune.core.progress_bar import PreparationBar
 from pretune.data.config import DataConfig, FormatConfig, SourceConfig, chat_format
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
@@ -295,12 +294,7 @@ def _alone(folder: Path) -> Iterator[None]:
     The system lets go of the lock when a process ends, however it ends. What a killed one left half-written is removed.
     On file systems without locks, processes do the work twice: each publishes whole shards, all of the same content.
     """
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            locked = True
-        except OSError:
-            locked = False
+    with exclusive(folder / ".lock", wait=True) as locked:
         if locked:
             for left in folder.glob(".*.tmp"):
                 shutil.rmtree(left, ignore_errors=True)

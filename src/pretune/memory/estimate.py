@@ -15,19 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pretune.adapters.config import NoAdapterConfig
 from pretune.compute.compilation import MEMORY_BUDGET, checkpoint_activations
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
-from pretune.objectives.config import DPOConfig
-from pretune.objectives.language_modeling import language_modeling
-from pretune.objectives.preference import dpo
+from pretune.objectives.objective import objective_of
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.config import QatConfig
-from pretune.run.assembly import trained_form
 from pretune.run.config import RunConfig
+from pretune.run.model import training_model
 
 CPU = torch.device("cpu")
 
@@ -55,7 +54,7 @@ class Footprint:
             self._step_peak = live.peak
         # Averages are float32, as the weights are, and of all that is trained.
         self.averages = 0 if config.averaging.decay is None else self.gradients
-        twice = isinstance(config.stage.objective, DPOConfig) and config.reference == "model"
+        twice = config.stage.objective.needs_reference and config.reference == "model"
         self.reference = self.weights if twice else 0
 
     def saved(self, rows: int) -> int:
@@ -138,15 +137,11 @@ class Footprint:
 
 def _fake(config: RunConfig) -> Transformer:
     """The model as it is trained, with the fake tensors of the mode that is active."""
-    model = trained_form(config)
-    if config.quantization.kind == "qlora_nf4":
-        from pretune.memory.nf4 import store
-
-        store(model, config.quantization.block_size)
+    model = training_model(config, torch.device("meta"))
     if isinstance(config.quantization, QatConfig):
-        from pretune.quantization.fake import prepare
+        from pretune.quantization.fake import set_rounding
 
-        prepare(model, config.quantization)
+        set_rounding(model, True)  # it takes memory, even where it begins later
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -171,19 +166,18 @@ class _Rehearsal(nn.Module):
         isolated = self.config.data.packing.isolate
         return {"tokens": tokens, "documents": torch.zeros(shape, dtype=torch.int32) if isolated else None}
 
-    def forward(self, batch: dict[str, Any]) -> Tensor:
-        tokens = batch["tokens"]
+    def forward(self, given: dict[str, Any]) -> Tensor:
+        tokens = given["tokens"]
         with autocast(self.config.precision, CPU):
-            objective = self.config.stage.objective
-            if isinstance(objective, DPOConfig):
-                reference = tokens.new_zeros(len(tokens), 1, 2).float()
-                return dpo(self.model, Batch(tokens, tokens, batch["documents"], reference), objective)["loss"]
-            return language_modeling(self.model, Batch(tokens, tokens, batch["documents"]), objective.chunk_tokens)
+            section = self.config.stage.objective
+            reference = tokens.new_zeros(len(tokens), 1, 2).float() if section.needs_reference else None
+            batch = Batch(tokens, tokens, given["documents"], reference)
+            return objective_of(section).sums(self.model, batch)["loss"]
 
 
 def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
     changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
-    if config.adapter.kind != "none":  # as if what is said of one block were said of all
+    if not isinstance(config.adapter, NoAdapterConfig):  # as if what is said of one block were said of all
         targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
@@ -216,7 +210,7 @@ def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, ro
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
     tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
-    whole = config.adapter.kind == "none"  # an adapter leaves the head without a gradient
+    whole = not config.adapter.freezes  # an adapter leaves the head without a gradient
     loss = itemsize * rows_of_head * (chunk + model.dim * whole)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole

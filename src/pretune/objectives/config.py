@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -12,11 +12,14 @@ from pretune.core.config import Section
 class ObjectiveBase(Section):
     chunk_tokens: Annotated[int, Field(ge=1)]
     """Positions whose logits are held in float32 at one time; fewer saves memory, too few costs speed."""
+    needs_reference: ClassVar[bool]
+    """Whether the loss compares the model with another one."""
 
 
 class LanguageModelingConfig(ObjectiveBase):
     kind: Literal["language_modeling"]
     """Cross-entropy of the next token."""
+    needs_reference = False
 
 
 class DPOConfig(ObjectiveBase):
@@ -34,6 +37,7 @@ class DPOConfig(ObjectiveBase):
     """model: a second, frozen copy of the start; adapter_off: the model without its adapter, no copy; cached: computed
     once for all pairs and kept on disk, no copy and less to compute; auto: adapter_off where that is the start, else
     model."""
+    needs_reference = True
 
 
 ObjectiveConfig = Annotated[LanguageModelingConfig | DPOConfig, Field(discriminator="kind")]

@@ -5,12 +5,15 @@ B rows, T tokens, D model width, V token ids.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from pretune.core.batch import IGNORE, Batch
+from pretune.objectives.config import LanguageModelingConfig
 from pretune.objectives.cross_entropy import linear_cross_entropy
 
 
@@ -73,3 +76,53 @@ def score_tokens(model: LanguageModel, batch: Batch, chunk_tokens: int) -> Token
         nll.append(torch.where(scored, surprise, 0))
         correct.append((logits.argmax(-1) == target) & scored)
     return TokenScores(torch.cat(nll).view_as(batch.targets), torch.cat(correct).view_as(batch.targets))
+
+
+class NextToken:
+    """Next-token prediction: the mean loss over scored tokens."""
+
+    first_loss = None
+
+    def __init__(self, config: LanguageModelingConfig) -> None:
+        self._chunk_tokens = config.chunk_tokens
+
+    def sums(self, model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
+        return {"loss": language_modeling(model, batch, self._chunk_tokens)}
+
+    def count(self, batch: Batch) -> int:
+        return batch.num_scored()
+
+    def score(self, model: LanguageModel, batch: Batch) -> TokenScores:
+        return score_tokens(model, batch, self._chunk_tokens)
+
+    def metrics(
+        self, score: Callable[[Batch], TokenScores], batches: Iterable[Batch], token_bytes: Tensor
+    ) -> dict[str, float]:
+        return token_metrics(score, batches, token_bytes)
+
+
+def token_metrics(
+    score: Callable[[Batch], TokenScores], batches: Iterable[Batch], token_bytes: Tensor
+) -> dict[str, float]:
+    """Loss, perplexity, bits per byte and token accuracy over a whole set, each scored token counting once.
+
+    `token_bytes` [V]: bytes of text that each token id stands for; the end-of-document token stands for none.
+    """
+    nats = torch.zeros((), dtype=torch.float64)
+    tokens = correct = num_bytes = 0
+    for batch in batches:
+        scores = score(batch)
+        scored = batch.targets != IGNORE
+        # Sums of a million float32 losses lose digits: add up in float64, on the host (MPS has no float64).
+        nats += scores.nll.cpu().double().sum()
+        correct += int(scores.correct.sum())
+        tokens += int(scored.sum())
+        num_bytes += int(token_bytes[batch.targets[scored]].sum())
+    loss = float(nats) / max(tokens, 1)
+    return {
+        "val/loss": loss,
+        "val/perplexity": math.exp(min(loss, 700.0)),
+        "val/bits_per_byte": float(nats) / math.log(2) / max(num_bytes, 1),
+        "val/token_accuracy": correct / max(tokens, 1),
+        "val/tokens": tokens,
+    }

@@ -7,6 +7,8 @@ in float32.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.core.batch import IGNORE, Batch
+from pretune.core.config import InputError
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.cross_entropy import linear_token_losses
 from pretune.objectives.language_modeling import LanguageModel
@@ -101,3 +104,72 @@ def _sums_by_side(values: Tensor, batch: Batch) -> Tensor:
     # Ids are at most T, of padding behind T documents of one token each.
     sums = values.new_zeros(rows, 2 * (length // 2 + 1))
     return sums.scatter_add(1, batch.document_ids.long(), values).unflatten(1, (-1, 2))
+
+
+class Preference:
+    """Direct preference optimization: the mean loss over pairs."""
+
+    first_loss = math.log(2)
+    """Nothing has been learned: model and reference are one."""
+
+    def __init__(self, config: DPOConfig) -> None:
+        self._config = config
+
+    def sums(self, model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
+        return dpo(model, batch, self._config)
+
+    def count(self, batch: Batch) -> int:
+        return num_pairs(batch)
+
+    def score(self, model: LanguageModel, batch: Batch) -> PairScores:
+        return score_pairs(model, batch, self._config)
+
+    def metrics(
+        self, score: Callable[[Batch], PairScores], batches: Iterable[Batch], token_bytes: Tensor
+    ) -> dict[str, float]:
+        return preference_metrics(score, batches)
+
+
+def preference_metrics(score: Callable[[Batch], PairScores], batches: Iterable[Batch]) -> dict[str, float]:
+    """Loss, accuracy and rewards over a whole set, each pair counting once; standard errors beside loss and accuracy.
+
+    `accuracy`: share of pairs whose chosen side has the larger reward, equal ones as half: 50% before training. Rewards
+    are over the reference. `chosen_nll`: nats per token of the chosen sides, which preference training may well worsen.
+    Raises InputError where there is not one pair.
+    """
+    losses, rewards, log_probs, num_tokens = _gathered(score, batches)
+    pairs, won = len(losses), wins(rewards)
+    if pairs == 0:
+        raise InputError(
+            "no held-out pair has anything of both answers left within data.sequence_length; raise it, or "
+            "data.validation.fraction"
+        )
+    chosen, rejected = rewards.sum(dim=0).tolist()
+    return {
+        "val/loss": float(losses.sum()) / pairs,
+        "val/loss_error": _standard_error(losses),
+        "preference/accuracy": float(won.sum()) / pairs,
+        "preference/accuracy_error": _standard_error(won),
+        "preference/margin": (chosen - rejected) / pairs,
+        "preference/reward_chosen": chosen / pairs,
+        "preference/reward_rejected": rejected / pairs,
+        "preference/chosen_nll": -float(log_probs[:, 0].sum() / num_tokens[:, 0].sum()),
+        "preference/pairs": pairs,
+    }
+
+
+def _gathered(score: Callable[[Batch], PairScores], batches: Iterable[Batch]) -> list[Tensor]:
+    """Loss [N], rewards [N, 2], log-probabilities [N, 2] and numbers of tokens [N, 2] of all pairs, in float64."""
+    found: list[list[Tensor]] = []
+    for batch in batches:
+        scores = score(batch)
+        real = scores.real.cpu()
+        # On the host: MPS has no float64.
+        columns = (scores.loss, scores.rewards, scores.log_probs, scores.num_tokens)
+        found.append([column.cpu()[real].double() for column in columns])
+    return [torch.cat(column) for column in zip(*found, strict=True)]
+
+
+def _standard_error(values: Tensor) -> float:
+    """Of the mean of independent values."""
+    return float(values.std(correction=0)) / math.sqrt(len(values))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -16,6 +16,8 @@ Stored = Literal["int4", "int8", "none"]
 class NoQuantizationConfig(Section):
     kind: Literal["none"]
     """Weights keep all their bits."""
+    needs_adapter: ClassVar[bool] = False
+    """Whether weights that are stored so cannot be trained themselves."""
 
 
 class QloraConfig(Section):
@@ -24,11 +26,13 @@ class QloraConfig(Section):
     beside them is trained in full precision."""
     block_size: Annotated[int, Field(ge=2, multiple_of=2)]
     """Neighbouring numbers that share a scale; the size of each matrix is a multiple of it."""
+    needs_adapter: ClassVar[bool] = True
 
 
 class IntegerConfig(Section):
     """Weights that are stored as integers, in any of the ways below."""
 
+    needs_adapter: ClassVar[bool] = False
     group_size: Annotated[int, Field(ge=2)]
     """Neighbouring inputs that share a scale, in what is stored in int4; it divides the inputs of every such layer."""
     embedding: Stored

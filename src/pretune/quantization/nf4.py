@@ -99,14 +99,19 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def _store(name: str, layer: nn.Linear, block_size: int) -> None:
-    from torchao.quantization import NF4Tensor
-
     numel = layer.weight.numel()
     if numel % block_size:
         raise ConfigError(
             f"quantization=qlora_nf4: {name} has {layer.out_features} x {layer.in_features} weights, not a multiple of "
             f"quantization.block_size={block_size}; set one that divides {numel}, such as {math.gcd(numel, 64)}"
         )
+    if layer.weight.is_meta:
+        size = stored_bytes(numel, block_size)
+        layer.weight = nn.Parameter(torch.empty(size, dtype=torch.uint8, device="meta"), requires_grad=False)
+        layer.__class__ = _NF4WithoutValues
+        return
+    from torchao.quantization import NF4Tensor
+
     weight = layer.weight.detach().contiguous()
     layer.weight = nn.Parameter(
         NF4Tensor.from_tensor(weight, block_size, _scales_together(numel // block_size)), requires_grad=False
@@ -117,6 +122,19 @@ def _store(name: str, layer: nn.Linear, block_size: int) -> None:
         raise ConfigError(
             f"quantization=qlora_nf4: {name} has weights that are not finite; see what the run that they come from did"
         )
+
+
+class _NF4WithoutValues(NF4Linear):
+    """On the meta device, for a rehearsal: as many bytes as the real one, put together as often."""
+
+    def stored(self) -> tuple[Tensor, ...]:
+        return (self.weight,)
+
+    def expand(self, stored: tuple[Tensor, ...], after: Tensor | None) -> Tensor:
+        first = stored[0][:1].float()
+        if after is not None:
+            first = first + after.flatten()[:1].float()
+        return first.expand(self.out_features, self.in_features).contiguous()
 
 
 def _scales_together(blocks: int) -> int:

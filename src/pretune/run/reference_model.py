@@ -24,19 +24,12 @@ from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
 from pretune.data.tokens import TokenData
 from pretune.model.transformer import Transformer
-from pretune.objectives.config import DPOConfig
+from pretune.objectives.objective import objective_of
 from pretune.objectives.preference import num_pairs, pair_log_probs
-from pretune.run.assembly import (
-    Parts,
-    Reference,
-    assemble_model,
-    attach_adapter,
-    quantize,
-    set_arithmetic,
-    start_run,
-)
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
+from pretune.run.model import adapted_model, quantize, set_arithmetic
+from pretune.run.parts import Parts, Reference
 
 VERSION = 1
 """Raise when the same weights and pairs would give other log-probabilities: what is kept is addressed by it."""
@@ -49,7 +42,7 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
 
     Call it when the model carries its adapter, if it is trained with one, beside weights of few bits, if it has such.
     """
-    if not isinstance(config.stage.objective, DPOConfig):
+    if not config.stage.objective.needs_reference:
         return parts
     kind = config.reference
     if kind == "adapter_off":
@@ -58,9 +51,8 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
         if adapted_layers(parts.model):  # in a finished run it is merged
             off = _reference(config, parts.model, lambda: switched_off(parts.model))
             return dataclasses.replace(parts, reference=off)
-    start = assemble_model(config, start_run(config), parts.device)
     # An adapter that begins with an update, or goes on from another run's, is a part of the start.
-    attach_adapter(config, start, None)
+    start = adapted_model(config, parts.device)
     weights = _fingerprint(start) if kind == "cached" else ""
     quantize(config, start)
     set_arithmetic(config, start)
@@ -78,12 +70,13 @@ def check_first_loss(config: RunConfig, loss: Tensor, pairs: int) -> None:
 
     loss: of the first step, summed over its pairs. In 16 bits the training pass rounds otherwise than the reference's.
     """
-    if not isinstance(config.stage.objective, DPOConfig) or not pairs:
+    expected = objective_of(config.stage.objective).first_loss
+    if expected is None or not pairs:
         return
     found, tolerance = loss.item() / pairs, 1e-3 if config.precision.compute == "float32" else 0.05
-    if not abs(found - np.log(2)) < tolerance:
+    if not abs(found - expected) < tolerance:
         raise RuntimeError(
-            f"the first loss is {found:.6f} and not ln 2 = 0.693147: the reference is not the model that the run "
+            f"the first loss is {found:.6f} and not ln 2 = {expected:.6f}: the reference is not the model that the run "
             f"starts from (stage.init_from={config.stage.init_from}, stage.objective.reference={config.reference})"
         )
 

@@ -7,27 +7,13 @@ or the data is small (arXiv 1803.05407, 2411.18704).
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
-
-from pydantic import Field
-
-from pretune.core.config import Section
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 
 M = TypeVar("M", bound="nn.Module")
-
-
-class AveragingConfig(Section):
-    decay: Annotated[float, Field(gt=0, lt=1)] | None
-    """Share of the moving average that each step keeps: 0.999 averages over about the last 1,000 steps; null averages
-    nothing."""
-    warmup: bool
-    """Let the decay grow as (1 + steps) / (10 + steps) up to its value, so that a short run forgets where it began."""
-    measure_raw: bool
-    """Evaluate the weights as they are too, as val_raw/loss and so on; val/loss is always that of the averages."""
 
 
 class Averaged(Generic[M]):

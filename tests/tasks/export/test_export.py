@@ -13,9 +13,10 @@ import transformers
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_model, assemble_tokenizer
+from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
+from pretune.run.model import whole_model
 
 Compose = Callable[..., dict[str, Any]]
 BASE = ("name=base", "budget.steps=4")
@@ -26,7 +27,7 @@ TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(
 def own_logits(mapping: dict[str, Any]) -> torch.Tensor:
     """What the newest weights of a run compute."""
     config = validate(RunConfig, mapping)
-    model = assemble_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
+    model = whole_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
     with torch.no_grad():
         return model.unembed(model(TOKENS))
 

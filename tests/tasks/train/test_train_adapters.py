@@ -125,15 +125,14 @@ def test_what_is_refused_before_anything_is_written(
 
 def test_an_adapter_without_a_gradient_is_an_error(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
     run(tiny(*BASE))
-    import pretune.run.assembly
+    from pretune.run import model as module
 
-    genuine = pretune.run.assembly.attach_adapter
+    genuine = module.attach_adapter
 
-    def cut_off(config: Any, model: Any, newest: Any) -> Any:
-        factors = genuine(config, model, newest)
+    def cut_off(config: Any, model: Any, newest: Any) -> None:
+        genuine(config, model, newest)
         model.layers[0].mlp.forward = lambda x: x.new_zeros(x.shape)
-        return factors
 
-    monkeypatch.setattr("pretune.tasks.train.task.attach_adapter", cut_off)
+    monkeypatch.setattr(module, "attach_adapter", cut_off)
     with pytest.raises(ConfigError, match=r"2 of 4 adapters got no gradient .* layers\.0\.mlp"):
         run(tiny("name=idle", *TUNE, "adapter=lora", "adapter.targets=[mlp]"))

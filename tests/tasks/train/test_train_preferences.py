@@ -157,7 +157,7 @@ def test_a_reference_that_is_not_the_start_is_found_out(
 ) -> None:
     import pretune.run.reference_model as module
 
-    genuine = module.assemble_model
+    genuine = module.adapted_model
 
     def another(*arguments: Any) -> torch.nn.Module:
         model = genuine(*arguments)
@@ -165,7 +165,7 @@ def test_a_reference_that_is_not_the_start_is_found_out(
             model.embedding.weight.mul_(1.5)
         return model
 
-    monkeypatch.setattr(module, "assemble_model", another)
+    monkeypatch.setattr(module, "adapted_model", another)
     with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
         run(dpo("name=wrong"))
 

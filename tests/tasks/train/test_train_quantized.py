@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 from pretune.core.config import ConfigError, validate
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_model, attach_adapter, quantize
 from pretune.run.config import RunConfig
-from pretune.run.folder import find_run
+from pretune.run.model import training_model
 
 Compose = Callable[..., dict[str, Any]]
 BASE = ("name=base", "budget.steps=4")
@@ -55,9 +54,7 @@ def test_what_was_trained_is_what_is_measured_started_from_and_exported(
         runs / "tuned" / "export" / "huggingface-step_00000006"
     ).eval()
     config = validate(RunConfig, tiny(*settings))
-    model = assemble_model(config, find_run("base", str(runs)), torch.device("cpu"))
-    attach_adapter(config, model, None)
-    quantize(config, model)
+    model = training_model(config, torch.device("cpu"))
     from pretune.adapters.files import load_adapter
 
     load_adapter(runs / "tuned" / "checkpoints" / "step_00000006", model)

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from pretune.core.config import ConfigError, validate
 from pretune.dispatch import run
-from pretune.run.assembly import converted_model, measured_model
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
+from pretune.run.model import converted_model, measured_model
 
 Compose = Callable[..., dict[str, Any]]
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
@@ -148,7 +148,10 @@ def test_a_plain_run_is_measured_and_exported_rounded(kind: str, tiny: Compose, 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("quantization=int8_int4",), r"rounds a model that has been trained: train with quantization=none"),
+        (
+            ("quantization=int8_int4", "quantization.group_size=16"),
+            r"rounds a model that has been trained: train with quantization=none",
+        ),
         (
             (*QAT, "quantization.group_size=32"),
             r"group_size \(32\) does not divide the 48 inputs of the layer mlp\.down",

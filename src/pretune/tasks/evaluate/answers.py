@@ -10,9 +10,10 @@ from typing import Any
 from pretune.core.files import write_atomic
 from pretune.data.formats.answers import Question, questions
 from pretune.generation.texts import Text
-from pretune.run.assembly import Parts, own_folder
 from pretune.run.config import RunConfig
 from pretune.run.generator import assemble_author
+from pretune.run.parts import Parts
+from pretune.run.weights import own_folder
 from pretune.tracker.console import counted
 
 

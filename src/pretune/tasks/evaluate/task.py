@@ -18,15 +18,16 @@ from pretune.core.files import write_json
 from pretune.data.formats.formatter import Problem, problems
 from pretune.data.loader import Loader
 from pretune.data.tokenizer import Tokenizer
-from pretune.objectives.config import DPOConfig
-from pretune.objectives.language_modeling import TokenScores
+from pretune.objectives.language_modeling import TokenScores, token_metrics
+from pretune.objectives.objective import objective_of
 from pretune.quantization.config import RoundingConfig
 from pretune.run.arithmetic import decided
-from pretune.run.assembly import Parts, assemble_measured, measured_run, pair_scorer, scorer
+from pretune.run.assembly import assemble_measured
 from pretune.run.config import RunConfig
-from pretune.run.reference_model import with_reference
+from pretune.run.losses import scorer, token_scorer
+from pretune.run.parts import Parts
+from pretune.run.weights import measured_run
 from pretune.tasks.evaluate.answers import answer_metrics
-from pretune.tasks.evaluate.preference import preference_metrics
 from pretune.tracker.console import counted
 
 T = TypeVar("T")
@@ -39,7 +40,7 @@ def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
     folder = measured_run(config)
     config = decided(config, folder)
-    parts = with_reference(config, assemble_measured(config, folder))
+    parts = assemble_measured(config, folder)
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
     figures = evaluate(config, parts)
@@ -63,19 +64,19 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     loader = Loader(parts.data.validation, config.data, config.seed)
     total = -(-loader.num_rows // micro_batch)
     batches = watched(config, loader.batches(micro_batch), "reading the validation set", total)
-    if isinstance(config.stage.objective, DPOConfig):
-        return preference_metrics(pair_scorer(config, parts), batches)
-    score = scorer(config, parts)
-    figures = validation_metrics(score, batches, token_bytes)
+    objective, score = objective_of(config.stage.objective), scorer(config, parts)
+    figures = objective.metrics(score, batches, token_bytes)
     for name, part in parts.data.parts.items():
         batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
-        found = validation_metrics(score, batches, token_bytes)
+        found = objective.metrics(score, batches, token_bytes)
         figures |= {f"val_{name}/{figure}": found[f"val/{figure}"] for figure in ("loss", "bits_per_byte")}
     if config.evaluation.option_accuracy:
         held_out = list(islice(problems(config.data), config.evaluation.max_problems))
         length = config.model.max_sequence_length
         compared = watched(config, held_out, "comparing options", len(held_out))
-        figures |= option_accuracy(score, compared, parts.tokenizer, config.evaluation.micro_batch, length)
+        figures |= option_accuracy(
+            token_scorer(config, parts), compared, parts.tokenizer, config.evaluation.micro_batch, length
+        )
     if config.evaluation.answers.measure:
         figures |= answer_metrics(config, parts)
     return figures
@@ -86,37 +87,12 @@ def validation_loss(config: RunConfig, parts: Parts) -> float:
     loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
     batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_rows // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
-    return validation_metrics(scorer(config, parts), batches, token_bytes)["val/loss"]
+    return token_metrics(token_scorer(config, parts), batches, token_bytes)["val/loss"]
 
 
 def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
     """`items`, with a bar of their own; but not in training, which has one on the screen already."""
     return items if config.task == "train" else counted(items, title, total)
-
-
-def validation_metrics(score: Scorer, batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
-    """Loss, perplexity, bits per byte and token accuracy over a whole set, each scored token counting once.
-
-    `token_bytes` [V]: bytes of text that each token id stands for; the end-of-document token stands for none.
-    """
-    nats = torch.zeros((), dtype=torch.float64)
-    tokens = correct = num_bytes = 0
-    for batch in batches:
-        scores = score(batch)
-        scored = batch.targets != IGNORE
-        # Sums of a million float32 losses lose digits: add up in float64, on the host (MPS has no float64).
-        nats += scores.nll.cpu().double().sum()
-        correct += int(scores.correct.sum())
-        tokens += int(scored.sum())
-        num_bytes += int(token_bytes[batch.targets[scored]].sum())
-    loss = float(nats) / max(tokens, 1)
-    return {
-        "val/loss": loss,
-        "val/perplexity": math.exp(min(loss, 700.0)),
-        "val/bits_per_byte": float(nats) / math.log(2) / max(num_bytes, 1),
-        "val/token_accuracy": correct / max(tokens, 1),
-        "val/tokens": tokens,
-    }
 
 
 def option_accuracy(

@@ -16,9 +16,11 @@ from pretune.core.files import write_json
 from pretune.model.huggingface.architectures import huggingface_config
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.weights import split_layers, to_huggingface
-from pretune.run.assembly import assemble_tokenizer, measured_model, start_run
+from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.model import measured_model
+from pretune.run.weights import start_run
 
 
 def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:

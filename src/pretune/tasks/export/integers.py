@@ -11,9 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretune.core.files import write_json
-from pretune.run.assembly import assemble_measured, assemble_model, assemble_tokenizer, converted_model
+from pretune.run.assembly import assemble_measured, assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.model import converted_model, whole_model
 from pretune.tasks.evaluate.task import validation_loss
 
 WEIGHTS, INDEX = "model.safetensors", "integers.json"
@@ -52,7 +53,7 @@ def cost_of_quantization(config: RunConfig, run: RunFolder) -> dict[str, float]:
     """The validation loss of a run's model with its numbers rounded as `quantization` says, and with all their bits."""
     parts = assemble_measured(config, run)
     rounded = validation_loss(config, parts)
-    whole = replace(parts, model=assemble_model(config, run, parts.device))
+    whole = replace(parts, model=whole_model(config, run, parts.device))
     return {"val/loss": rounded, "val_float/loss": validation_loss(config, whole)}
 
 

@@ -11,10 +11,11 @@ from torch import Tensor
 from pretune.core.config import ConfigError
 from pretune.data.tokenizer import Tokenizer
 from pretune.model.transformer import Transformer
-from pretune.run.assembly import assemble_model, assemble_tokenizer, converted_model
+from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.generator import assemble_author
+from pretune.run.model import converted_model, whole_model
 from pretune.runtimes.agreement import PROMPT, largest_difference, probe, program_logits
 from pretune.runtimes.executorch.lowering import STAGES, Interface, check_installed, lower
 from pretune.runtimes.executorch.program import Program
@@ -62,7 +63,7 @@ def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) 
             "export.format=executorch; for ONNX take quantization=none"
         )
     tokenizer = assemble_tokenizer(config)
-    model = assemble_model(config, run, torch.device("cpu")).eval()
+    model = whole_model(config, run, torch.device("cpu")).eval()
     write_onnx(model, tokenizer.vocab_size, folder / ONNX)
     tokens = probe(tokenizer.vocab_size, min(16, config.model.max_sequence_length))
     difference = largest_difference(onnx_logits(folder / ONNX, tokens)[0], logits(model, tokens, tokenizer), ONNX)

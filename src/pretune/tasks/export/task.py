@@ -9,9 +9,9 @@ from pretune.core.config import ConfigError, InputError
 from pretune.core.files import atomic_folder, write_json
 from pretune.quantization.config import RoundingConfig
 from pretune.run.arithmetic import decided
-from pretune.run.assembly import chosen_checkpoint, measured_run
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.weights import chosen_checkpoint, measured_run
 from pretune.tasks.export.integers import cost_of_quantization, write_integers
 
 

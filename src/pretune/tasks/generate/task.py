@@ -15,16 +15,13 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.generation.decode import LanguageModel
 from pretune.generation.texts import Piece
 from pretune.run.arithmetic import decided
-from pretune.run.assembly import (
-    Parts,
-    assemble_tokenizer,
-    chosen_checkpoint,
-    measured_model,
-    measured_run,
-)
+from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.generator import Author, assemble_author
+from pretune.run.model import measured_model
+from pretune.run.parts import Parts
+from pretune.run.weights import chosen_checkpoint, measured_run
 from pretune.tasks.generate.chat import chat
 from pretune.tasks.generate.file import answer_file
 from pretune.tracker.console import printable

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
+
 from pretune.compute import hardware
 from pretune.compute.config import OPTIONS
 from pretune.compute.device import pick_device
@@ -14,9 +16,10 @@ from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skele
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
 from pretune.run.arithmetic import decided
-from pretune.run.assembly import own_folder, trained_form
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_progress
+from pretune.run.model import adapted_model
+from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
 from pretune.tasks.plan.loss import fitted_loss, scaled_loss
 
@@ -66,8 +69,8 @@ def make_plan(config: RunConfig) -> Plan:
     """The plan of a run on the device that plan.device names, or on the one that is at hand."""
     device, kind = planned_device(config)
     parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config)
-    model = trained_form(config)
-    if config.adapter.kind != "none":
+    model = adapted_model(config, torch.device("meta"))
+    if config.adapter.freezes:
         parameters["adapter, trained alone"] = count_parameters(model).trainable
     count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
     speed = config.plan.mfu * device.peak_flops / flops

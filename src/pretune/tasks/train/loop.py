@@ -19,19 +19,16 @@ from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture
 from pretune.model.costs import training_flops
 from pretune.model.transformer import Transformer
+from pretune.objectives.objective import objective_of
 from pretune.optim.budget import Step
 from pretune.optim.config import Aside
 from pretune.optim.optimizers import set_progress, update
 from pretune.optim.trace import Trace
-from pretune.run.assembly import (
-    Parts,
-    check_first_gradients,
-    num_scored,
-    stored_adapter,
-    training_loss,
-)
+from pretune.run.assembly import Training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.model import check_first_gradients, stored_adapter
+from pretune.run.parts import Parts
 from pretune.run.reference_model import check_first_loss
 from pretune.tasks.evaluate.task import evaluate
 from pretune.tasks.generate.task import sample
@@ -55,9 +52,7 @@ class Run:
 
     config: RunConfig
     folder: RunFolder
-    parts: Parts
-    average: Averaged[Transformer] | None
-    optimizer: Optimizer
+    training: Training
     loader: Loader | Mixture
     state: Progress
     tracker: Tracker
@@ -65,6 +60,18 @@ class Run:
     trace: Trace
     replayed: list[Step] | None
     """The steps to be taken, where they are those of another run."""
+
+    @property
+    def parts(self) -> Parts:
+        return self.training.parts
+
+    @property
+    def average(self) -> Averaged[Transformer] | None:
+        return self.training.average
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.training.optimizer
 
     def saved_at(self) -> int | None:
         """Step of the newest checkpoint."""
@@ -77,13 +84,13 @@ def loop(run: Run) -> bool:
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state = checkpoint.random_state(model)
     try:
-        loss_of = training_loss(config, run.parts)
+        loss_of, objective = run.training.loss_of, objective_of(config.stage.objective)
         with state.timed("compilation"):
             micro_batch = choose(run, loss_of)
             begins_to_round(config, model, state.progress)
             compile_now(run, loss_of, micro_batch)
         gradients = StepGradients(loss_of, model, optimizer, micro_batch, config.optimizer.clip_norm, state.loss_scale)
-        feed = Feed(run.loader.batch, partial(num_scored, config), run.parts.device)
+        feed = Feed(run.loader.batch, objective.count, run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
         window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
         watch = Watch(config, run.parts.device, state)

@@ -13,9 +13,10 @@ from dataclasses import replace
 from pretune.core.config import ConfigError
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import QatConfig
-from pretune.run.assembly import Parts, converted_model
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
+from pretune.run.model import converted_model
+from pretune.run.parts import Parts
 from pretune.tasks.evaluate.task import evaluate, validation_loss
 
 TOLERANCE = 1e-3

@@ -9,27 +9,17 @@ from typing import Any
 import torch
 
 from pretune.checkpoint import store as checkpoint
-from pretune.compute.precision import dtype_of
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_rows
 from pretune.model.counts import count_parameters
-from pretune.optim.optimizers import build_optimizer
 from pretune.optim.trace import Trace
 from pretune.run.arithmetic import Decided, decide, say
-from pretune.run.assembly import (
-    Parts,
-    assemble,
-    attach_adapter,
-    averaged,
-    own_folder,
-    quantize,
-    set_arithmetic,
-    start_run,
-    stored_adapter,
-)
+from pretune.run.assembly import assemble_training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.reference_model import with_reference
+from pretune.run.model import stored_adapter
+from pretune.run.parts import Parts
+from pretune.run.weights import own_folder, start_run
 from pretune.tasks.report.task import report
 from pretune.tasks.train.loop import Run, loop, used_parts
 from pretune.tasks.train.progress import Progress, replayed_steps
@@ -64,25 +54,17 @@ def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, i
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     replayed = replayed_steps(config)
-    newest = checkpoint.newest(folder.checkpoints)
-    resumed = replace(folder, checkpoint=newest) if newest and config.adapter.kind == "none" else None
     check_start(config, start_run(config))
-    parts = assemble(config, resumed or start_run(config))
-    lr_factors = attach_adapter(config, parts.model, newest)
-    quantize(config, parts.model)
-    parts = with_reference(config, parts)
-    average = averaged(config, parts.model)
-    set_arithmetic(config, parts.model)
+    newest = checkpoint.newest(folder.checkpoints)
+    training = assemble_training(config, newest)
+    parts, state = training.parts, Progress()
     loader = training_rows(parts.data, config.data, config.seed)
-    # Last, so that it sees the parameters that are really trained.
-    activations = config.precision.activations
-    optimizer = build_optimizer(config.optimizer, parts.model, lr_factors, dtype_of(activations))
-    state = Progress()
     if newest is not None:
-        twin = average and average.model
+        twin = training.average and training.average.model
         adapter = stored_adapter(config, twin or parts.model)
-        state = Progress.of(checkpoint.load(newest, parts.model, optimizer, adapter=adapter, averaged=twin), newest)
-    state.loss_scale = state.loss_scale.suited(activations)
+        stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=twin)
+        state = Progress.of(stored, newest)
+    state.loss_scale = state.loss_scale.suited(config.precision.activations)
     with (
         folder.claimed(mapping, newest),
         Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
@@ -93,7 +75,7 @@ def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, i
         trace = Trace(folder.progress)
         trace.rewind(state.step)
         tracker.message(opening(arithmetic, parts, loader, state))
-        run = Run(config, folder, parts, average, optimizer, loader, state, tracker, interrupts, trace, replayed)
+        run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED

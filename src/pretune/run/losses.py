@@ -1,0 +1,79 @@
+"""The loss that is trained, and the scores that are measured, of a run that is put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from pretune.compute.compilation import compile_step, keep_freed_memory
+from pretune.compute.precision import autocast
+from pretune.core.batch import Batch
+from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import TokenScores, score_tokens
+from pretune.objectives.objective import objective_of
+from pretune.run.config import RunConfig
+from pretune.run.parts import Parts
+
+T = TypeVar("T")
+
+
+def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str, Tensor]]:
+    """Sums over what a micro-batch scores, by name, compiled and in the run's precision; `loss` is to be minimized."""
+    objective, reference = objective_of(config.stage.objective), parts.reference
+
+    def sums(batch: Batch) -> dict[str, Tensor]:
+        return objective.sums(parts.model, batch)
+
+    if parts.device.type == "cpu":
+        keep_freed_memory()
+    compiled = sums
+    if config.precision.compile:
+        compiled = compile_step(sums, checkpointed=config.precision.activation_checkpointing)
+        reference = reference and replace(reference, log_probs=compile_step(reference.log_probs))
+
+    def in_precision(batch: Batch) -> dict[str, Tensor]:
+        with autocast(config.precision, parts.device):
+            batch = batch.to(parts.device)
+            return compiled(batch if reference is None else reference.fill(batch))
+
+    return in_precision
+
+
+def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], Any]:
+    """What the run's objective makes of each part of a batch, in evaluation mode and in the run's precision; nothing is
+    compiled, because the shapes of validation batches vary."""
+    return _measuring(config, parts, objective_of(config.stage.objective).score)
+
+
+def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
+    """The same for each token, whatever the objective is."""
+    chunk = config.stage.objective.chunk_tokens
+    parts = replace(parts, reference=None)
+    return _measuring(config, parts, lambda model, batch: score_tokens(model, batch, chunk))
+
+
+def _measuring(config: RunConfig, parts: Parts, score: Callable[[Transformer, Batch], T]) -> Callable[[Batch], T]:
+    reference = parts.reference
+
+    def measured(batch: Batch) -> T:
+        with _evaluating(parts.model), autocast(config.precision, parts.device):
+            batch = batch.to(parts.device)
+            return score(parts.model, batch if reference is None else reference.fill(batch))
+
+    return measured
+
+
+@contextmanager
+def _evaluating(model: Transformer) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,0 +1,188 @@
+"""What must hold between the sections of a run: a function for each rule, which yields a message where it is broken.
+
+A section says what it needs or has (`needs_reference`, `has_options`, `starts_at_zero`...); no rule lists kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from pretune.adapters.config import AdapterConfig
+from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
+from pretune.data.config import DataConfig
+from pretune.model.config import ModelConfig
+from pretune.objectives.config import DPOConfig
+from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
+from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
+
+
+class Run(Protocol):
+    """What rules read of a RunConfig."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def stage(self) -> StageConfig: ...
+    @property
+    def adapter(self) -> AdapterConfig: ...
+    @property
+    def embedding_noise(self) -> float | None: ...
+    @property
+    def quantization(self) -> QuantizationConfig: ...
+    @property
+    def precision(self) -> PrecisionConfig: ...
+    @property
+    def batch(self) -> BatchConfig: ...
+    @property
+    def evaluation(self) -> EvaluationConfig: ...
+
+
+def broken(run: Run) -> list[str]:
+    """Messages of all rules that a run breaks."""
+    return [message for rule in RULES for message in rule(run)]
+
+
+def sequences_fit_the_model(run: Run) -> Iterator[str]:
+    length, positions = run.data.sequence_length, run.model.max_sequence_length
+    if length > positions:
+        yield (
+            f"data.sequence_length ({length}) is longer than the positions that the model has "
+            f"(model.max_sequence_length = {positions}); raise the one or lower the other"
+        )
+
+
+def steps_are_whole_micro_batches(run: Run) -> Iterator[str]:
+    batch, length = run.batch, run.data.sequence_length
+    micro, key = length * batch.rows, "batch.tokens" if batch.warmup is None else "batch.warmup.start"
+    if batch.smallest % micro:
+        below, above = batch.smallest // micro * micro, -(-batch.smallest // micro) * micro
+        yield (
+            f"{key} ({batch.smallest}) is not a multiple of data.sequence_length * batch.micro_batch "
+            f"({length} * {batch.rows} = {micro}); the nearest are " + " and ".join(str(n) for n in (below, above) if n)
+        )
+
+
+def an_inherited_tokenizer_has_a_run(run: Run) -> Iterator[str]:
+    if run.data.tokenizer.kind == "inherited" and run.stage.init_from is None:
+        yield "data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from"
+
+
+def an_adapter_has_trained_weights(run: Run) -> Iterator[str]:
+    if run.adapter.freezes and run.stage.init_from is None:
+        yield (
+            f"adapter={run.adapter.kind} trains beside frozen weights, which have to be trained already: set "
+            "stage.init_from to a run's name or folder, or adapter=none"
+        )
+
+
+def options_can_be_compared(run: Run) -> Iterator[str]:
+    if run.evaluation.option_accuracy and not run.data.format.has_options:
+        yield (
+            "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
+            "data.format.kind = mathqa with rationale none or after; or set it to false"
+        )
+
+
+def answers_can_be_judged(run: Run) -> Iterator[str]:
+    if run.evaluation.answers.measure and not run.data.format.has_answers:
+        yield (
+            "evaluation.answers.measure: generated answers can be told right from wrong for data.format.kind = mathqa "
+            f"or gsm8k, not {run.data.format.kind}; set it to false"
+        )
+
+
+def float8_multiplies_whole_matrices(run: Run) -> Iterator[str]:
+    if run.precision.compute != "float8":
+        return
+    if run.adapter.freezes:
+        yield (
+            f"precision=fp8 multiplies whole weight matrices in 8 bits, and adapter={run.adapter.kind} trains beside "
+            "them: take precision=bf16, or adapter=none"
+        )
+    length, rows = run.data.sequence_length, run.batch.rows
+    if length * rows % FLOAT8_MULTIPLE:
+        yield (
+            f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} times "
+            f"{rows} are {length * rows}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
+        )
+    if isinstance(run.quantization, QatConfig):
+        yield "quantization=qat_int8_int4 rounds to other numbers than precision=fp8: take bf16"
+
+
+def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
+    if not run.quantization.needs_adapter:
+        return
+    if not run.adapter.freezes:
+        yield (
+            f"quantization={run.quantization.kind} freezes weights in few bits, which full fine-tuning would have to "
+            "train: choose adapter=lora (dora, loha, lokr), or quantization=none"
+        )
+    if run.adapter.kind == "dora" and run.adapter.dropout:
+        yield (
+            "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
+            "quantization=none"
+        )
+
+
+def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
+    section = run.quantization
+    if not isinstance(section, RoundingConfig):
+        return
+    if run.task == "train" and not isinstance(section, QatConfig):
+        yield (
+            f"quantization={section.kind} rounds a model that has been trained: train with quantization=none, then "
+            f"take task=evaluate, generate or export with quantization={section.kind}; or train with "
+            "quantization=qat_int8_int4"
+        )
+    if run.task == "train" and run.adapter.dropout:
+        yield (
+            "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, and dropout would part the two: "
+            "set adapter.dropout=0.0"
+        )
+    if (misfit := misfit_of_groups(section, run.model.matrix_inputs())) is not None:
+        yield misfit
+
+
+def preferences_have_pairs(run: Run) -> Iterator[str]:
+    objective, format = run.stage.objective, run.data.format
+    if objective.needs_reference != format.has_pairs:
+        yield (
+            f"stage.objective.kind = {objective.kind} with data.format.kind = {format.kind}: stage=dpo learns from "
+            "data.format.kind = preference, such as data=ultrafeedback, and from no other"
+        )
+
+
+def a_reference_is_the_start(run: Run) -> Iterator[str]:
+    objective = run.stage.objective
+    if not isinstance(objective, DPOConfig):
+        return
+    if run.model.dropout or run.embedding_noise or run.adapter.dropout:
+        yield (
+            "noise would set the model apart from its reference by chance alone: for stage=dpo set model.dropout and "
+            "adapter.dropout to 0 and embedding_noise to null"
+        )
+    if objective.reference == "adapter_off" and not run.adapter.starts_at_zero:
+        yield (
+            "stage.objective.reference = adapter_off needs a new adapter that starts without an update (adapter.kind "
+            "not none, adapter.init not pissa, adapter.init_from null); take model or cached"
+        )
+
+
+RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
+    sequences_fit_the_model,
+    steps_are_whole_micro_batches,
+    an_inherited_tokenizer_has_a_run,
+    an_adapter_has_trained_weights,
+    options_can_be_compared,
+    answers_can_be_judged,
+    float8_multiplies_whole_matrices,
+    frozen_weights_have_an_adapter,
+    integers_come_after_training_or_with_it,
+    preferences_have_pairs,
+    a_reference_is_the_start,
+)

@@ -1,0 +1,67 @@
+"""Which run's weights are meant, and putting them into a model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from pretune.checkpoint import store as checkpoint
+from pretune.core.config import InputError, validate
+from pretune.model.transformer import Transformer
+from pretune.quantization.config import QloraConfig
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder, find_run, read_config
+
+
+def own_folder(config: RunConfig) -> RunFolder:
+    """The folder of the run that `config` describes, whether it exists yet or not."""
+    return RunFolder(Path(config.output_dir) / config.name)
+
+
+def start_run(config: RunConfig) -> RunFolder | None:
+    """The run whose weights this one starts from, if it starts from one."""
+    init_from = config.stage.init_from
+    return None if init_from is None else find_run(init_from, config.output_dir)
+
+
+def measured_run(config: RunConfig) -> RunFolder:
+    """The run that `config` names, with the checkpoint that its checkpoint.use means, for verbs that only read."""
+    run = find_run(config.name, config.output_dir)
+    return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
+
+
+def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
+    """The checkpoint whose weights are meant: the one that `run` names, else by `use`, else by the run's own
+    checkpoint.use. InputError for a run that has none yet."""
+    if run.checkpoint is not None:
+        return run.checkpoint
+    said = read_config(run.config).get("checkpoint", {}).get("use", "best") if use is None else use
+    path = checkpoint.pick(run.checkpoints, said)
+    if path is None:
+        raise InputError(f"{run.path} has no checkpoint yet; let that run reach one first")
+    return path
+
+
+def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
+    """Put a run's weights into `model`: of one with an adapter, those that it started from, and it merged in.
+
+    Of a quantized run, the numbers that its 4 bits stand for, and its adapter merged into these.
+    """
+    path = chosen_checkpoint(run)
+    if not (path / checkpoint.ADAPTER).is_file():
+        checkpoint.load_weights(path, model)
+        return
+    from pretune.adapters.attach import merge
+    from pretune.adapters.files import put_adapter
+
+    checkpoint.check(path)
+    settings = read_config(run.config)
+    load_run(model, find_run(settings["stage"]["init_from"], output_dir), output_dir)
+    put_adapter(path, model)
+    if settings["quantization"]["kind"] == "qlora_nf4":
+        from pretune.quantization.nf4 import dequantize, quantize
+
+        # It was trained beside weights of 4 bits: merged into what these stand for, the model is the one of training.
+        quantize(model, validate(QloraConfig, settings["quantization"]))
+        dequantize(model)
+    merge(model)

@@ -1,0 +1,44 @@
+"""What must hold between sections: each rule alone, and all broken ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pretune.core.config import ConfigError, validate
+from pretune.run.config import RunConfig
+from pretune.run.rules import RULES, broken
+
+BROKEN = {
+    "sequences_fit_the_model": ["model.max_sequence_length=16"],
+    "steps_are_whole_micro_batches": ["batch.tokens=1000"],
+    "an_inherited_tokenizer_has_a_run": ["data/tokenizer=inherited"],
+    "an_adapter_has_trained_weights": ["adapter=lora"],
+    "options_can_be_compared": ["evaluation.option_accuracy=true"],
+    "answers_can_be_judged": ["evaluation.answers.measure=true"],
+    "float8_multiplies_whole_matrices": ["precision=fp8", "data.sequence_length=8", "batch.micro_batch=1"],
+    "frozen_weights_have_an_adapter": ["quantization=qlora_nf4"],
+    "integers_come_after_training_or_with_it": ["quantization=int8_int4", "quantization.group_size=16"],
+    "preferences_have_pairs": ["stage=dpo", "stage.init_from=base"],
+    "a_reference_is_the_start": ["stage=dpo", "stage.init_from=base", "embedding_noise=5", "data/format=preference"],
+}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_each_rule_can_be_broken_alone(rule: Any, tiny: Callable[..., dict[str, Any]]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        validate(RunConfig, tiny(*BROKEN[rule.__name__]))
+    assert "\n" not in str(caught.value), "one rule, one line"
+
+
+def test_all_broken_rules_are_reported_together(tiny: Callable[..., dict[str, Any]]) -> None:
+    changes = ["adapter=lora", "evaluation.option_accuracy=true", "model.max_sequence_length=16"]
+    with pytest.raises(ConfigError) as caught:
+        validate(RunConfig, tiny(*changes))
+    message = str(caught.value)
+    for part in ("longer than the positions", "adapter=lora", "option_accuracy"):
+        assert part in message
+    assert len(message.splitlines()) == 3
+    assert broken(validate(RunConfig, tiny())) == []
