@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pretune.core.config import Section
+from pretune.core.config import MAY_DIFFER, Section
 
 Compute = Literal["float32", "bfloat16", "float16", "float8"]
 """An arithmetic: the type of matrix products."""
@@ -19,7 +19,7 @@ FLOAT8_MULTIPLE = 16
 
 
 class PrecisionConfig(Section):
-    compute: Literal["auto"] | Compute
+    compute: Annotated[Literal["auto"] | Compute, MAY_DIFFER]
     """Type of matrix products; weights and optimizer state stay float32. auto takes what the device does fast: bfloat16
     where it has instructions for it, else float16 (GPUs) or float32 (CPUs). float16: the loss is scaled, so that small
     gradients survive. float8: products inside the layers in 8 bits (torchao, one scale per tensor), everything else as
@@ -27,10 +27,10 @@ class PrecisionConfig(Section):
     tf32: bool
     """With float32 on NVIDIA GPUs since Ampere: round the factors of matrix products to 10 bits of mantissa
     (TensorFloat-32), eight times as fast on an A100. Elsewhere it changes nothing."""
-    compile: bool
+    compile: Annotated[bool, MAY_DIFFER]
     """Compile the training step with torch.compile: a slower start, faster steps. Without a C++ compiler on the machine
     it stays uncompiled."""
-    activation_checkpointing: bool
+    activation_checkpointing: Annotated[bool, MAY_DIFFER]
     """Keep only what goes into each block for the backward pass, and compute the rest of it a second time: memory for
     larger micro-batches or longer sequences, at the cost of up to a third more arithmetic. Gradients are the same."""
 

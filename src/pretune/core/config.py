@@ -77,6 +77,10 @@ Every = Annotated[int, Field(ge=1)] | None
 Fraction = Annotated[float, Field(ge=0, le=1)]
 """A share between 0 and 1, both included."""
 
+MAY_DIFFER = "may differ on resume"
+"""Marks a field (`Annotated[..., MAY_DIFFER]`) that says what to do with a run, where it shows or how fast it computes,
+and not what the run is: a resume may change it. On a section it holds for all its keys."""
+
 T = TypeVar("T", bound=Section)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Section
+from pretune.core.config import MAY_DIFFER, Section
 
 
 class HubSource(Section):
@@ -300,7 +300,7 @@ class DataConfig(Section):
     """Other sets of documents to read in the same run, by name; the rest of the rows are data.source's."""
     shuffle: bool
     """Draw rows in a new order each epoch."""
-    num_workers: Annotated[int, Field(ge=1)] | None
+    num_workers: Annotated[Annotated[int, Field(ge=1)] | None, MAY_DIFFER]
     """Threads that tokenize; null uses every core."""
 
     @pydantic.model_validator(mode="after")

@@ -10,7 +10,7 @@ from pydantic import Field
 from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint.config import CheckpointConfig
 from pretune.compute.config import PrecisionConfig
-from pretune.core.config import Section
+from pretune.core.config import MAY_DIFFER, Section
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig
@@ -31,20 +31,20 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class RunConfig(Section):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"), MAY_DIFFER]
     """The run's name and the name of its folder in output_dir."""
-    task: Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"]
+    task: Annotated[Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"], MAY_DIFFER]
     """What to do."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Weights, order of the data and dropout."""
-    device: Literal["auto", "cpu", "cuda", "mps"]
+    device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER]
     """Where to compute; auto takes a GPU if there is one."""
-    threads: Annotated[int, Field(ge=1)] | None
+    threads: Annotated[Annotated[int, Field(ge=1)] | None, MAY_DIFFER]
     """Threads of the CPU that compute; null leaves it to torch, which takes one for each core. Fewer, where others use
     the machine too."""
-    output_dir: str
+    output_dir: Annotated[str, MAY_DIFFER]
     """Folder of all runs, relative to the working directory."""
-    resume: Literal["auto", "never", "must"]
+    resume: Annotated[Literal["auto", "never", "must"], MAY_DIFFER]
     """auto goes on from the newest checkpoint if there is one, never refuses to, must refuses to start anew."""
     model: ModelConfig
     """The transformer."""
@@ -67,7 +67,7 @@ class RunConfig(Section):
     """How weights are stored in few bits: frozen ones in training, or all of them after it."""
     precision: PrecisionConfig
     """Arithmetic."""
-    tracker: TrackerConfig
+    tracker: Annotated[TrackerConfig, MAY_DIFFER]
     """Where figures go."""
     budget: BudgetConfig
     """When the run ends."""
@@ -75,21 +75,21 @@ class RunConfig(Section):
     """How much one step reads."""
     evaluation: EvaluationConfig
     """How the validation set is measured."""
-    samples: SamplesConfig
+    samples: Annotated[SamplesConfig, MAY_DIFFER]
     """Texts that the model writes while it trains."""
-    checkpoint: CheckpointConfig
+    checkpoint: Annotated[CheckpointConfig, MAY_DIFFER]
     """When the run's state is saved."""
-    generate: GenerateConfig
+    generate: Annotated[GenerateConfig, MAY_DIFFER]
     """task=generate."""
-    export: ExportConfig
+    export: Annotated[ExportConfig, MAY_DIFFER]
     """task=export."""
-    report: ReportConfig
+    report: Annotated[ReportConfig, MAY_DIFFER]
     """task=report."""
-    plan: PlanConfig
+    plan: Annotated[PlanConfig, MAY_DIFFER]
     """task=plan."""
-    show: Annotated[int, Field(ge=0)]
+    show: Annotated[int, Field(ge=0), MAY_DIFFER]
     """task=prepare: documents of each set to print, with what is scored marked."""
-    report_every: Count
+    report_every: Annotated[Count, MAY_DIFFER]
     """Steps between reports of training loss and speed."""
 
     @pydantic.model_validator(mode="after")

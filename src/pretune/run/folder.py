@@ -11,15 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from pretune.checkpoint import store as checkpoint
-from pretune.core.config import ConfigError, InputError, nearest
+from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths, nearest
 from pretune.core.files import exclusive, write_atomic
-
-# Keys that say what to do with a run, or where it shows, and not what the run is: they may change on a resume.
-FREE = ("task", "resume", "output_dir", "name", "device", "threads", "tracker", "generate", "export", "report", "plan",
-        "report_every", "samples", "show", "checkpoint")  # fmt: skip
-FREE_PATHS = ("evaluation.every", "evaluation.micro_batch", "evaluation.answers.batch", "evaluation.answers.compile",
-              "data.num_workers", "precision.compute", "precision.compile",
-              "precision.activation_checkpointing")  # fmt: skip
+from pretune.run.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -170,14 +164,20 @@ def read_config(path: Path) -> dict[str, Any]:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """A line for each key whose value makes it another run: `key: old -> new`."""
-    before, after = dict(_flatten(old)), dict(_flatten(new))
-    # Where evaluations decide when the run ends, how often they come is not free.
-    free = {*FREE_PATHS} - ({"evaluation.every"} if after.get("evaluation.patience") is not None else set())
+    before, after, free = dict(_flatten(old)), dict(_flatten(new)), free_keys()
+    if after.get("evaluation.patience") is not None:  # how often evaluations come decides when the run ends
+        free.discard("evaluation.every")
     for key in sorted(before.keys() | after.keys()):
-        if key.split(".")[0] in FREE or key in free:
+        words = key.split(".")
+        if any(".".join(words[:n]) in free for n in range(1, len(words) + 1)):
             continue
         if before.get(key) != after.get(key):
             yield f"{key}: {before.get(key)} -> {after.get(key)}"
+
+
+def free_keys() -> set[str]:
+    """Keys, and sections whole, that may change when a run is resumed."""
+    return {path for path, field in field_paths(RunConfig) if MAY_DIFFER in field.metadata}
 
 
 def find_run(name_or_path: str, output_dir: str) -> RunFolder:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Every, Section
+from pretune.core.config import MAY_DIFFER, Every, Section
 from pretune.generation.config import DecodingConfig
 from pretune.objectives.config import ObjectiveConfig
 
@@ -84,14 +84,14 @@ class BatchConfig(Section):
 class AnswersConfig(DecodingConfig):
     measure: bool
     """Let the model write answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
-    batch: Count
+    batch: Annotated[Count, MAY_DIFFER]
     """Problems that are answered at once; it changes nothing but speed."""
-    compile: bool
+    compile: Annotated[bool, MAY_DIFFER]
     """Compile the step for one token, in task=evaluate: a second or so for each layer at the start, then faster."""
 
 
 class EvaluationConfig(Section):
-    every: Every
+    every: Annotated[Every, MAY_DIFFER]
     """Steps between evaluations; null evaluates only at the end."""
     at_start: bool
     """Evaluate before the first step too."""
@@ -99,7 +99,7 @@ class EvaluationConfig(Section):
     """End the run early after this many evaluations in a row in which val/loss did not get better; null never does."""
     min_delta: Annotated[float, Field(ge=0)]
     """What val/loss has to fall by, in nats, to count as better for `patience`."""
-    micro_batch: Count
+    micro_batch: Annotated[Count, MAY_DIFFER]
     """Sequences that are evaluated at once."""
     option_accuracy: bool
     """Multiple-choice accuracy by likelihood, for formats that have options."""

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.core.files import fingerprint
-from pretune.run.folder import FREE
+from pretune.run.folder import free_keys
 
 _SEED = re.compile(r"[-_.,+=]+(seed|s)?[-_.,+=]*\d*$")
 """How names of runs that differ by a seed begin to do so."""
@@ -22,8 +22,9 @@ def same_but_for_the_seed(configs: Sequence[Mapping[str, Any]]) -> list[list[int
     In the order in which they first come. A configuration that is empty, because it is unknown, equals no other.
     """
     groups: dict[str, list[int]] = {}
+    free = free_keys()
     for place, config in enumerate(configs):
-        what = {key: value for key, value in config.items() if key != "seed" and key not in FREE}
+        what = {key: value for key, value in config.items() if key != "seed" and key not in free}
         groups.setdefault(fingerprint(what) if what else str(place), []).append(place)
     return list(groups.values())
 
