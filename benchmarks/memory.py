@@ -19,8 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import nn
 
 from side_by_side import show
@@ -29,6 +27,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from pretune.core.batch import Batch
 from pretune.core.config import validate
+from pretune.launch.compose import composed, plain
+from pretune.launch.groups import CONFIGS
 from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
 from pretune.run.config import RunConfig
@@ -36,7 +36,6 @@ from pretune.run.losses import training_loss
 from pretune.run.model import set_arithmetic, whole_model
 from pretune.run.parts import Parts
 
-CONFIGS = Path(__file__).parent.parent / "src" / "config"
 SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
 CASES = {
     "nano": SMALL,
@@ -84,12 +83,9 @@ def main() -> None:
 
 def configured(case: str) -> RunConfig:
     """The case's run, from base.yaml."""
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        mapping = OmegaConf.to_container(
-            compose("base", overrides=["name=memory", "budget.steps=1", *CASES[case]]), resolve=True
-        )
-    assert isinstance(mapping, dict)
-    return validate(RunConfig, {str(key): value for key, value in mapping.items()})
+    file = CONFIGS / "base.yaml"
+    with composed(file, ["name=memory", "budget.steps=1", *CASES[case]]) as config:
+        return validate(RunConfig, plain(config, file))
 
 
 def figures(config: RunConfig, device: torch.device) -> dict[str, float]:

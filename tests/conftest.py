@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
+from pretune.launch import compose
+from pretune.launch.groups import CONFIGS
+
 ROOT = Path(__file__).parent.parent
-CONFIGS = ROOT / "src" / "config"
 
 # Set before any test imports wandb or a Hugging Face library: the suite never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -48,8 +50,6 @@ def composed() -> Callable[..., dict[str, Any]]:
     """`composed(name, *overrides)`: the plain mapping that the command line would hand over for a run file."""
 
     def compose_run(name: str, *overrides: str) -> dict[str, Any]:
-        from pretune.launch import compose
-
         file = CONFIGS / "run" / f"{name}.yaml"
         with compose.composed(file, overrides) as config:
             return compose.plain(config, file)

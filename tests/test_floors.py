@@ -79,7 +79,7 @@ def loads(start: str, tree: Tree) -> dict[str, str]:
 
 
 def heavy_imports(tree: Tree) -> list[str]:
-    """Libraries that configuration would wait for, and Hydra outside of main.py."""
+    """Libraries that configuration would wait for, and Hydra outside of launch."""
     light = [name for name in tree if name in LIGHT or name.endswith("config")]
     faults = [
         f"importing {name} imports {library} (in {through})"

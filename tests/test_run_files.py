@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from pretune.core.config import validate
+from pretune.launch import compose
+from pretune.launch.groups import CONFIGS
 from pretune.model.config import ModelConfig
 from pretune.run.config import RunConfig
 
-CONFIGS = Path(__file__).parent.parent / "src" / "config"
 RUN_FILES = sorted(path.stem for path in (CONFIGS / "run").glob("*.yaml"))
 OPTIONS = sorted(
     f"{file.parent.relative_to(CONFIGS)}={file.stem}"
@@ -49,13 +48,11 @@ def test_every_option_of_every_group_validates(option: str) -> None:
         extra = [*extra, "task=export"]  # what has been trained is stored so
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-        config = compose("base", overrides=["name=x", "budget.steps=1", option, *extra])
-    for key in OmegaConf.missing_keys(config):
-        OmegaConf.update(config, key, ["texts/*.jsonl"] if key.endswith("files") else "somewhere")
-    mapping = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(mapping, dict)
-    validate(RunConfig, {str(key): value for key, value in mapping.items()})
+    file = CONFIGS / "base.yaml"
+    with compose.composed(file, ["name=x", "budget.steps=1", option, *extra]) as config:
+        for key in OmegaConf.missing_keys(config):
+            OmegaConf.update(config, key, ["texts/*.jsonl"] if key.endswith("files") else "somewhere")
+        validate(RunConfig, compose.plain(config, file))
 
 
 def test_a_source_can_be_exchanged_from_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:

@@ -37,6 +37,23 @@ _TINY: dict[str, Any] = {
 }
 
 
+def transformers_shape(config: ModelConfig) -> dict[str, Any]:
+    """What transformers' Llama and its relatives call the numbers of `config`."""
+    return {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "intermediate_size": config.mlp_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_sequence_length,
+        "rms_norm_eps": config.norm.eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
+        "tie_word_embeddings": config.tied_embeddings,
+    }
+
+
 def tiny_config(**changes: Any) -> ModelConfig:
     """The tiny shape with other top-level values."""
     return validate(ModelConfig, _TINY | changes)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 from adapted import adapter_section, perturb
-from tiny import tiny_model
+from tiny import tiny_model, transformers_shape
 from torch import Tensor, nn
 
 import pretune.adapters.attach
@@ -62,19 +62,7 @@ def three_steps(model: nn.Module) -> None:
 def llama(model: Any) -> transformers.LlamaForCausalLM:
     """transformers' Llama with the same weights."""
     config = model.config
-    shape = {
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
-        "vocab_size": config.vocab_size,
-        "rms_norm_eps": config.norm.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
-        "tie_word_embeddings": True,
-        "use_cache": False,
-    }
+    shape = {**transformers_shape(config), "use_cache": False}
     reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).float()
     reference.load_state_dict(to_huggingface(model.state_dict(), config), strict=False)
     return reference

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.core.config import InputError
+from pretune.core.named_tensors import copy_over, misfit
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -62,7 +62,7 @@ def load_adapter(folder: Path, model: nn.Module) -> None:
     Raises InputError where the folder holds none, or one of another form, or one that was made for another model.
     """
     check_adapter(folder, model)
-    _copy(_tensors(folder), model)
+    copy_over(_tensors(folder), adapter_tensors(model))
 
 
 def check_adapter(folder: Path, model: nn.Module) -> None:
@@ -95,7 +95,7 @@ def put_adapter(folder: Path, model: nn.Module) -> None:
     _check_base(folder, content, str(config.revision))
     tensors = _tensors(folder)
     _check_tensors(folder, tensors, model)
-    _copy(tensors, model)
+    copy_over(tensors, adapter_tensors(model))
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -132,25 +132,8 @@ def _check_base(folder: Path, theirs: Mapping[str, Any], base: str) -> None:
 
 
 def _check_tensors(folder: Path, stored: Mapping[str, Tensor], model: nn.Module) -> None:
-    own = adapter_tensors(model)
-    faults = [f"{name} is missing" for name in own if name not in stored]
-    faults += [f"{name} has no place" for name in stored if name not in own]
-    faults += [
-        f"{name} is {list(stored[name].shape)}, in the model {list(own[name].shape)}"
-        for name in own
-        if name in stored and stored[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
-        raise InputError(
-            f"the adapter in {folder} was made for another model or other targets: {'; '.join(faults[:3])}{more}"
-        )
-
-
-def _copy(stored: Mapping[str, Tensor], model: nn.Module) -> None:
-    with torch.no_grad():
-        for name, tensor in adapter_tensors(model).items():
-            tensor.copy_(stored[name])
+    if faults := misfit(stored, adapter_tensors(model), "has no place"):
+        raise InputError(f"the adapter in {folder} was made for another model or other targets: {faults}")
 
 
 def _is_pissa(content: Mapping[str, Any]) -> bool:

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from pretune.core.config import Every, Section
+from pretune.core.config import Count, Every, Section
 
 
 class CheckpointConfig(Section):
     every: Every
     """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
-    keep: Annotated[int, Field(ge=1)] | None
+    keep: Count | None
     """How many to keep, newest first; null keeps all."""
     keep_best: bool
     """Save at every evaluation that is the best so far (the lowest val/loss), and keep the best beside the newest."""

@@ -14,7 +14,6 @@ Names are those of the model as written, without what torch.compile puts into th
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import re
@@ -23,9 +22,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretune.checkpoint.tensors import DAMAGED, packed, read_tensors, unpacked, write_tensors
+from pretune.checkpoint.optimizer_state import load_optimizer, optimizer_state
+from pretune.checkpoint.tensors import DAMAGED, plain_name, read_tensors, write_tensors
 from pretune.core.config import InputError
 from pretune.core.files import atomic_folder, measure, read_sealed, write_json, write_sealed
+from pretune.core.named_tensors import copy_over, misfit
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
 ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
-_RANDOM = "random:"
 
 
 class Adapter(NamedTuple):
@@ -79,7 +79,7 @@ def save(
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
             if averaged is not None:
                 write_tensors(temporary / RAW, _trained(model), {})
-            write_tensors(temporary / OPTIMIZER, *_optimizer_state(model, optimizer, random))
+            write_tensors(temporary / OPTIMIZER, *optimizer_state(model, optimizer, random))
             files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
             known = loss if loss is not None and math.isfinite(loss) else None
             content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
@@ -144,9 +144,9 @@ def load(
     trained = {} if averaged is None else _trained(model)
     raw = {} if averaged is None else _fit(path / RAW, trained)
     if optimizer is not None:
-        _load_optimizer(path / OPTIMIZER, model, optimizer)
-    _copy(weights, own)
-    _copy(raw, trained)
+        set_random_state(model, load_optimizer(path / OPTIMIZER, model, optimizer))
+    copy_over(weights, own)
+    copy_over(raw, trained)
     return content["state"]
 
 
@@ -173,7 +173,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
         if (checkpoint / STATE).is_file():
             _check(path, _read_state(checkpoint)["files"][WEIGHTS])
     own = _weights(model)
-    _copy(_fit(path, own), own)
+    copy_over(_fit(path, own), own)
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
@@ -207,107 +207,23 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            named[_plain(name)] = tensor
+            named[plain_name(name)] = tensor
     return named
 
 
 def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {_plain(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    return {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a weights file, once names and shapes are known to be those of `own`."""
     stored, _ = read_tensors(path)
-    faults = [f"{name} is missing" for name in own if name not in stored]
-    faults += [f"{name} is in it and not in the model" for name in stored if name not in own]
-    faults += [
-        f"{name} is {_shape(stored[name].shape)}, in the model {_shape(own[name].shape)}"
-        for name in own
-        if name in stored and stored[name].shape != own[name].shape
-    ]
-    if faults:
-        more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
+    if faults := misfit(stored, own, "is in it and not in the model"):
         raise InputError(
-            f"the weights in {path} do not fit this model: {'; '.join(faults[:3])}{more}; "
+            f"the weights in {path} do not fit this model: {faults}; "
             "the model section must be that of the run that wrote them"
         )
     return stored
-
-
-def _copy(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    import torch
-
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
-
-
-# --- optimizer
-
-
-def _optimizer_state(
-    model: nn.Module, optimizer: torch.optim.Optimizer, random: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and what the file's header says: whose state it is, and of which parameters."""
-    names = _parameter_names(model, optimizer)
-    tensors = {_RANDOM + device: state for device, state in random.items()}
-    for parameter, slots in optimizer.state.items():
-        for slot, value in slots.items():
-            tensors |= packed(f"{names[parameter]}.{slot}", value)
-    return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
-
-
-def _load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    names = _parameter_names(model, optimizer)
-    stored, header = read_tensors(path)
-    random = {name.removeprefix(_RANDOM): stored.pop(name) for name in list(stored) if name.startswith(_RANDOM)}
-    slots = _by_parameter(path, stored, names, header, type(optimizer).__name__)
-    optimizer.state.clear()
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            state = {}
-            for slot, value in slots[names[parameter]].items():
-                # Step counters are scalars that live on the host, except where a kernel counts them on the device.
-                on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
-                # A copy: what was read is a view of the file, which may be deleted while the run goes on.
-                state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
-            if state:
-                optimizer.state[parameter].update(unpacked(state, parameter))
-    set_random_state(model, random)
-
-
-def _by_parameter(
-    path: Path, stored: Mapping[str, Tensor], names: Mapping[Tensor, str], header: Mapping[str, str], kind: str
-) -> dict[str, dict[str, Tensor]]:
-    """Slots per parameter, once they are known to be this optimizer's."""
-    if header.get("optimizer") != kind:
-        raise InputError(f"{path} holds the state of {header.get('optimizer')}, and this run's optimizer is {kind}")
-    there, here = set(json.loads(header["parameters"])), set(names.values())
-    if there != here:
-        first = min(there ^ here)
-        side = "is trained now and was not then" if first in here else "was trained then and is not now"
-        raise InputError(f"{path} is the optimizer state of other parameters: {first} {side}")
-    shapes = {name: parameter.shape for parameter, name in names.items()}
-    slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
-    for key, value in stored.items():
-        name, _, slot = key.rpartition(".")
-        if not _fits(slot, value.shape, shapes[name]):
-            raise InputError(f"{path} does not fit: {key} is {_shape(value.shape)}, {name} is {_shape(shapes[name])}")
-        slots[name][slot] = value
-    return slots
-
-
-def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
-    """A counter, a part of 8-bit state, or one value per element or per row or column of a parameter."""
-    if not stored or ":" in slot:
-        return True
-    return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
-
-
-def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
-    """The model's name of every parameter that the optimizer has, in the optimizer's order."""
-    names = {parameter: _plain(name) for name, parameter in model.named_parameters()}
-    return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
 
 
 # --- files
@@ -363,14 +279,6 @@ def _tidy(folder: Path, written: Path, keep: int | None) -> None:
             os.rename(path, folder / f".{path.name}.deleted.tmp")
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _plain(name: str) -> str:
-    return name.replace("_orig_mod.", "")
-
-
-def _shape(shape: torch.Size) -> str:
-    return str(list(shape))
 
 
 def _device(model: nn.Module) -> torch.device:

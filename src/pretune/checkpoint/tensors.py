@@ -57,3 +57,8 @@ def unpacked(slots: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor
         signed = bool(qmap[0] < 0)  # the map of what has no sign begins at 0
         whole[slot] = OptimState8bit(codes, scale, qmap, signed, dtype=parameter.dtype)
     return whole
+
+
+def plain_name(name: str) -> str:
+    """A parameter's name without what torch.compile puts into it."""
+    return name.replace("_orig_mod.", "")

@@ -18,7 +18,7 @@ from pydantic import Field
 
 
 class UserError(ValueError):
-    """Something the user can mend. Its message says what, where and what to do; `main.py` prints it and returns 2."""
+    """Something the user can mend. Its message says what, where and what to do; the exit code is 2."""
 
 
 class ConfigError(UserError):
@@ -71,7 +71,10 @@ def parse_duration(value: Any) -> Any:
 Seconds = Annotated[float, pydantic.BeforeValidator(parse_duration), Field(gt=0)]
 """A positive length of time in seconds; text with units is accepted."""
 
-Every = Annotated[int, Field(ge=1)] | None
+Count = Annotated[int, Field(ge=1)]
+"""How many, at least one."""
+
+Every = Count | None
 """A cadence in steps; null means never."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

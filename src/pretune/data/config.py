@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Section
+from pretune.core.config import MAY_DIFFER, Count, Section
 
 
 class HubSource(Section):
@@ -23,7 +23,7 @@ class HubSource(Section):
     """Split to read, such as `train` or `train[:1%]`."""
     streaming: bool
     """Read while downloading and stop when max_rows is reached, instead of downloading the whole split first."""
-    max_rows: Annotated[int, Field(ge=1)] | None
+    max_rows: Count | None
     """Stop after this many rows; null reads all."""
 
 
@@ -35,7 +35,7 @@ class FilesSource(Section):
     format: Literal["auto", "json", "parquet", "text"]
     """json reads arrays of records and JSON lines; text makes rows {text, source} of about 16,000 characters at most;
     auto goes by the file's name."""
-    max_rows: Annotated[int, Field(ge=1)] | None
+    max_rows: Count | None
     """Stop after this many rows; null reads all."""
 
 
@@ -44,14 +44,14 @@ class PythonDocsSource(Section):
     """Documentation and docstrings that ship with this Python and its installed packages; needs no network."""
     packages: tuple[str, ...] | None
     """Only these distributions (the standard library is named `python`); null reads all."""
-    max_bytes: Annotated[int, Field(ge=1)] | None
+    max_bytes: Count | None
     """Stop after this much text; null reads all."""
 
 
 class WordProblemsSource(Section):
     kind: Literal["word_problems"]
     """Generated multiple-choice arithmetic in MathQA's fields; needs no network."""
-    num_problems: Annotated[int, Field(ge=1)]
+    num_problems: Count
     """How many different problems."""
     max_number: Annotated[int, Field(ge=5)]
     """Largest number in a problem's text."""
@@ -232,7 +232,7 @@ class TrainedTokenizer(Section):
     """Byte-level BPE, trained on the spot on the source's own text and kept in the cache."""
     vocab_size: Annotated[int, Field(ge=257)]
     """Tokens, the 256 bytes and the end-of-document token included."""
-    max_bytes: Annotated[int, Field(ge=1)]
+    max_bytes: Count
     """Text to train on, from the start of the source."""
     split_digits: bool
     """Every digit is a token of its own, which makes arithmetic easier to learn."""
@@ -300,7 +300,7 @@ class DataConfig(Section):
     """Other sets of documents to read in the same run, by name; the rest of the rows are data.source's."""
     shuffle: bool
     """Draw rows in a new order each epoch."""
-    num_workers: Annotated[Annotated[int, Field(ge=1)] | None, MAY_DIFFER]
+    num_workers: Annotated[Count | None, MAY_DIFFER]
     """Threads that tokenize; null uses every core."""
 
     @pydantic.model_validator(mode="after")

@@ -7,9 +7,7 @@ from typing import Annotated, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Section
-
-Count = Annotated[int, Field(ge=1)]
+from pretune.core.config import Count, Section
 
 
 class DecodingConfig(Section):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -37,7 +36,6 @@ def hydra_for(file: Path, overrides: Sequence[str]) -> Iterator[str]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = _with_defaults(file, overrides, Path(folder))
-            GlobalHydra.instance().clear()
             with initialize_config_dir(str(source.parent), job_name="pretune", version_base="1.3"):
                 yield source.stem
     except (HydraException, OmegaConfBaseException, YAMLError) as error:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Fraction, Section
+from pretune.core.config import Count, Fraction, Section
 
 Activation = Literal["swiglu", "geglu", "reglu", "relu_squared", "gelu", "silu", "relu"]
 GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
@@ -52,30 +52,30 @@ class RopeConfig(Section):
 
 
 class WindowConfig(Section):
-    size: Annotated[int, Field(ge=1)]
+    size: Count
     """Tokens that a position of a short layer attends to, itself included."""
     pattern: Annotated[str, Field(pattern="^[SL]+$")]
     """Short (S) and long (L) layers, repeated over the depth; long ones see everything, and so does the last layer."""
 
 
 class ModelConfig(Section):
-    num_layers: Annotated[int, Field(ge=1)]
+    num_layers: Count
     """Transformer blocks."""
-    dim: Annotated[int, Field(ge=1)]
+    dim: Count
     """Width of the residual stream."""
-    num_heads: Annotated[int, Field(ge=1)]
+    num_heads: Count
     """Query heads."""
-    num_kv_heads: Annotated[int, Field(ge=1)]
+    num_kv_heads: Count
     """Key and value heads; fewer than num_heads is grouped-query attention."""
     head_dim: Annotated[int, Field(ge=2, multiple_of=2)]
     """Width of one head."""
-    mlp_dim: Annotated[int, Field(ge=1)]
+    mlp_dim: Count
     """Hidden width of the feed-forward network."""
-    vocab_size: Annotated[int, Field(ge=1)]
+    vocab_size: Count
     """Token ids that the model knows; at least as many as the tokenizer has."""
-    vocab_multiple_of: Annotated[int, Field(ge=1)]
+    vocab_multiple_of: Count
     """The embedding table is padded to a multiple of this many rows (64 suits GPUs); padded ids are never sampled."""
-    max_sequence_length: Annotated[int, Field(ge=1)]
+    max_sequence_length: Count
     """Positions that the rotary table holds: the longest sequence, prompt and answer together."""
     activation: Activation
     """Feed-forward nonlinearity; swiglu, geglu and reglu are gated (three matrices), the others not (two)."""

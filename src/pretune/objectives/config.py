@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pretune.core.config import Section
+from pretune.core.config import Count, Section
 
 
 class ObjectiveBase(Section):
-    chunk_tokens: Annotated[int, Field(ge=1)]
+    chunk_tokens: Count
     """Positions whose logits are held in float32 at one time; fewer saves memory, too few costs speed."""
     needs_reference: ClassVar[bool]
     """Whether the loss compares the model with another one."""

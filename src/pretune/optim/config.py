@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Fraction, Seconds, Section
+from pretune.core.config import Count, Fraction, Seconds, Section
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -161,9 +161,9 @@ Aside = Literal["evaluation", "samples", "compilation", "checkpoint"]
 class BudgetConfig(Section):
     """Any subset of steps, tokens and time; the first one reached ends the run, and the schedule ends with it."""
 
-    steps: Annotated[int, Field(ge=1)] | None
+    steps: Count | None
     """Optimizer steps."""
-    tokens: Annotated[int, Field(ge=1)] | None
+    tokens: Count | None
     """Input tokens, over all ranks."""
     time: Seconds | None
     """Time: seconds, or text such as 90s, 5m, 3h. Training counts, and what `count` names."""

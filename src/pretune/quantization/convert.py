@@ -20,7 +20,7 @@ def convert(model: nn.Module, config: RoundingConfig) -> None:
     Their weights become torchao's IntxUnpackedToInt8Tensor: `qdata` [E, D] int8, `scale` and `zero_point` [E, G], and
     `activation_quantization` where what goes into the layer is rounded too. Where the head was the embedding's table,
     `model.head` is from now on a layer of its own with the same integers and scales (the same memory), which rounds its
-    inputs as other layers do. `model` holds float weights as trained, its adapter merged (assembly.converted_model).
+    inputs as other layers do. `model` holds float weights as trained, its adapter merged (run.model.converted_model).
     """
     active = rounds_activations(config)
     for name, grid in grids(model, config).items():

@@ -60,8 +60,9 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
 
 
 def assemble_measured(config: RunConfig, run: RunFolder) -> Parts:
-    """All parts of a finished run, for tasks that measure it."""
-    return with_reference(config, _parts(config, lambda device: measured_model(config, run, device)))
+    """All parts of a finished run, for tasks that measure it, without the reference of preferences: it may be a second
+    model, and not all of them need it."""
+    return _parts(config, lambda device: measured_model(config, run, device))
 
 
 def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -> Parts:

@@ -10,7 +10,7 @@ from pydantic import Field
 from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint.config import CheckpointConfig
 from pretune.compute.config import PrecisionConfig
-from pretune.core.config import MAY_DIFFER, Section
+from pretune.core.config import MAY_DIFFER, Count, Section
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig
@@ -27,8 +27,6 @@ from pretune.run.task_config import ExportConfig, GenerateConfig, PlanConfig, Re
 from pretune.tracker.config import TrackerConfig
 from pretune.training.config import AveragingConfig
 
-Count = Annotated[int, Field(ge=1)]
-
 
 class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"), MAY_DIFFER]
@@ -39,7 +37,7 @@ class RunConfig(Section):
     """Weights, order of the data and dropout."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER]
     """Where to compute; auto takes a GPU if there is one."""
-    threads: Annotated[Annotated[int, Field(ge=1)] | None, MAY_DIFFER]
+    threads: Annotated[Count | None, MAY_DIFFER]
     """Threads of the CPU that compute; null leaves it to torch, which takes one for each core. Fewer, where others use
     the machine too."""
     output_dir: Annotated[str, MAY_DIFFER]

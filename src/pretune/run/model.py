@@ -87,7 +87,7 @@ def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> 
 def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -> None:
     """Freeze the model and put the run's adapter on it: new, or the one of adapter.init_from; or do nothing for none.
 
-    `newest`: see training_model.
+    `newest`: see adapted_model. On the meta device it starts at zero, whatever adapter.init says: others take values.
     """
     section = config.adapter
     if section.kind == "none":
@@ -95,11 +95,11 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
     from pretune.adapters.attach import attach
     from pretune.adapters.files import check_adapter, load_adapter
 
-    if model.head_weight.is_meta and "init" in type(section).model_fields:
-        section = section.model_copy(update={"init": "zero"})  # others take values
-    attach(model, section, config.seed)
     if model.head_weight.is_meta:
+        start = {"init": "zero"} if "init" in type(section).model_fields else {}
+        attach(model, section.model_copy(update=start), config.seed)
         return
+    attach(model, section, config.seed)
     if newest is not None:
         check_adapter(newest, model)
     elif section.init_from is not None:

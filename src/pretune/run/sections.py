@@ -7,11 +7,9 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Every, Section
+from pretune.core.config import MAY_DIFFER, Count, Every, Section
 from pretune.generation.config import DecodingConfig
 from pretune.objectives.config import ObjectiveConfig
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class StageConfig(Section):

@@ -8,10 +8,8 @@ import pydantic
 from pydantic import Field
 
 from pretune.compute import devices
-from pretune.core.config import Section
+from pretune.core.config import Count, Section
 from pretune.generation.config import DecodingConfig
-
-Count = Annotated[int, Field(ge=1)]
 
 
 class GenerateConfig(DecodingConfig):

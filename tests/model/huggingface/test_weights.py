@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny import tiny_config, tiny_model
+from tiny import tiny_config, tiny_model, transformers_shape
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.huggingface.weights import from_huggingface, to_huggingface
@@ -27,20 +27,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def theirs(kind: str, changes: dict[str, Any]) -> Any:
     config = tiny_config(**changes)
-    shape = {
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "intermediate_size": config.mlp_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_sequence_length,
-        "rms_norm_eps": config.norm.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
-        "tie_word_embeddings": config.tied_embeddings,
-        "initializer_range": 0.2,
-    }
+    shape = {**transformers_shape(config), "initializer_range": 0.2}
     if kind == "Llama":
         shape |= {"attention_bias": config.bias.qkv, "mlp_bias": config.bias.mlp}
     torch.manual_seed(0)

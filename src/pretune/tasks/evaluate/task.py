@@ -26,6 +26,7 @@ from pretune.run.assembly import assemble_measured
 from pretune.run.config import RunConfig
 from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
+from pretune.run.reference_model import with_reference
 from pretune.run.weights import measured_run
 from pretune.tasks.evaluate.answers import answer_metrics
 from pretune.tracker.console import counted
@@ -40,7 +41,7 @@ def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
     folder = measured_run(config)
     config = decided(config, folder)
-    parts = assemble_measured(config, folder)
+    parts = with_reference(config, assemble_measured(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
     figures = evaluate(config, parts)

@@ -34,7 +34,7 @@ from pretune.tasks.evaluate.task import evaluate
 from pretune.tasks.generate.task import sample
 from pretune.tasks.train.compilation import compile_ahead
 from pretune.tasks.train.gradients import StepGradients
-from pretune.tasks.train.micro_batch import LossOf, MicroBatch, choose_micro_batch
+from pretune.tasks.train.micro_batch import MicroBatch, choose_micro_batch
 from pretune.tasks.train.progress import Progress, step_to_come
 from pretune.tasks.train.qat import as_used, begins_to_round, unrounded_figures
 from pretune.tasks.train.watch import Watch
@@ -84,13 +84,13 @@ def loop(run: Run) -> bool:
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state = checkpoint.random_state(model)
     try:
-        loss_of, objective = run.training.loss_of, objective_of(config.stage.objective)
         with state.timed("compilation"):
-            micro_batch = choose(run, loss_of)
+            micro_batch = choose(run)
             begins_to_round(config, model, state.progress)
-            compile_now(run, loss_of, micro_batch)
-        gradients = StepGradients(loss_of, model, optimizer, micro_batch, config.optimizer.clip_norm, state.loss_scale)
-        feed = Feed(run.loader.batch, objective.count, run.parts.device)
+            compile_now(run, micro_batch)
+        clip_norm, loss_of = config.optimizer.clip_norm, run.training.loss_of
+        gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale)
+        feed = Feed(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
         window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
         watch = Watch(config, run.parts.device, state)
@@ -104,7 +104,7 @@ def loop(run: Run) -> bool:
             if begins_to_round(config, model, state.progress):
                 state.seconds += clock.stop()
                 with state.timed("compilation"):
-                    compile_now(run, loss_of, micro_batch)
+                    compile_now(run, micro_batch)
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time, and clip them.
@@ -221,7 +221,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
                 )
 
 
-def choose(run: Run, loss_of: LossOf) -> MicroBatch:
+def choose(run: Run) -> MicroBatch:
     """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
     run.parts.model.train()
     random_state = checkpoint.random_state(run.parts.model)
@@ -231,7 +231,7 @@ def choose(run: Run, loss_of: LossOf) -> MicroBatch:
         batch = run.loader.batch(0, rows)
         with as_used(run.config, run.parts.model):  # rounding, even if it begins later, takes memory too
             for _ in range(2):  # memory is scarcer once there are gradients to add to
-                loss_of(batch)["loss"].backward()
+                run.training.loss_of(batch)["loss"].backward()
 
     try:
         return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
@@ -240,8 +240,8 @@ def choose(run: Run, loss_of: LossOf) -> MicroBatch:
         checkpoint.set_random_state(run.parts.model, random_state)
 
 
-def compile_now(run: Run, loss_of: LossOf, micro_batch: MicroBatch) -> None:
+def compile_now(run: Run, micro_batch: MicroBatch) -> None:
     """Compile what there is to compile, unless no step is left."""
     if not run.state.finished:
         batch = run.loader.batch(0, micro_batch.rows)
-        compile_ahead(run.config, run.parts.model, run.optimizer, loss_of, batch, run.tracker.message)
+        compile_ahead(run.config, run.parts.model, run.optimizer, run.training.loss_of, batch, run.tracker.message)

@@ -1,0 +1,86 @@
+"""An optimizer's state as named tensors, with the random generators' beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretune.checkpoint.tensors import packed, plain_name, read_tensors, unpacked
+from pretune.core.config import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+_RANDOM = "random:"
+
+
+def optimizer_state(
+    model: nn.Module, optimizer: torch.optim.Optimizer, random: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name, and what the file's header says: whose state it is, and of which parameters."""
+    names = _parameter_names(model, optimizer)
+    tensors = {_RANDOM + device: state for device, state in random.items()}
+    for parameter, slots in optimizer.state.items():
+        for slot, value in slots.items():
+            tensors |= packed(f"{names[parameter]}.{slot}", value)
+    return tensors, {"optimizer": type(optimizer).__name__, "parameters": json.dumps(list(names.values()))}
+
+
+def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Restore an optimizer; returns the states of random generators that were stored with it.
+
+    InputError for a file that is another optimizer's, or of other parameters.
+    """
+    names = _parameter_names(model, optimizer)
+    stored, header = read_tensors(path)
+    random = {name.removeprefix(_RANDOM): stored.pop(name) for name in list(stored) if name.startswith(_RANDOM)}
+    slots = _by_parameter(path, stored, names, header, type(optimizer).__name__)
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = {}
+            for slot, value in slots[names[parameter]].items():
+                # Step counters are scalars that live on the host, except where a kernel counts them on the device.
+                on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
+                # A copy: what was read is a view of the file, which may be deleted while the run goes on.
+                state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
+            if state:
+                optimizer.state[parameter].update(unpacked(state, parameter))
+    return random
+
+
+def _by_parameter(
+    path: Path, stored: Mapping[str, Tensor], names: Mapping[Tensor, str], header: Mapping[str, str], kind: str
+) -> dict[str, dict[str, Tensor]]:
+    """Slots per parameter, once they are known to be this optimizer's."""
+    if header.get("optimizer") != kind:
+        raise InputError(f"{path} holds the state of {header.get('optimizer')}, and this run's optimizer is {kind}")
+    there, here = set(json.loads(header["parameters"])), set(names.values())
+    if there != here:
+        first = min(there ^ here)
+        side = "is trained now and was not then" if first in here else "was trained then and is not now"
+        raise InputError(f"{path} is the optimizer state of other parameters: {first} {side}")
+    shapes = {name: parameter.shape for parameter, name in names.items()}
+    slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
+    for key, value in stored.items():
+        name, _, slot = key.rpartition(".")
+        if not _fits(slot, value.shape, shapes[name]):
+            raise InputError(f"{path} does not fit: {key} is {list(value.shape)}, {name} is {list(shapes[name])}")
+        slots[name][slot] = value
+    return slots
+
+
+def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
+    """A counter, a part of 8-bit state, or one value per element or per row or column of a parameter."""
+    if not stored or ":" in slot:
+        return True
+    return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
+    """The model's name of every parameter that the optimizer has, in the optimizer's order."""
+    names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
+    return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
