@@ -158,7 +158,7 @@ def adapt(model: nn.Module, kind: str, quick: bool) -> None:
     own["dora"] = own["lora"]
     config = pydantic.TypeAdapter(AdapterConfig).validate_python({**section, **own[kind], "init_from": None})
     if not quick:
-        attach.quicken = lambda model: None
+        attach.use_fast_layers = lambda model: None
     attach.attach(model, config, seed=0)
 
 

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from pretune.core.config import validate
 from pretune.data.config import DataConfig
-from pretune.data.formats.formatter import training_texts
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.documents import training_texts
 from pretune.data.shards import prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer
 
@@ -37,7 +38,7 @@ def main() -> None:
     config = validate(DataConfig, section(options.files, options.tokenizer))
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(config.tokenizer, config, Path(folder))
-        texts = list(training_texts(config, tokenizer.template_tokens))
+        texts = list(training_texts(config, build_formatter(config.format, tokenizer.template_tokens)))
         if options.files is None:  # collecting the documentation takes longer than what is measured here
             written = Path(folder) / "documentation.jsonl"
             written.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))

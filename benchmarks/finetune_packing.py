@@ -77,7 +77,7 @@ def data(options: argparse.Namespace) -> list[str]:
 
 def run(options: argparse.Namespace) -> list[str]:
     """Overrides that both sides share."""
-    batch = ["batch.tokens=8192", "batch.micro_batch=8", "model.max_sequence_length=1024", "report_every=5"]
+    batch = ["batch.tokens=8192", "batch.micro_batch=8", "model.max_sequence_length=1024", "log_every=5"]
     quiet = ["evaluation.every=null", "evaluation.at_start=false", "checkpoint.every=null", "samples.prompts=[]"]
     return [*batch, *quiet, "model=nano", "precision=bf16", "budget.steps=null", f"budget.time={options.seconds}"]
 

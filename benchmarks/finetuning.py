@@ -235,7 +235,7 @@ def rate(method: str) -> float:
 def measure_memory(run: Path) -> int:
     """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
     from pretune.core.config import validate
-    from pretune.data.mixture import training_rows
+    from pretune.data.mixture import training_loader
     from pretune.optim.optimizers import clip_gradients
     from pretune.quantization.nf4 import NF4Linear
     from pretune.run.assembly import assemble_training
@@ -247,7 +247,7 @@ def measure_memory(run: Path) -> int:
     config = validate(RunConfig, read_config(run / "config.yaml"))
     training = assemble_training(config, None)
     parts, optimizer, loss_of = training.parts, training.optimizer, training.loss_of
-    loader = training_rows(parts.data, config.data, config.seed)
+    loader = training_loader(parts.data, config.data, config.seed)
     assert config.batch.micro_batch != "auto", "a comparison fixes its micro-batch"
     rows, micro_batch = (
         config.batch.tokens // config.data.sequence_length,

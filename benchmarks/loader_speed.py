@@ -43,7 +43,7 @@ def main() -> None:
                 config = section(mode, isolate)
                 data = TokenData(Path(folder), "all", config.source, shards, np.dtype(np.uint16), 0)
                 loader = Loader(data, config, seed=1)
-                loader.batch(3 * loader.num_rows - ROWS, ROWS)
+                loader.batch(3 * loader.num_sequences - ROWS, ROWS)
                 opened = time.perf_counter() - started
                 name = f"{mode}{'_isolated' if isolate else ''}"
                 results.setdefault(name, {})[f"{attempt}_seconds"] = round(opened, 3)

@@ -33,7 +33,7 @@ from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
 from pretune.run.config import RunConfig
 from pretune.run.losses import training_loss
-from pretune.run.model import set_arithmetic, whole_model
+from pretune.run.model import merged_model, set_arithmetic
 from pretune.run.parts import Parts
 
 SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
@@ -102,7 +102,7 @@ def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
 
 def measured_peak(config: RunConfig, device: torch.device) -> int:
     """Bytes of a whole run at their highest, over its second step."""
-    model = whole_model(config, None, device)
+    model = merged_model(config, None, device)
     set_arithmetic(config, model)
     optimizer = build_optimizer(config.optimizer, model)
     loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]
@@ -115,7 +115,7 @@ def measured_peak(config: RunConfig, device: torch.device) -> int:
 
     def step() -> None:
         for start in range(0, rows, at_once):
-            (loss_of(batch.rows(start, start + at_once))["loss"] / tokens.numel()).backward()
+            (loss_of(batch.part(start, start + at_once))["loss"] / tokens.numel()).backward()
         clip_gradients(model, config.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -109,7 +109,7 @@ class Study:
         speeds = []
         for run in (self.folder / f"{kind}-seed{seed}" for seed in seeds):
             section = read_config(run / "config.yaml")
-            first = section["quantization"].get("start", 0.0) * section["budget"]["steps"] + section["report_every"]
+            first = section["quantization"].get("start", 0.0) * section["budget"]["steps"] + section["log_every"]
             speeds += [speed for step, speed in series(run, "train/tokens_per_second") if step >= first]
         return statistics.median(speeds)
 
@@ -244,7 +244,7 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     from pretune.generation.decode import Decoder, Vocabulary
     from pretune.run.config import RunConfig
     from pretune.run.folder import find_run, read_config
-    from pretune.run.model import measured_model
+    from pretune.run.model import evaluation_model
     from side_by_side import peak_memory, reset_peak_memory
 
     settings = read_config(run / "config.yaml")
@@ -255,7 +255,7 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
     config = validate(RunConfig, {**settings, "task": "generate"})
     device = pick_device(config.device)
     at_rest = reset_peak_memory(device.type)
-    model = measured_model(config, find_run(config.name, config.output_dir), device).eval()
+    model = evaluation_model(config, find_run(config.name, config.output_dir), device).eval()
     decoder = Decoder(model, Vocabulary(config.model.vocab_size, frozenset()), device, None)
     with autocast(config.precision, device):
         return {"tokens_per_second": writing_speed(decoder), "peak_bytes": peak_memory(device.type) - at_rest}

@@ -88,13 +88,13 @@ def main() -> None:
 
 def fastest(device: str, shape: Shape) -> str:
     """What `precision=auto` comes to."""
-    from pretune.compute.choice import abilities, choose
+    from pretune.compute.choice import capabilities, choose
     from pretune.compute.config import OPTIONS
     from pretune.compute.hardware import measure_product
 
     here = torch.device(device)
     rate = partial(measure_product, here, inputs=shape.dim, outputs=shape.mlp_dim)
-    return OPTIONS[choose(abilities(here), rate).compute]
+    return OPTIONS[choose(capabilities(here), rate).compute]
 
 
 def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:

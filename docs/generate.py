@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema
 
 from pretune.core.config import Section, parse_duration
 from pretune.core.files import write_atomic
+from pretune.launch.groups import groups, options
 from pretune.run.config import RunConfig
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -172,17 +174,22 @@ def _row(key: str, field: FieldInfo, values: Mapping[str, Mapping[str, Any]]) ->
 
 
 def yaml_values() -> dict[str, dict[str, Any]]:
-    """For each dotted key, its value in base.yaml or in each option of its group: {key: {option: value}}."""
-    values: dict[str, dict[str, Any]] = {}
-    files = [("", CONFIGS / "base.yaml")]
-    files += [(f"{path.parent.name}.", path) for path in sorted(CONFIGS.glob("*/*.yaml")) if path.parent.name != "run"]
-    for prefix, path in files:
-        content = OmegaConf.to_container(OmegaConf.load(path))
-        assert isinstance(content, dict)
-        content.pop("defaults", None)
-        for key, value in _flatten({str(key): value for key, value in content.items()}, prefix):
-            values.setdefault(key, {})[path.stem] = value
+    """For each dotted key, its value in base.yaml or in each option of its group, common parts included:
+    {key: {option: value}}."""
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        base = _composed("base")
+        values = {key: {"base": value} for key, value in _flatten(base, "") if key.partition(".")[0] not in groups()}
+        for group in groups():
+            for option in [] if "/" in group else options(group):
+                for key, value in _flatten(_composed(f"{group}/{option}"), ""):
+                    values.setdefault(key, {})[option] = value
     return values
+
+
+def _composed(name: str) -> dict[str, Any]:
+    content = OmegaConf.to_container(compose(name))
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
 
 
 def _flatten(mapping: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

@@ -21,7 +21,7 @@ HEAVY = {"torch", "wandb", "datasets", "transformers", "tokenizers", "safetensor
 LIGHT = ("main", "pretune.dispatch", "pretune.run.config", "pretune.run.folder", "pretune.core.files")
 """Modules that a mistake in a configuration goes through before it is reported; so does every config.py."""
 
-MAX_LINES, MAX_FUNCTION_LINES = 400, 60
+MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 
 
 def upward_imports(tree: Tree) -> list[str]:

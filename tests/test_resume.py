@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pretune.core.config import ConfigError
 from pretune.dispatch import run
 from pretune.run.folder import write_config
-from pretune.tasks.train.progress import Progress
+from pretune.tasks.train.state import TrainingState
 
 ROOT = Path(__file__).parent.parent
 Compose = Callable[..., dict[str, Any]]
@@ -96,7 +96,7 @@ def test_a_signal_saves_everything_and_the_same_command_goes_on(
     reference = tiny("name=reference", *settings, "checkpoint.every=1", "checkpoint.keep=null")
     reference["budget"]["steps"] = 2000
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Progress, "finished", property(lambda self: self.step >= step))
+        patch.setattr(TrainingState, "finished", property(lambda self: self.step >= step))
         assert run(reference) == 0
     a, b = weights(folder, step), weights(tmp_path / "runs" / "reference", step)
     assert all(torch.equal(a[name], b[name]) for name in a)

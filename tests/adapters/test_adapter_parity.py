@@ -111,7 +111,7 @@ def test_fused_layers_equal_peft_on_the_same_layers(form: str, bias: bool, monke
     attach(model, section(form), seed=3)
     assert all(type(layer).__module__ == "pretune.adapters.layers" for layer in adapted_layers(model).values())
     reference = tiny_model(bias=biases)
-    monkeypatch.setattr(pretune.adapters.attach, "quicken", lambda _: None)
+    monkeypatch.setattr(pretune.adapters.attach, "use_fast_layers", lambda _: None)
     attach(reference, section(form), seed=3)
     assert all(type(layer).__module__.startswith("peft.") for layer in adapted_layers(reference).values())
     for one in (model, reference):

@@ -272,7 +272,7 @@ def test_what_peft_saves_is_loaded_and_merged(kind: str, tmp_path: Path) -> None
     expected = theirs(TOKENS).detach()
     torch.testing.assert_close(hidden(model), expected, rtol=1e-5, atol=1e-5)
     plain = tiny_model()
-    files.put_adapter(tmp_path / "theirs", plain)
+    files.attach_saved_adapter(tmp_path / "theirs", plain)
     merge(plain)
     torch.testing.assert_close(hidden(plain), expected, rtol=1e-5, atol=1e-5)
 
@@ -301,9 +301,9 @@ def test_an_adapter_for_another_model_is_refused_and_nothing_is_changed(tmp_path
     for name, tensor in wider.state_dict().items():
         assert torch.equal(tensor, before[name])
     with pytest.raises(InputError, match="made for another model"):
-        files.put_adapter(folder, tiny_model(mlp_dim=64))
+        files.attach_saved_adapter(folder, tiny_model(mlp_dim=64))
     with pytest.raises(InputError, match="made for another model"):
-        files.put_adapter(folder, nn.Sequential(nn.Linear(3, 3)))
+        files.attach_saved_adapter(folder, nn.Sequential(nn.Linear(3, 3)))
 
 
 def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(tmp_path: Path) -> None:
@@ -311,7 +311,7 @@ def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(tmp_path: Pat
     with pytest.raises(InputError, match="trained on other weights"):
         files.load_adapter(folder, adapted("lora", model_seed=1))
     with pytest.raises(InputError, match="trained on other weights"):
-        files.put_adapter(folder, tiny_model(1))
+        files.attach_saved_adapter(folder, tiny_model(1))
 
 
 @pytest.mark.parametrize(
@@ -336,7 +336,7 @@ def test_an_adapter_of_another_form_is_refused(changes: dict[str, Any], message:
 def test_folders_without_a_whole_adapter_are_refused(tmp_path: Path) -> None:
     model = adapted("lora")
     folder = save(model, tmp_path / "adapter")
-    for load in (lambda one: files.load_adapter(one, model), lambda one: files.put_adapter(one, tiny_model())):
+    for load in (lambda one: files.load_adapter(one, model), lambda one: files.attach_saved_adapter(one, tiny_model())):
         with pytest.raises(InputError, match="holds no adapter"):
             load(tmp_path / "nowhere")
         for name, content in ((files.WEIGHTS, b"\x00" * 20), (files.CONFIG, b"{"), (files.CONFIG, b"[]")):

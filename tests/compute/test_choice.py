@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pretune.compute import choice
-from pretune.compute.choice import Abilities, abilities, choose, slower
+from pretune.compute.choice import Capabilities, capabilities, choose, slower
 from pretune.compute.config import Activations
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -52,14 +52,14 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
     ],
 )
 def test_nvidia(gpu, name: str, capability: tuple[int, int], expected: Activations) -> None:
-    found = choose(abilities(gpu(name, capability)), rates())
+    found = choose(capabilities(gpu(name, capability)), rates())
     assert found.compute == expected
     assert name in found.why
     assert ("no bf16" in found.why) == (expected == "float16")
 
 
 def test_an_old_nvidia_gpu_is_measured(gpu) -> None:
-    able = abilities(gpu("NVIDIA GeForce GTX 1080", (6, 1)))
+    able = capabilities(gpu("NVIDIA GeForce GTX 1080", (6, 1)))
     assert choose(able, rates(float32=8e12, float16=1.3e11)).compute == "float32"
     assert choose(able, rates(float32=8e12, float16=1.5e13)).compute == "float16"
 
@@ -68,7 +68,7 @@ def test_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "AMD Instinct MI300X")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
-    assert choose(abilities(CUDA), rates()).compute == "bfloat16"
+    assert choose(capabilities(CUDA), rates()).compute == "bfloat16"
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_amd(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_apple_gets_what_is_measured_to_be_clearly_faster(measured: Mapping[str, float], expected: str) -> None:
-    found = choose(abilities(torch.device("mps")), rates(**measured))
+    found = choose(capabilities(torch.device("mps")), rates(**measured))
     assert found.compute == expected
     assert "measured" in found.why
 
@@ -105,7 +105,7 @@ def test_x86(
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: flags)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
-    found = choose(abilities(CPU), rates())
+    found = choose(capabilities(CPU), rates())
     assert found.compute == expected
     assert why in found.why
 
@@ -114,23 +114,23 @@ def test_a_cpu_that_is_held_back_is_measured(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(choice.platform, "machine", lambda: "x86_64")
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert choose(abilities(CPU), rates(float32=1.9e11, bfloat16=3.4e9)).compute == "float32"
-    assert choose(abilities(CPU), rates(float32=1.9e11, bfloat16=4e11)).compute == "bfloat16"
+    assert choose(capabilities(CPU), rates(float32=1.9e11, bfloat16=3.4e9)).compute == "float32"
+    assert choose(capabilities(CPU), rates(float32=1.9e11, bfloat16=4e11)).compute == "bfloat16"
 
 
 def test_arm_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice.platform, "machine", lambda: "aarch64")
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    found = choose(abilities(CPU), rates(float32=1e11, bfloat16=5e9))
+    found = choose(capabilities(CPU), rates(float32=1e11, bfloat16=5e9))
     assert found.compute == "float32"
     assert "bf16 reaches 0.05" in found.why
-    assert choose(abilities(CPU), rates(float32=1e11, bfloat16=3e11)).compute == "bfloat16"
+    assert choose(capabilities(CPU), rates(float32=1e11, bfloat16=3e11)).compute == "bfloat16"
 
 
 def test_this_machine_gets_an_answer() -> None:
     from pretune.compute.hardware import measure_product
 
-    able = abilities(CPU)
+    able = capabilities(CPU)
     found = choose(able, lambda arithmetic: measure_product(CPU, arithmetic, 256, 704))
     measured = {one: measure_product(CPU, one, 256, 704) for one in ("float32", "bfloat16")}
     # A factor of 4 lies between bfloat16 with instructions for it and without, whatever else the machine does.
@@ -139,12 +139,12 @@ def test_this_machine_gets_an_answer() -> None:
 
 
 def test_what_was_asked_for_is_slow_only_where_it_clearly_is() -> None:
-    zen_3 = Abilities(False, False)
+    zen_3 = Capabilities(False, False)
     best = choose(zen_3, rates())
     assert slower("bfloat16", zen_3, best, rates(float32=9e10, bfloat16=3e9)) == pytest.approx(30)
     assert slower("bfloat16", zen_3, best, rates(float32=9e10, bfloat16=8e10)) is None
     assert slower("float32", zen_3, best, rates()) is None
-    a100 = Abilities(True, True)
+    a100 = Capabilities(True, True)
     best = choose(a100, rates())
     assert slower("float16", a100, best, rates()) is None
     assert slower("float32", a100, best, rates()) is None, "exactness is a reason of its own"

@@ -65,7 +65,7 @@ def test_a_training_step_is_one_graph_compiled_once(
         for seed in range(3):
             data = batch(seed, isolated, rows=4)
             for start in (0, 2):
-                (loss_of(data.rows(start, start + 2))["loss"] / 7).backward()
+                (loss_of(data.part(start, start + 2))["loss"] / 7).backward()
             model.zero_grad(set_to_none=True)
     assert counters["graph_break"] == {}
     assert counters["stats"]["unique_graphs"] == 1

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pretune.compute import device as module
-from pretune.compute.device import pick_device, unseen_gpu
+from pretune.compute.device import pick_device, undetected_gpu
 from pretune.core.config import ConfigError
 
 
@@ -35,40 +35,40 @@ def machine(root: Path, *cards: tuple[str, str], driver: str | None = None) -> P
 
 
 def test_no_gpu_is_nothing_to_speak_of(tmp_path: Path) -> None:
-    assert unseen_gpu(machine(tmp_path, ("0x8086", "0x030000"), ("0x10de", "0x040300"))) is None, "sound only"
+    assert undetected_gpu(machine(tmp_path, ("0x8086", "0x030000"), ("0x10de", "0x040300"))) is None, "sound only"
 
 
 def test_an_old_driver_is_named(tmp_path: Path) -> None:
-    found = unseen_gpu(machine(tmp_path, ("0x10de", "0x030200"), driver="470.82.01"))
+    found = undetected_gpu(machine(tmp_path, ("0x10de", "0x030200"), driver="470.82.01"))
     assert found is not None
     assert "NVIDIA GPU" in found
     assert "driver (470.82.01) may be too old for CUDA 13.0" in found
 
 
 def test_a_driver_that_is_not_loaded(tmp_path: Path) -> None:
-    assert "no driver is loaded" in str(unseen_gpu(machine(tmp_path, ("0x10de", "0x030000"))))
+    assert "no driver is loaded" in str(undetected_gpu(machine(tmp_path, ("0x10de", "0x030000"))))
 
 
 def test_a_build_of_torch_without_cuda(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
-    assert "built without CUDA" in str(unseen_gpu(machine(tmp_path, ("0x10de", "0x030000"), driver="580.1")))
+    assert "built without CUDA" in str(undetected_gpu(machine(tmp_path, ("0x10de", "0x030000"), driver="580.1")))
 
 
 def test_a_gpu_that_is_hidden_on_purpose(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert unseen_gpu(machine(tmp_path, ("0x10de", "0x030000"), driver="580.1")) is None
+    assert undetected_gpu(machine(tmp_path, ("0x10de", "0x030000"), driver="580.1")) is None
 
 
 def test_amd_counts_where_it_only_computes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
-    assert unseen_gpu(machine(tmp_path / "laptop", ("0x1002", "0x030000"))) is None
-    assert "built without ROCm" in str(unseen_gpu(machine(tmp_path / "server", ("0x1002", "0x120000"))))
+    assert undetected_gpu(machine(tmp_path / "laptop", ("0x1002", "0x030000"))) is None
+    assert "built without ROCm" in str(undetected_gpu(machine(tmp_path / "server", ("0x1002", "0x120000"))))
 
 
 def test_a_mac_without_metal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.sys, "platform", "darwin")
     monkeypatch.setattr(module.platform, "machine", lambda: "arm64")
-    assert "macOS" in str(unseen_gpu(tmp_path))
+    assert "macOS" in str(undetected_gpu(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["cuda", "mps"])

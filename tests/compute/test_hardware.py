@@ -69,7 +69,7 @@ def test_an_unknown_device_names_the_nearest() -> None:
 
 
 def test_a_device_at_hand_is_measured() -> None:
-    device = hardware.at_hand(CPU, ["float32"])
+    device = hardware.local_device(CPU, ["float32"])
     assert device.name == "cpu"
     assert "measured" in device.source
     assert device.peak_flops > 1e8
@@ -79,7 +79,7 @@ def test_a_device_at_hand_is_measured() -> None:
 
 def test_measuring_leaves_the_random_generator_alone() -> None:
     before = torch.get_rng_state()
-    hardware.at_hand(CPU, ["float32", "bfloat16"])
+    hardware.local_device(CPU, ["float32", "bfloat16"])
     hardware.measure_product(CPU, "float16", 64, 128)
     assert torch.equal(before, torch.get_rng_state())
 

@@ -52,11 +52,11 @@ def test_other_types_need_none(activations: str) -> None:
     assert not scale.lower()
     scale.step()
     assert scale == LossScale.of(activations)
-    assert scale.figures() == {}
+    assert scale.metrics() == {}
 
 
 def test_a_run_that_goes_on_in_another_type_gets_what_that_needs() -> None:
     scaled = LossScale(512.0, steps=7, overflows=9)
-    assert scaled.suited("float16") is scaled
-    assert scaled.suited("bfloat16") == LossScale(None)
-    assert LossScale(None).suited("float16") == LossScale.of("float16")
+    assert scaled.for_activations("float16") is scaled
+    assert scaled.for_activations("bfloat16") == LossScale(None)
+    assert LossScale(None).for_activations("float16") == LossScale.of("float16")

@@ -20,7 +20,7 @@ from torch import Tensor
 from pretune.compute.precision import set_tf32
 from pretune.core.batch import Batch
 from pretune.core.config import validate
-from pretune.run.arithmetic import decide
+from pretune.run.arithmetic import resolve
 from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -85,5 +85,5 @@ def test_tensor_float_32_is_what_is_asked_for(
     set_tf32(config.precision, torch.device("cuda"))
     assert found == [expected]
     # A CPU is left alone: there it would allow other roundings.
-    assert str(decide(config, None)) == "fp32"
+    assert str(resolve(config, None)) == "fp32"
     assert found == [expected]

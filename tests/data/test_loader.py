@@ -14,9 +14,9 @@ from pretune.data.shards import prepare
 
 
 @given(st.integers(1, 3000), st.integers(-(2**63), 2**64), st.integers(0, 10**6))
-def test_an_order_is_a_permutation(num_rows: int, seed: int, epoch: int) -> None:
-    order = shuffled(np.arange(num_rows), num_rows, seed, epoch)
-    assert np.array_equal(np.sort(order), np.arange(num_rows))
+def test_an_order_is_a_permutation(num_sequences: int, seed: int, epoch: int) -> None:
+    order = shuffled(np.arange(num_sequences), num_sequences, seed, epoch)
+    assert np.array_equal(np.sort(order), np.arange(num_sequences))
 
 
 def test_orders_look_random_and_differ_by_seed_and_epoch() -> None:
@@ -37,15 +37,17 @@ def loader(tmp_path: Path) -> Loader:
 
 
 def test_position_is_all_the_state(loader: Loader) -> None:
-    rows = 2 * loader.num_rows + 5
+    rows = 2 * loader.num_sequences + 5
     straight = torch.cat([loader.batch(at, 1).inputs for at in range(rows)])
     assert torch.equal(loader.batch(0, rows).inputs, straight)
-    assert torch.equal(loader.batch(loader.num_rows - 3, 8).inputs, straight[loader.num_rows - 3 : loader.num_rows + 5])
+    assert torch.equal(
+        loader.batch(loader.num_sequences - 3, 8).inputs, straight[loader.num_sequences - 3 : loader.num_sequences + 5]
+    )
 
 
 def test_each_epoch_reads_every_row_once_in_a_new_order(loader: Loader) -> None:
     def epoch(number: int) -> list[tuple[int, ...]]:
-        return [tuple(row) for row in loader.batch(number * loader.num_rows, loader.num_rows).inputs.tolist()]
+        return [tuple(row) for row in loader.batch(number * loader.num_sequences, loader.num_sequences).inputs.tolist()]
 
     in_order = [tuple(row) for batch in loader.batches(1) for row in batch.inputs.tolist()]
     assert sorted(epoch(0)) == sorted(epoch(1)) == sorted(in_order)
@@ -57,4 +59,4 @@ def test_evaluation_reads_everything_once_and_fills_up_with_what_is_not_scored(l
     batches = list(loader.batches(7))
     assert all(len(batch.inputs) == 7 for batch in batches)
     assert sum(batch.num_scored() for batch in batches) == whole
-    assert len(batches) == -(-loader.num_rows // 7)
+    assert len(batches) == -(-loader.num_sequences // 7)

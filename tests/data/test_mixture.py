@@ -13,7 +13,7 @@ from small_data import byte_tokenizer, data_config, files, write_texts
 from pretune.core.config import ConfigError
 from pretune.data.config import DataConfig
 from pretune.data.loader import Loader
-from pretune.data.mixture import Mixture, evenly, training_rows
+from pretune.data.mixture import Mixture, evenly, training_loader
 from pretune.data.shards import Prepared, prepare
 
 TEXT = {"kind": "text", "column": "text"}
@@ -58,7 +58,7 @@ def owner(row: torch.Tensor) -> str:
 
 def test_rows_come_in_their_shares_at_every_place(tmp_path: Path) -> None:
     config, data = mixed(tmp_path, {"x": part(tmp_path, "x", 0.25), "y": part(tmp_path, "y", 0.05)})
-    rows = training_rows(data, config, seed=1)
+    rows = training_loader(data, config, seed=1)
     owners = [owner(row) for row in rows.batch(0, 400).inputs]
     for letter, share in (("x", 0.25), ("y", 0.05), ("m", 0.7)):
         had = np.cumsum([one == letter for one in owners])
@@ -67,33 +67,33 @@ def test_rows_come_in_their_shares_at_every_place(tmp_path: Path) -> None:
 
 def test_position_is_all_the_state_of_a_mixture(tmp_path: Path) -> None:
     config, data = mixed(tmp_path, {"x": part(tmp_path, "x", 0.1)})
-    rows = training_rows(data, config, seed=1)
-    straight = rows.batch(0, 3 * rows.num_rows)
-    for position, count in ((0, 7), (5, 20), (rows.num_rows - 3, 8), (2 * rows.num_rows, rows.num_rows)):
+    rows = training_loader(data, config, seed=1)
+    straight = rows.batch(0, 3 * rows.num_sequences)
+    for position, count in ((0, 7), (5, 20), (rows.num_sequences - 3, 8), (2 * rows.num_sequences, rows.num_sequences)):
         assert torch.equal(rows.batch(position, count).inputs, straight.inputs[position : position + count])
         assert torch.equal(rows.batch(position, count).targets, straight.targets[position : position + count])
-    other = training_rows(data, config, seed=2)
-    assert not torch.equal(other.batch(0, rows.num_rows).inputs, straight.inputs[: rows.num_rows])
+    other = training_loader(data, config, seed=2)
+    assert not torch.equal(other.batch(0, rows.num_sequences).inputs, straight.inputs[: rows.num_sequences])
 
 
 def test_each_set_goes_through_all_of_its_rows_in_its_own_order(tmp_path: Path) -> None:
     config, data = mixed(tmp_path, {"x": part(tmp_path, "x", 0.5)})
-    rows = training_rows(data, config, seed=1)
+    rows = training_loader(data, config, seed=1)
     for letter, section, tokens in (("m", config, data.train), ("x", config.part("x"), data.parts["x"].train)):
         alone = Loader(tokens, section, seed=1)
-        own = [row for row in rows.batch(0, 4 * alone.num_rows).inputs if owner(row) == letter]
+        own = [row for row in rows.batch(0, 4 * alone.num_sequences).inputs if owner(row) == letter]
         assert torch.equal(torch.stack(own), alone.batch(0, len(own)).inputs)
 
 
 def test_without_a_mix_it_is_the_loader_itself(tmp_path: Path) -> None:
     config, data = mixed(tmp_path, {})
-    assert isinstance(training_rows(data, config, seed=1), Loader)
+    assert isinstance(training_loader(data, config, seed=1), Loader)
     assert data.parts == {}
 
 
 def test_sets_keep_their_own_packing(tmp_path: Path) -> None:
     config, data = mixed(tmp_path, {"x": part(tmp_path, "x", 0.5)}, packing=WHOLE, sequence_length=64)
-    rows = training_rows(data, config, seed=1)
+    rows = training_loader(data, config, seed=1)
     assert isinstance(rows, Mixture)
     batch = rows.batch(0, 40)
     assert batch.document_ids is not None
@@ -105,12 +105,12 @@ def test_sets_keep_their_own_packing(tmp_path: Path) -> None:
 def test_what_no_row_has_is_told_for_each_set(tmp_path: Path) -> None:
     mix = {"x": part(tmp_path, "x", 0.1, packing=WHOLE | {"too_long": "cut"})}
     config, data = mixed(tmp_path, mix, sequence_length=32)
-    figures = training_rows(data, config, seed=1).figures()
+    metrics = training_loader(data, config, seed=1).metrics()
     documents = data.parts["x"].train.num_documents
-    assert (figures["data/too_long"], figures["data_x/too_long"]) == (0, documents)
-    assert figures["data_x/lost_tokens"] > 0
-    (note,) = training_rows(data, config, seed=1).notes()
-    assert note.startswith(f"x: {documents} documents longer than a row (cut; ")
+    assert (metrics["data/too_long"], metrics["data_x/too_long"]) == (0, documents)
+    assert metrics["data_x/lost_tokens"] > 0
+    (note,) = training_loader(data, config, seed=1).notes()
+    assert note.startswith(f"x: {documents} documents longer than a sequence (cut; ")
 
 
 def test_nothing_is_measured_on_what_any_set_trains_on(tmp_path: Path) -> None:

@@ -150,14 +150,14 @@ def test_mathqa_wastes_hardly_anything(shared_data: Path, tmp_path: Path) -> Non
     path = str(shared_data / "tokenizers" / "gpt2" / "tokenizer.json")
     tokenizer = load_tokenizer(FileTokenizer(kind="file", path=path, eos="<|endoftext|>"), config, tmp_path)
     loader = Loader(prepare(config, tokenizer, tmp_path).train, config, seed=1)
-    assert loader.report["padding"] < 0.02 * loader.num_rows * 512
+    assert loader.report["padding"] < 0.02 * loader.num_sequences * 512
 
 
 def test_a_data_set_without_a_row_is_an_error(tmp_path: Path) -> None:
     records = [{"text": "far too long for a row of eight tokens"}] * 10
     packing = {"mode": "documents", "too_long": "drop", "isolate": True}
     config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), packing=packing, sequence_length=8)
-    with pytest.raises(InputError, match="has not one row of 8 tokens"):
+    with pytest.raises(InputError, match="has not one sequence of 8 tokens"):
         Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=1)
 
 
@@ -178,7 +178,7 @@ def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path,
         # A cut answer has no end to learn; of what is cut before its answer, nothing is left.
         assert sorted(text) == sorted("yes" + "abcdefg")
         assert targets.count(eos) == 1
-        assert loader.num_rows == 2
+        assert loader.num_sequences == 2
     else:
         assert sorted(text) == sorted("yes" + "0123456789" + "abcdefghijklm" + "z")
         assert targets.count(eos) == 4
@@ -204,10 +204,10 @@ def test_pairs_stay_whole_side_by_side_and_fit(sizes: list[tuple[int, int]], cap
     assert (begins[document] == plan.starts).all()
     assert (document[::2] % 2 == 0).all()
     assert (document[1::2] == document[::2] + 1).all()
-    assert (plan.row_starts % 2 == 0).all()
+    assert (plan.sequence_starts % 2 == 0).all()
     fits = [pair for pair, both in enumerate(sizes) if sum(both) <= capacity]
     assert sorted(document[::2] // 2) == (list(range(len(sizes))) if too_long == "cut" else fits)
-    used = np.add.reduceat(plan.lengths, plan.row_starts[:-1]) if len(plan.lengths) else np.zeros(0)
+    used = np.add.reduceat(plan.lengths, plan.sequence_starts[:-1]) if len(plan.lengths) else np.zeros(0)
     assert (used <= capacity).all()
     for at in range(0, len(document), 2):
         whole, kept = lengths[document[at : at + 2]], plan.lengths[at : at + 2]

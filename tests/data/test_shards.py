@@ -12,8 +12,9 @@ import pytest
 from small_data import MATHQA, byte_tokenizer, data_config, files, write_texts
 
 from pretune.core.config import ConfigError, InputError
-from pretune.data import shards
-from pretune.data.formats.formatter import documents
+from pretune.data.encoding import Sizes
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.documents import documents
 from pretune.data.shards import prepare
 from pretune.data.tokens import TokenData
 
@@ -47,7 +48,7 @@ def test_documents_end_with_eos_and_keep_what_is_scored(tmp_path: Path) -> None:
     prepared = prepare(config, tokenizer, tmp_path)
     for side, data in (("train", prepared.train), ("validation", prepared.validation)):
         expected = []
-        for segments in documents(config, side, tokenizer.template_tokens):
+        for segments in documents(config, side, build_formatter(config.format, tokenizer.template_tokens)):
             ids, flags = [], []
             for segment in segments:
                 new = tokenizer.encode(segment.text)
@@ -59,13 +60,14 @@ def test_documents_end_with_eos_and_keep_what_is_scored(tmp_path: Path) -> None:
         assert data.num_scored == sum(sum(flags) for _, flags in expected)
 
 
-def test_many_shards_read_like_one_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+SMALL = Sizes(shard_tokens=1500, chunk_characters=400)
+
+
+def test_many_shards_read_like_one_array(tmp_path: Path) -> None:
     source = files(write_texts(tmp_path, texts(400)))
     config, tokenizer = data_config(source=source), byte_tokenizer()
     whole = prepare(config, tokenizer, tmp_path / "one").train
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 1500)
-    monkeypatch.setattr(shards, "CHUNK_CHARACTERS", 400)
-    cut = prepare(config, tokenizer, tmp_path / "many").train
+    cut = prepare(config, tokenizer, tmp_path / "many", SMALL).train
     assert len(list(cut.folder.glob("shard-*"))) > 3
     assert cut.num_tokens == whole.num_tokens
     assert np.array_equal(cut.document_ends, whole.document_ends)
@@ -74,20 +76,24 @@ def test_many_shards_read_like_one_array(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 KILLED = """
-import sys
+import sys, time
 from pathlib import Path
 sys.path[:0] = [{src!r}, {tests!r}]
 from small_data import byte_tokenizer, data_config, files
-from pretune.data import shards
-shards.SHARD_TOKENS, shards.CHUNK_CHARACTERS = 1500, 400
-publish = shards.Job._write_shard
-def slowly(*arguments):
-    done = publish(*arguments)
-    print("shard", flush=True)
-    import time; time.sleep({pause})
-    return done
-shards.Job._write_shard = slowly
-shards.prepare(data_config(source=files({source!r})), byte_tokenizer(), Path({cache!r}))
+from pretune.data.encoding import Sizes
+from pretune.data.shards import prepare
+
+tokenizer = byte_tokenizer()
+encode = tokenizer.encode_segments
+
+def slowly(segments):
+    print("chunk", flush=True)
+    time.sleep({pause})
+    return encode(segments)
+
+tokenizer.encode_segments = slowly
+config = data_config(source=files({source!r}), num_workers=1)
+prepare(config, tokenizer, Path({cache!r}), Sizes(shard_tokens=1500, chunk_characters=400))
 """
 
 
@@ -99,11 +105,11 @@ def test_killed_and_continued_is_byte_for_byte_the_uninterrupted_one(tmp_path: P
         return [sys.executable, "-c", KILLED.format(cache=str(cache), pause=pause, **names)]
 
     subprocess.run(script(tmp_path / "whole", 0), check=True, stdout=subprocess.DEVNULL)
-    process = subprocess.Popen(script(tmp_path / "killed", 30), stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stdout.readline() == "shard\n"
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    process = subprocess.Popen(script(tmp_path / "killed", 0.1), stdout=subprocess.DEVNULL)
+    while process.poll() is None and not list((tmp_path / "killed").glob("tokens-*/shard-*")):
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
     (partial,) = (tmp_path / "killed").glob("tokens-*")
     assert len(list(partial.glob("shard-*"))) == 1
     (partial / ".shard-00001.left.tmp").mkdir()  # what a kill in the middle of a shard leaves
@@ -118,10 +124,10 @@ def test_two_at_once_do_the_work_once(tmp_path: Path) -> None:
     names = {"src": str(ROOT / "src"), "tests": str(ROOT / "tests" / "data"), "source": str(source), "pause": 0.05}
     script = [sys.executable, "-c", KILLED.format(cache=str(tmp_path / "cache"), **names)]
     both = [subprocess.Popen(script, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    published = [process.communicate()[0].count("shard") for process in both]
+    encoded = [process.communicate()[0].count("chunk") for process in both]
     assert [process.returncode for process in both] == [0, 0]
-    assert sorted(published)[0] == 0
-    assert sorted(published)[1] > 3
+    assert sorted(encoded)[0] == 0
+    assert sorted(encoded)[1] > 3
 
 
 def test_the_cache_is_addressed_by_what_it_depends_on(tmp_path: Path) -> None:
@@ -139,11 +145,14 @@ def test_the_cache_is_addressed_by_what_it_depends_on(tmp_path: Path) -> None:
     assert folder() != same
 
 
-def test_a_second_preparation_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = data_config(source=files(write_texts(tmp_path, texts(50))))
-    prepare(config, byte_tokenizer(), tmp_path / "cache")
-    monkeypatch.setattr(shards, "rows", lambda _: pytest.fail("it read the source again"))
-    prepare(config, byte_tokenizer(), tmp_path / "cache")
+def test_a_second_preparation_reads_nothing(tmp_path: Path) -> None:
+    source = write_texts(tmp_path, texts(50))
+    config = data_config(source=files(source))
+    first = prepare(config, byte_tokenizer(), tmp_path / "cache")
+    stat = source.stat()
+    source.write_text("x" * stat.st_size)  # no JSON: reading it would fail
+    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert prepare(config, byte_tokenizer(), tmp_path / "cache").train.num_tokens == first.train.num_tokens
 
 
 def test_what_cannot_be_prepared_is_one_message(tmp_path: Path) -> None:

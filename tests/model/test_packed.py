@@ -72,14 +72,14 @@ def test_the_twin_shares_what_is_not_packed_and_leaves_the_model_alone() -> None
 def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
     from pretune.core.config import validate
     from pretune.quantization.config import QatConfig
-    from pretune.quantization.fake import RoundedLinear, prepare
+    from pretune.quantization.fake_quantization import FakeQuantizedLinear, prepare_qat
 
     model = tiny_model()
     section = {"kind": "qat_int8_int4", "group_size": 16, "embedding": "int4", "head": "int4", "start": 0.0}
-    prepare(model, validate(QatConfig, section))
+    prepare_qat(model, validate(QatConfig, section))
     twin = packed(model.eval(), torch.float32)
     assert twin is not None
-    assert isinstance(twin.get_submodule("layers.0.mlp.down"), RoundedLinear)
+    assert isinstance(twin.get_submodule("layers.0.mlp.down"), FakeQuantizedLinear)
     assert twin.head is None
     tokens = torch.arange(9)[None]
     with torch.no_grad():

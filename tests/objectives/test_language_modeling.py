@@ -35,7 +35,7 @@ def test_loss_is_the_sum_over_scored_tokens(changes) -> None:
 def test_rows_add_up_whatever_the_micro_batch() -> None:
     model, data = tiny_model(), batch()
     whole = language_modeling(model, data, chunk_tokens=64)
-    parts = sum(language_modeling(model, data.rows(row, row + 1), chunk_tokens=7) for row in range(4))
+    parts = sum(language_modeling(model, data.part(row, row + 1), chunk_tokens=7) for row in range(4))
     torch.testing.assert_close(parts, whole)
 
 

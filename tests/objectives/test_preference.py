@@ -154,7 +154,7 @@ def test_packed_is_one_pair_at_a_time_and_rows_add_up() -> None:
     filled = with_reference(batch, start)
     whole = dpo(policy, filled, section)
     alone = [packed([[pair]]) for row in pairs() for pair in row]
-    for parts in ([with_reference(one, start) for one in alone], [filled.rows(row, row + 1) for row in range(4)]):
+    for parts in ([with_reference(one, start) for one in alone], [filled.part(row, row + 1) for row in range(4)]):
         sums = [dpo(policy, part, section) for part in parts]
         for name, value in whole.items():
             torch.testing.assert_close(sum(part[name] for part in sums), value, rtol=1e-5, atol=1e-5)

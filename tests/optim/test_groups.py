@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
+from tiny import tiny_model
 from torch import nn
 
-from pretune.core.config import ConfigError, validate
-from pretune.model.config import ModelConfig
-from pretune.model.transformer import Transformer
+from pretune.core.config import ConfigError
 from pretune.optim.config import OptimizerConfig
 from pretune.optim.groups import trained_parameters
 from pretune.optim.optimizers import build_optimizer
@@ -78,12 +75,7 @@ def test_roles():
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_transformers_parameters_are_what_their_names_say(tied: bool):
-    file = Path(__file__).parents[2] / "src" / "config" / "model" / "nano.yaml"
-    mapping = OmegaConf.to_container(OmegaConf.load(file))
-    assert isinstance(mapping, dict)
-    mapping["tied_embeddings"] = tied
-    config = validate(ModelConfig, {str(key): value for key, value in mapping.items()})
-    for name, role in roles(Transformer(config)).items():
+    for name, role in roles(tiny_model(tied_embeddings=tied)).items():
         match name.split("."):
             case ["layers", _, "attention" | "mlp", _, "weight"] if "norm" not in name:
                 assert role == "hidden", name

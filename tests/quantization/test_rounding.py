@@ -19,9 +19,15 @@ from pretune.core.batch import Batch
 from pretune.core.config import Section, validate
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
-from pretune.quantization.config import Int8Int4Config, QuantizationConfig, RoundingConfig, misfit_of_groups
+from pretune.quantization.config import FakeQuantizationConfig, Int8Int4Config, QuantizationConfig, misfit_of_groups
 from pretune.quantization.convert import convert
-from pretune.quantization.fake import prepare, rounded, rounds, set_rounding, settle
+from pretune.quantization.fake_quantization import (
+    enable_fake_quantization,
+    fake_quantization,
+    fake_quantization_enabled,
+    prepare_qat,
+    round_weights_in_place,
+)
 from pretune.quantization.rounding import Grid, grids, round_activations, round_weight, scales
 
 TOKENS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -112,24 +118,24 @@ def test_prepared_settled_and_converted_are_one_model(kind: str, tied: bool, emb
                        "mlp": True})  # fmt: skip
     config = section(kind, embedding=embedding, head=head)
     prepared, converted = copy.deepcopy(plain), copy.deepcopy(plain)
-    prepare(prepared, config)
+    prepare_qat(prepared, config)
     assert list(prepared.state_dict()) == list(plain.state_dict())
     assert [name for name, _ in prepared.named_parameters()] == [name for name, _ in plain.named_parameters()]
     settled = copy.deepcopy(prepared)
-    settle(settled)
+    round_weights_in_place(settled)
     convert(converted, config)
     assert torch.equal(logits(settled), logits(prepared))
     torch.testing.assert_close(logits(converted), logits(prepared), rtol=1e-4, atol=1e-4)
     assert (logits(prepared) - logits(plain)).abs().max() > 1e-3
-    with rounded(prepared, False):
+    with fake_quantization(prepared, False):
         assert torch.equal(logits(prepared), logits(plain))
-    assert rounds(prepared)
+    assert fake_quantization_enabled(prepared)
 
 
 def test_the_training_loss_is_that_of_the_head_as_it_is_stored() -> None:
     for tied in (True, False):
         model = tiny_model(tied_embeddings=tied)
-        prepare(model, PHONE)
+        prepare_qat(model, PHONE)
         batch = Batch(TOKENS, TOKENS.roll(-1, 1), None)
         wanted = nn.functional.cross_entropy(logits(model).flatten(0, 1), batch.targets.flatten(), reduction="sum")
         torch.testing.assert_close(language_modeling(model, batch, 7), wanted, rtol=1e-5, atol=1e-4)
@@ -140,7 +146,7 @@ def test_switching_compiles_once_for_each_way_and_breaks_no_graph() -> None:
 
     torch.compiler.reset()
     model = tiny_model()
-    prepare(model, PHONE, rounding=False)
+    prepare_qat(model, PHONE, enabled=False)
     batch = Batch(TOKENS, TOKENS.roll(-1, 1), None)
     counter = CompileCounterWithBackend("eager")
 
@@ -149,7 +155,7 @@ def test_switching_compiles_once_for_each_way_and_breaks_no_graph() -> None:
 
     compiled = torch.compile(loss, backend=counter, fullgraph=True, dynamic=False)
     for rounding in (False, True, False, True, True):
-        set_rounding(model, rounding)
+        enable_fake_quantization(model, rounding)
         torch.testing.assert_close(compiled(batch), loss(batch), rtol=1e-5, atol=1e-4)
         compiled(batch).backward()
     assert counter.frame_count == 2
@@ -175,9 +181,9 @@ def test_the_sum_of_weight_and_adapter_is_rounded_as_it_will_be_merged(adapter: 
         for one in trained:
             one.add_(0.2 * torch.randn(one.shape, generator=generator))
     merged = copy.deepcopy(model)
-    prepare(model, PHONE)
+    prepare_qat(model, PHONE)
     merge(merged)
-    prepare(merged, PHONE)
+    prepare_qat(merged, PHONE)
     torch.testing.assert_close(logits(model), logits(merged), rtol=1e-3, atol=1e-3)
     language_modeling(model, Batch(TOKENS, TOKENS.roll(-1, 1), None), 64).backward()
     assert all(one.grad is not None and one.grad.any() for one in trained)
@@ -208,7 +214,7 @@ def test_every_matrix_that_is_stored_is_known_by_its_inputs() -> None:
     for changes in ({}, {"tied_embeddings": False, "value_embeddings": True, "activation": "relu_squared"}):
         model = Transformer(tiny_config(**changes))
         inputs = tiny_config(**changes).matrix_inputs()
-        config: RoundingConfig = PHONE
+        config: FakeQuantizationConfig = PHONE
         stored = {name: model.get_submodule(name) for name in grids(model, config)}
         found = {name.split(".", 2)[-1] if "layers." in name else name: module for name, module in stored.items()}
         assert {name: module.weight.shape[1] for name, module in found.items()} == inputs  # pyright: ignore

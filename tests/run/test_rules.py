@@ -22,7 +22,8 @@ BROKEN = {
     "frozen_weights_have_an_adapter": ["quantization=qlora_nf4"],
     "integers_come_after_training_or_with_it": ["quantization=int8_int4", "quantization.group_size=16"],
     "preferences_have_pairs": ["stage=dpo", "stage.init_from=base"],
-    "a_reference_is_the_start": ["stage=dpo", "stage.init_from=base", "embedding_noise=5", "data/format=preference"],
+    "early_stopping_needs_evaluations": ["early_stopping.patience=2", "evaluation.every=null"],
+    "a_reference_is_the_start": ["stage=dpo", "stage.init_from=base", "neftune_alpha=5", "data/format=preference"],
 }
 
 

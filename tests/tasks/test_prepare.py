@@ -48,7 +48,7 @@ def chatting(tiny: Callable[..., dict[str, Any]], chats: Path) -> Callable[..., 
 def test_prepare_shows_figures_reasons_and_what_is_scored(
     chatting: Callable[..., dict[str, Any]], chats: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(chatting("task=prepare", "show=2")) == 0
+    assert run(chatting("task=prepare", "prepare.show=2")) == 0
     out = capsys.readouterr().out
     assert f"1 because it starts with the assistant (the first is {chats}, row 61)" in out
     assert f"1 because it has no turn of the assistant (the first is {chats}, row 62)" in out
@@ -74,7 +74,7 @@ def test_on_a_terminal_what_is_scored_is_green(chatting: Callable[..., dict[str,
 def test_long_documents_are_shown_as_far_as_a_row_goes(
     tiny: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(tiny("task=prepare", "show=1")) == 0
+    assert run(tiny("task=prepare", "prepare.show=1")) == 0
     assert " tokens more" in capsys.readouterr().out
 
 
@@ -111,7 +111,7 @@ def test_a_mixture_reports_the_loss_of_each_set(
     assert "val_pretraining/loss" in json.loads((folder / "summary.json").read_text())
     assert "val_pretraining/loss" in (folder / "report.md").read_text()
     capsys.readouterr()
-    assert run(mapping | {"task": "prepare", "show": 1}) == 0
+    assert run(mapping | {"task": "prepare", "prepare": {"show": 1}}) == 0
     out = capsys.readouterr().out
     assert "pretraining train" in out
     assert "pretraining document 1 of" in out

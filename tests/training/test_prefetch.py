@@ -13,22 +13,22 @@ from torch.utils._pytree import tree_leaves
 
 from pretune.core.batch import IGNORE, Batch
 from pretune.dispatch import run
-from pretune.training.prefetch import Feed
+from pretune.training.prefetch import Prefetcher
 
 Compose = Callable[..., dict[str, Any]]
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
 
 
-def read(position: int, num_rows: int) -> Batch:
-    inputs = torch.arange(position, position + num_rows)[:, None].expand(-1, 8).contiguous()
+def read(position: int, num_sequences: int) -> Batch:
+    inputs = torch.arange(position, position + num_sequences)[:, None].expand(-1, 8).contiguous()
     targets = inputs.masked_fill(torch.arange(8) < position % 8, IGNORE)
     return Batch(inputs, targets, inputs.int() if position % 2 else None)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_batch_is_the_one_that_was_asked_for(device: str) -> None:
-    feed = Feed(read, Batch.num_scored, torch.device(device))
+    feed = Prefetcher(read, Batch.num_scored, torch.device(device))
     # Onwards, with other numbers of rows, back, and the same again.
     for position, rows in [(0, 4), (4, 4), (8, 2), (10, 6), (3, 6), (9, 1), (9, 1)]:
         fed, expected = feed.batch(position, rows), read(position, rows)
@@ -60,7 +60,7 @@ class Waits(TorchDispatchMode):
 def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer: str) -> None:
     counts = {}
     for steps in (1, 2, 5):  # the first prepares the data
-        settings = [f"optimizer={optimizer}", f"budget.steps={steps}", "report_every=100", f"name=steps{steps}"]
+        settings = [f"optimizer={optimizer}", f"budget.steps={steps}", "log_every=100", f"name=steps{steps}"]
         quiet = ["checkpoint.every=null", "evaluation.every=null", "samples.prompts=[]", "resume=never"]
         with Waits() as waits:
             assert run(tiny(*settings, *quiet, "device=cpu", "data.packing.isolate=true", "precision=bf16",
@@ -88,10 +88,10 @@ def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def reporting(*args: Any) -> dict[str, float]:
         torch.cuda.set_sync_debug_mode("default")
-        return figures(*args)
+        return metrics(*args)
 
-    figures = train.Window.figures
+    metrics = train.Window.metrics
     monkeypatch.setattr(train_gradients, "accumulate", watched)
-    monkeypatch.setattr(train.Window, "figures", reporting)
-    settings = ["budget.steps=6", "report_every=3", "evaluation.every=null", "checkpoint.every=null"]
+    monkeypatch.setattr(train.Window, "metrics", reporting)
+    settings = ["budget.steps=6", "log_every=3", "evaluation.every=null", "checkpoint.every=null"]
     assert run(tiny("device=cuda", "precision=bf16", *settings, "samples.prompts=[]")) == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
-from pretune.adapters.layers import ADAPTER, quicken
+from pretune.adapters.layers import ADAPTER, use_fast_layers
 from pretune.adapters.quiet_peft import BaseTunerLayer, peft
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.quiet import quiet
@@ -39,7 +39,7 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
     with torch.random.fork_rng(devices=[]), quiet():  # peft's advice speaks of arguments that nobody here passes
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
-    quicken(model)
+    use_fast_layers(model)
 
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:

@@ -80,7 +80,7 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
     _check_tensors(folder, _tensors(folder), model)
 
 
-def put_adapter(folder: Path, model: nn.Module) -> None:
+def attach_saved_adapter(folder: Path, model: nn.Module) -> None:
     """Put the adapter in `folder` on a plain model, whatever its form; `attach.merge` then adds it to the weights.
 
     Raises InputError where there is none, or where it was made for another model.

@@ -5,8 +5,8 @@ product as large as the layer's own, forward and backward. Here the update is ad
 product serves both, and its factors get their gradients straight from inputs and output gradients, without that of the
 whole weight. Parameters, their start, files and merging remain peft's, and so does the pass without gradients.
 
-Where the frozen layer computes as if its weight were stored as integers (it then offers `rounding` and `multiply`),
-that is done to the sum of weight and update, which is what merging will leave to be stored.
+Where the frozen layer fake-quantizes its weight (it then has `fake_quant_enabled` and `multiply`), the sum of weight
+and update is fake-quantized instead: that sum is what merging leaves to be stored.
 
 The frozen layer may store its weight in fewer bits (it then offers `stored` and `expand`). Its weight is put together
 in the forward pass, thrown away, and put together again in the backward pass.
@@ -33,7 +33,7 @@ Expand = Callable[[tuple[Tensor, ...], Tensor | None], Tensor]
 """A weight [E, D] from what is stored of it; given a gradient, one that was not kept since the forward pass."""
 
 
-def quicken(model: nn.Module) -> None:
+def use_fast_layers(model: nn.Module) -> None:
     """Let peft's layers in `model` take the faster way."""
     for module in model.modules():
         if type(module) is PeftLora:
@@ -46,8 +46,8 @@ def quicken(model: nn.Module) -> None:
 
 class LoraLinear(PeftLora):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _rounds(self):
-            return _multiply_rounded(self, x)
+        if _fake_quantizes(self):
+            return _multiply_fake_quantized(self, x)
         # Dropout takes inputs away from the adapter alone: the two cannot share a product then.
         if not _one_product(self) or _drops(self):
             return super().forward(x, *args, **kwargs)
@@ -57,8 +57,8 @@ class LoraLinear(PeftLora):
 
 class DoraLinear(PeftLora):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _rounds(self):
-            return _multiply_rounded(self, x)
+        if _fake_quantizes(self):
+            return _multiply_fake_quantized(self, x)
         compressed = _is_compressed(self)
         if _drops(self) or not (_one_product(self) or (compressed and not self.disable_adapters)):
             return super().forward(x, *args, **kwargs)
@@ -76,8 +76,8 @@ class DoraLinear(PeftLora):
 
 class LohaLinear(PeftLoha):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _rounds(self):
-            return _multiply_rounded(self, x)
+        if _fake_quantizes(self):
+            return _multiply_fake_quantized(self, x)
         if not _one_product(self):
             return super().forward(x, *args, **kwargs)
         left, right, scale = self.hada_w1_a[ADAPTER], self.hada_w1_b[ADAPTER], _row_scale(self)
@@ -94,8 +94,8 @@ class LohaLinear(PeftLoha):
 
 class LokrLinear(PeftLokr):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if _rounds(self):
-            return _multiply_rounded(self, x)
+        if _fake_quantizes(self):
+            return _multiply_fake_quantized(self, x)
         if not _one_product(self):
             return super().forward(x, *args, **kwargs)
         small, dropped = self.lokr_w1[ADAPTER] * self.scaling[ADAPTER], self.rank_dropout[ADAPTER] > 0 and self.training
@@ -119,12 +119,12 @@ class LokrLinear(PeftLokr):
         return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
 
 
-def _rounds(layer: BaseTunerLayer) -> bool:
+def _fake_quantizes(layer: BaseTunerLayer) -> bool:
     """Whether the sum of weight and update is to be rounded, in training and in evaluation."""
-    return getattr(_base(layer), "rounding", False) and not layer.disable_adapters and not layer.merged
+    return getattr(_base(layer), "fake_quant_enabled", False) and not layer.disable_adapters and not layer.merged
 
 
-def _multiply_rounded(layer: Any, x: Tensor) -> Tensor:
+def _multiply_fake_quantized(layer: Any, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # as it will be merged, in the weight's own precision
         weight = _weight(layer) + layer.get_delta_weight(ADAPTER)
         if isinstance(layer, DoraLinear):

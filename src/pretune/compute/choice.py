@@ -34,7 +34,7 @@ instructions, and those of 6.1 are there for compatibility: 1/64 of the rate."""
 
 
 @dataclass(frozen=True)
-class Abilities:
+class Capabilities:
     """What is known of a device's 16-bit arithmetic. bfloat16, float16: whether it is done fast; None: not known."""
 
     bfloat16: bool | None
@@ -51,16 +51,16 @@ class Choice:
     why: str
 
 
-def choose(abilities: Abilities, rate: Rate) -> Choice:
-    """The fastest arithmetic of a device; `rate` is asked only for what its abilities leave open."""
-    if abilities.bfloat16:
-        return Choice("bfloat16", abilities.how)
-    if abilities.bfloat16 is False and abilities.float16 is not None:
-        return Choice("float16" if abilities.float16 else "float32", abilities.how)
+def choose(capabilities: Capabilities, rate: Rate) -> Choice:
+    """The fastest arithmetic of a device; `rate` is asked only for what its capabilities leave open."""
+    if capabilities.bfloat16:
+        return Choice("bfloat16", capabilities.how)
+    if capabilities.bfloat16 is False and capabilities.float16 is not None:
+        return Choice("float16" if capabilities.float16 else "float32", capabilities.how)
     candidates: list[Activations] = ["float32"]
-    if abilities.bfloat16 is None:
+    if capabilities.bfloat16 is None:
         candidates.append("bfloat16")
-    if abilities.float16 is None:
+    if capabilities.float16 is None:
         candidates.append("float16")
     rates = {one: rate(one) for one in candidates}
     best = candidates[0]
@@ -72,19 +72,19 @@ def choose(abilities: Abilities, rate: Rate) -> Choice:
     return Choice(best, f"measured: {OPTIONS[other]} reaches {rates[other] / rates['float32']:.2f} of its speed")
 
 
-def slower(asked: Activations, abilities: Abilities, choice: Choice, rate: Rate) -> float | None:
+def slower(asked: Activations, capabilities: Capabilities, choice: Choice, rate: Rate) -> float | None:
     """How many times as fast as the arithmetic that was asked for `choice` is; None where it is not clearly so.
 
     Only of 16 bits, whose purpose is speed: float32 is asked for when exactness matters.
     """
-    known_fast = abilities.bfloat16 if asked == "bfloat16" else abilities.float16
+    known_fast = capabilities.bfloat16 if asked == "bfloat16" else capabilities.float16
     if asked in ("float32", choice.compute) or known_fast:
         return None
     factor = rate(choice.compute) / rate(asked)
     return factor if factor > CLEARLY else None
 
 
-def abilities(device: torch.device) -> Abilities:
+def capabilities(device: torch.device) -> Capabilities:
     """What torch knows of `device`."""
     import torch
 
@@ -93,25 +93,25 @@ def abilities(device: torch.device) -> Abilities:
         # Without emulation: by default it answers for a T4, too, that bfloat16 is supported.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         if torch.version.hip is not None:
-            return Abilities(native, True, name)
+            return Capabilities(native, True, name)
         capability = torch.cuda.get_device_capability(device)
         how = f"{name}, compute capability {capability[0]}.{capability[1]}"
         half = True if native or capability in _FAST_HALF else None
-        return Abilities(native, half, how if native else f"{how}: no bf16 before 8.0")
+        return Capabilities(native, half, how if native else f"{how}: no bf16 before 8.0")
     if device.type == "mps":
-        return Abilities(None, None)
-    return _cpu_abilities(platform.machine(), torch.cpu.get_capabilities(), _held_back())
+        return Capabilities(None, None)
+    return _cpu_capabilities(platform.machine(), torch.cpu.get_capabilities(), _held_back())
 
 
-def _cpu_abilities(machine: str, flags: Mapping[str, Any], held_back: bool) -> Abilities:
+def _cpu_capabilities(machine: str, flags: Mapping[str, Any], held_back: bool) -> Capabilities:
     """Of a CPU with these instruction sets; `held_back`: torch is told not to use all of them."""
     if machine.lower() not in ("x86_64", "amd64", "i386", "i686"):
-        return Abilities(None, False)
+        return Capabilities(None, False)
     native = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-BF16")) if flags.get(flag)]
     if native and held_back:
-        return Abilities(None, False)
+        return Capabilities(None, False)
     # Without instructions for it torch multiplies 16 bits in a scalar loop: twenty to a hundred times slower.
-    return Abilities(bool(native), False, native[0] if native else "this CPU has no bf16 instructions")
+    return Capabilities(bool(native), False, native[0] if native else "this CPU has no bf16 instructions")
 
 
 def _held_back() -> bool:

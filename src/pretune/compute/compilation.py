@@ -62,7 +62,7 @@ def why_not_compiled() -> str | None:
     return None
 
 
-def keep_compiled(folder: Path) -> None:
+def cache_compiled_code(folder: Path) -> None:
     """Let torch.compile keep what it compiles in `folder`, for later runs of the same shapes; unless
     TORCHINDUCTOR_CACHE_DIR says where."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))

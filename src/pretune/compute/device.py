@@ -29,7 +29,7 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device(present[0])
     if name not in present:
-        why = unseen_gpu(Path("/")) if name == "cuda" else None
+        why = undetected_gpu(Path("/")) if name == "cuda" else None
         raise ConfigError(
             f"device={name}: torch {torch.__version__} finds none here; it finds {', '.join(present)}"
             + (f" ({why})" if why else "; device=auto takes the best that is there")
@@ -37,7 +37,7 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def unseen_gpu(root: Path) -> str | None:
+def undetected_gpu(root: Path) -> str | None:
     """Which GPU this machine has without torch seeing it, and why; None where there is none, or where it is hidden on
     purpose. `root` is where proc/ and sys/ are."""
     import torch

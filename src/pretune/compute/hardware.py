@@ -26,7 +26,7 @@ _SLOW = 0.02
 for it, and that does not get faster with size."""
 
 
-def at_hand(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
+def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
     """The device that is here: from the table where it is known, else measured in these arithmetics, in a second."""
     name, memory = device_name(device), total_memory(device)
     known = by_reported_name(name)

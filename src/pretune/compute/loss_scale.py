@@ -29,7 +29,7 @@ class LossScale:
         """What activations of that type need."""
         return cls(INITIAL if activations == "float16" else None)
 
-    def suited(self, activations: str) -> LossScale:
+    def for_activations(self, activations: str) -> LossScale:
         """It, or a new one where activations of that type need another kind."""
         return self if (self.factor is None) == (activations != "float16") else LossScale.of(activations)
 
@@ -37,7 +37,7 @@ class LossScale:
     def value(self) -> float:
         return 1.0 if self.factor is None else self.factor
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What is reported of it: nothing where there is none."""
         return {} if self.factor is None else {"train/loss_scale": self.factor, "train/overflows": self.overflows}
 

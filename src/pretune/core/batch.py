@@ -14,14 +14,14 @@ IGNORE = -100
 
 @dataclass(frozen=True)
 class Batch:
-    """`B` rows of `T` tokens.
+    """`B` sequences of `T` tokens.
 
     inputs [B, T] int64; targets [B, T] int64: the token that follows each input, or IGNORE where it is not scored;
-    document_ids [B, T] int32, or None: which document of its row each input belongs to. With ids, no position attends
-    to another document and positions restart with each; padding has an id of its own. In rows of preference data the
+    document_ids [B, T] int32, or None: which document of its sequence each input belongs to. With ids, no position
+    attends to another document and positions restart with each; padding has an id of its own. In preference data the
     documents 2 k and 2 k + 1 are the chosen and the rejected side of pair k.
     reference [B, P, 2] float32, or None: what another model gives these sides, in nats; P is at least the most pairs
-    that a row holds, and what belongs to no pair is without meaning.
+    that a sequence holds, and what belongs to no pair is without meaning.
     """
 
     inputs: Tensor
@@ -42,8 +42,8 @@ class Batch:
         """A copy in host memory that stays where it is: a GPU reads it by itself."""
         return self._each(Tensor.pin_memory)
 
-    def rows(self, start: int, stop: int) -> Batch:
-        """Rows `start` to `stop` (exclusive): a micro-batch."""
+    def part(self, start: int, stop: int) -> Batch:
+        """Sequences `start` to `stop` (exclusive): a micro-batch."""
         return self._each(lambda tensor: tensor[start:stop])
 
     def num_scored(self) -> int:

@@ -11,7 +11,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import pydantic
 from pydantic import Field
@@ -34,6 +34,9 @@ class Section(pydantic.BaseModel):
 
     Sections hold no default values: YAML is their only home.
     """
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys that had another name before, as dotted paths from this section: old -> new."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -127,6 +130,8 @@ def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
     loc, owner = _drop_union_tags(section, fault["loc"])
     key, complaint = ".".join(str(part) for part in loc), f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
     match fault["type"]:
+        case "extra_forbidden" if key in section.renamed:
+            return f"'{key}'", f" was renamed to '{section.renamed[key]}'"
         case "extra_forbidden":
             return f"unknown key '{key}'", nearest(str(loc[-1]), owner.model_fields if owner else ())
         case "missing":

@@ -1,4 +1,4 @@
-"""Rows of a data set in an order that is a pure function of seed, epoch and position: position is all the state."""
+"""Batches in an order that is a pure function of seed, epoch and position: the position is all the state."""
 
 from __future__ import annotations
 
@@ -11,26 +11,27 @@ import torch
 from pretune.core.batch import IGNORE, Batch
 from pretune.core.config import InputError
 from pretune.data.config import DataConfig
-from pretune.data.packing import Rows, build_rows
+from pretune.data.hashing import mix
+from pretune.data.packing import Sequences, build_sequences
 from pretune.data.tokens import TokenData
 
 
 class Loader:
     """Batches of one side of a run's data.
 
-    Raises InputError when there is not a single row.
+    Raises InputError when there is not a single sequence.
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
-        self._data, self._rows = data, build_rows(data, config)
-        self.num_rows: int = self._rows.num_rows
+        self._data, self._rows = data, build_sequences(data, config)
+        self.num_sequences: int = self._rows.num_sequences
         self.report = self._rows.report
-        if self.num_rows == 0:
+        if self.num_sequences == 0:
             raise InputError(
-                f"{data.name} ({data.side}) has not one row of {config.sequence_length} tokens: {data.num_documents:,} "
-                f"documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, {config.packing.too_long} what "
-                "is too long; give more data, a longer data.sequence_length, or packing.too_long="
-                + ("cut" if config.packing.mode == "pairs" else "split")
+                f"{data.name} ({data.side}) has not one sequence of {config.sequence_length} tokens: "
+                f"{data.num_documents:,} documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, "
+                f"{config.packing.too_long} what is too long; give more data, a longer data.sequence_length, or "
+                f"packing.too_long={'cut' if config.packing.mode == 'pairs' else 'split'}"
             )
         self._seed, self._shuffle = seed, config.shuffle
         self.length, self.eos_id = config.sequence_length, data.eos_id
@@ -39,35 +40,35 @@ class Loader:
             config.packing.too_long,
             "pairs" if config.packing.mode == "pairs" else "documents",
         )
-        assert data.reference is None or len(data.reference) == self.num_rows, "made for other rows"
+        assert data.reference is None or len(data.reference) == self.num_sequences, "made for other sequences"
 
-    def batch(self, position: int, num_rows: int) -> Batch:
-        """Rows `position` to `position + num_rows` of the endless sequence of epochs, each epoch in a new order.
+    def batch(self, position: int, num_sequences: int) -> Batch:
+        """Sequences `position` to `position + num_sequences` of the endless stream of epochs, each in a new order.
 
-        Rows may straddle epochs. Costs the same at any position.
+        A batch may straddle epochs. Costs the same at any position.
         """
-        rows = self._padding(num_rows)
-        self.fill(np.arange(position, position + num_rows), rows, range(num_rows))
-        return as_batch(rows)
+        sequences = self._padding(num_sequences)
+        self.fill(np.arange(position, position + num_sequences), sequences, range(num_sequences))
+        return as_batch(sequences)
 
-    def fill(self, positions: np.ndarray, rows: Rows, places: Iterable[int]) -> None:
-        """Write the rows at `positions` of the endless sequence into `rows`, at `places`."""
-        epochs, numbers = np.divmod(positions, self.num_rows)
+    def fill(self, positions: np.ndarray, sequences: Sequences, places: Iterable[int]) -> None:
+        """Write the sequences at `positions` of the endless stream into `sequences`, at `places`."""
+        epochs, numbers = np.divmod(positions, self.num_sequences)
         if self._shuffle:
             for epoch in np.unique(epochs):
                 chosen = epochs == epoch
-                numbers[chosen] = shuffled(numbers[chosen], self.num_rows, self._seed, int(epoch))
-        self._fill(numbers.tolist(), rows, places)
+                numbers[chosen] = shuffled(numbers[chosen], self.num_sequences, self._seed, int(epoch))
+        self._fill(numbers.tolist(), sequences, places)
 
     def batches(self, micro_batch: int) -> Iterator[Batch]:
-        """Every row once and in order, `micro_batch` at a time; the last batch is filled up with unscored rows."""
-        for start in range(0, self.num_rows, micro_batch):
-            rows = self._padding(micro_batch)
-            self._fill(range(start, min(start + micro_batch, self.num_rows)), rows, range(micro_batch))
-            yield as_batch(rows)
+        """Every sequence once and in order, `micro_batch` at a time; the last batch is padded with unscored ones."""
+        for start in range(0, self.num_sequences, micro_batch):
+            sequences = self._padding(micro_batch)
+            self._fill(range(start, min(start + micro_batch, self.num_sequences)), sequences, range(micro_batch))
+            yield as_batch(sequences)
 
-    def figures(self) -> dict[str, int]:
-        """What training does not see of the data: rows left out, documents longer than a row, and their tokens lost."""
+    def metrics(self) -> dict[str, int]:
+        """What training does not see of the data: rows left out, documents that were too long, and tokens lost."""
         left_out, report = self._data.skipped.total(), self.report
         return {
             "data/rows_left_out": left_out,
@@ -77,68 +78,65 @@ class Loader:
 
     def notes(self) -> list[str]:
         """The same in words; empty where nothing is missing."""
-        left_out, too_long, lost = self.figures().values()
+        left_out, too_long, lost = self.metrics().values()
         done = {"cut": "cut", "split": "split", "drop": "dropped"}[self._too_long]
         notes = [f"{left_out:,} rows left out"] if left_out else []
         if too_long:
-            notes.append(f"{too_long:,} {self._units} longer than a row ({done}; {lost:,} tokens lost)")
+            notes.append(f"{too_long:,} {self._units} longer than a sequence ({done}; {lost:,} tokens lost)")
         return notes
 
-    def _fill(self, numbers: Iterable[int], rows: Rows, places: Iterable[int]) -> None:
-        # Rows that are not isolated stay one document, also where a mixture has ids for others.
-        own = rows if self.isolate else Rows(rows.inputs, rows.targets, None)
+    def _fill(self, numbers: Iterable[int], sequences: Sequences, places: Iterable[int]) -> None:
+        # Sequences that are not isolated stay one document, also where a mixture has ids for others.
+        own = sequences if self.isolate else Sequences(sequences.inputs, sequences.targets, None)
         for number, place in zip(numbers, places, strict=False):
             self._rows.fill(number, own, place)
-            if rows.reference is not None and self._data.reference is not None:
-                rows.reference[place] = self._data.reference[number]
+            if sequences.reference is not None and self._data.reference is not None:
+                sequences.reference[place] = self._data.reference[number]
 
-    def _padding(self, num_rows: int) -> Rows:
-        rows = padding(num_rows, self.length, self.eos_id, self.isolate)
+    def _padding(self, num_sequences: int) -> Sequences:
+        sequences = padding(num_sequences, self.length, self.eos_id, self.isolate)
         if self._data.reference is None:
-            return rows
-        return replace(rows, reference=np.zeros((num_rows, *self._data.reference.shape[1:]), dtype=np.float32))
+            return sequences
+        return replace(
+            sequences, reference=np.zeros((num_sequences, *self._data.reference.shape[1:]), dtype=np.float32)
+        )
 
 
-def padding(num_rows: int, length: int, eos_id: int, isolate: bool) -> Rows:
-    """Rows to fill in: EOS that is not scored."""
-    shape = (num_rows, length)
+def padding(num_sequences: int, length: int, eos_id: int, isolate: bool) -> Sequences:
+    """Sequences to fill in: EOS that is not scored."""
+    shape = (num_sequences, length)
     documents = np.zeros(shape, dtype=np.int32) if isolate else None
-    return Rows(np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64), documents)
+    return Sequences(np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64), documents)
 
 
-def as_batch(rows: Rows) -> Batch:
+def as_batch(sequences: Sequences) -> Batch:
     """The same memory as tensors."""
-    ids, reference = (None if one is None else torch.from_numpy(one) for one in (rows.documents, rows.reference))
-    return Batch(torch.from_numpy(rows.inputs), torch.from_numpy(rows.targets), ids, reference)
-
-
-def shuffled(rows: np.ndarray, num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    """Where the permutation of (seed, epoch) takes each of `rows`: a bijection of range(num_rows).
-
-    A Feistel network over the next power of four, walked until it lands inside the range. It needs no memory and no
-    set-up however many rows there are, and does not depend on a library's random numbers.
-    """
-    half = max(1, (int(num_rows - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << half) - 1)
-    keys = _mix(
-        np.arange(8, dtype=np.uint64)
-        + _mix(np.array([seed % 2**64], dtype=np.uint64))
-        + _mix(np.array([~epoch % 2**64], dtype=np.uint64))
+    ids, reference = (
+        None if one is None else torch.from_numpy(one) for one in (sequences.documents, sequences.reference)
     )
-    walking = rows.astype(np.uint64)
-    outside = np.ones(len(rows), dtype=bool)
+    return Batch(torch.from_numpy(sequences.inputs), torch.from_numpy(sequences.targets), ids, reference)
+
+
+def shuffled(numbers: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
+    """Where the permutation of (seed, epoch) takes each of `numbers`: a bijection of range(count).
+
+    A Feistel network permutes the next power of four; numbers that land outside the range go through it again until
+    they land inside (cycle walking). Unlike a shuffled array it needs no memory and no set-up, so that resuming at any
+    position of a trillion tokens is immediate, and it does not depend on a library's random numbers.
+    """
+    half = max(1, (int(count - 1).bit_length() + 1) // 2)
+    mask = np.uint64((1 << half) - 1)
+    keys = mix(
+        np.arange(8, dtype=np.uint64)
+        + mix(np.array([seed % 2**64], dtype=np.uint64))
+        + mix(np.array([~epoch % 2**64], dtype=np.uint64))
+    )
+    walking = numbers.astype(np.uint64)
+    outside = np.ones(len(numbers), dtype=bool)
     while outside.any():
         left, right = walking[outside] >> np.uint64(half), walking[outside] & mask
         for key in keys:
-            left, right = right, left ^ (_mix(right + key) & mask)
+            left, right = right, left ^ (mix(right + key) & mask)
         walking[outside] = left << np.uint64(half) | right
-        outside = walking >= num_rows
+        outside = walking >= count
     return walking.astype(np.int64)
-
-
-def _mix(values: np.ndarray) -> np.ndarray:
-    """A well-mixed 64-bit hash of each value: the finalizer of SplitMix64, with its wrapping arithmetic."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)

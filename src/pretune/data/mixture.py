@@ -1,4 +1,4 @@
-"""Several sets of rows in one, each with its share: still a pure function of seed, epoch and position."""
+"""Several data sets in one, each with its share: still a pure function of seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RESOLUTION = 1000
 
 
 class Mixture:
-    """Rows of a main loader and of others, in shares as even as they can be at every position.
+    """Sequences of a main loader and of others, in shares as even as they can be at every position.
 
-    A cycle of at most RESOLUTION rows says whose each row is; each set goes through its own epochs at its own pace. One
-    epoch of the mixture reads the main set once.
+    A cycle of at most RESOLUTION sequences says which set each one is from; each set goes through its own epochs at its
+    own pace. One epoch of the mixture reads the main set once.
     """
 
     def __init__(self, main: Loader, others: dict[str, tuple[Loader, float]]) -> None:
@@ -28,27 +28,27 @@ class Mixture:
         counts = np.array([RESOLUTION - sum(counts), *counts])
         self._counts = counts // math.gcd(*counts.tolist())
         self._owners, self._ranks = evenly(self._counts)
-        self.num_rows = -(-main.num_rows * len(self._owners) // int(self._counts[0]))
+        self.num_sequences = -(-main.num_sequences * len(self._owners) // int(self._counts[0]))
 
-    def batch(self, position: int, num_rows: int) -> Batch:
-        """Rows `position` to `position + num_rows` of the endless sequence. Costs the same at any position."""
+    def batch(self, position: int, num_sequences: int) -> Batch:
+        """Sequences `position` to `position + num_sequences` of the endless stream. Costs the same at any position."""
         loaders = [self._main, *self._others.values()]
         isolate = any(loader.isolate for loader in loaders)
-        rows = padding(num_rows, self._main.length, self._main.eos_id, isolate)
-        cycles, offsets = np.divmod(np.arange(position, position + num_rows), len(self._owners))
+        sequences = padding(num_sequences, self._main.length, self._main.eos_id, isolate)
+        cycles, offsets = np.divmod(np.arange(position, position + num_sequences), len(self._owners))
         owners = self._owners[offsets]
         own_positions = cycles * self._counts[owners] + self._ranks[offsets]
         for number, loader in enumerate(loaders):
             places = np.flatnonzero(owners == number)
-            loader.fill(own_positions[places], rows, places.tolist())
-        return as_batch(rows)
+            loader.fill(own_positions[places], sequences, places.tolist())
+        return as_batch(sequences)
 
-    def figures(self) -> dict[str, int]:
+    def metrics(self) -> dict[str, int]:
         """What training does not see of the main set (`data/...`) and of each other one (`data_NAME/...`)."""
-        figures = self._main.figures()
+        metrics = self._main.metrics()
         for name, loader in self._others.items():
-            figures |= {key.replace("data/", f"data_{name}/"): value for key, value in loader.figures().items()}
-        return figures
+            metrics |= {key.replace("data/", f"data_{name}/"): value for key, value in loader.metrics().items()}
+        return metrics
 
     def notes(self) -> list[str]:
         """The same in words; empty where nothing is missing."""
@@ -56,7 +56,7 @@ class Mixture:
         return self._main.notes() + others
 
 
-def training_rows(data: Prepared, config: DataConfig, seed: int) -> Loader | Mixture:
+def training_loader(data: Prepared, config: DataConfig, seed: int) -> Loader | Mixture:
     """What training reads: the main set, or the mixture that `config` describes."""
     main = Loader(data.train, config, seed)
     if not config.mix:

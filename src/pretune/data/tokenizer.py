@@ -20,11 +20,12 @@ from pretune.data.config import (
     InheritedTokenizer,
     TokenizerConfig,
     TrainedTokenizer,
-    chat_format,
 )
+from pretune.data.formats.build import build_formatter
 from pretune.data.formats.chat_template import TemplateTokens
+from pretune.data.formats.config import chat_format
+from pretune.data.formats.documents import training_texts
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
-from pretune.data.formats.formatter import training_texts
 from pretune.data.formats.segments import Segment
 from pretune.data.sources import hub
 from pretune.data.sources.rows import identity
@@ -190,7 +191,7 @@ def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises Exception itself
-        raise InputError(f"{path} is not a tokenizer.json: {hub.gist(error)}") from error
+        raise InputError(f"{path} is not a tokenizer.json: {hub.error_summary(error)}") from error
     template = _saved_template(path.parent, about) if template is None else template
     return Tokenizer(backend, eos, _token(about, "bos_token") or "", template)
 
@@ -233,7 +234,7 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not (folder / _FILE).is_file():
-        texts = training_texts(data, TemplateTokens(template, "", TRAINED_EOS, ()))
+        texts = training_texts(data, build_formatter(data.format, TemplateTokens(template, "", TRAINED_EOS, ())))
         backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pretune.data.config import SourceConfig
+from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import describe, locate
 
 SHARD_FILE = "shard.json"
@@ -83,8 +83,8 @@ class TokenData:
         self.skipped = total.skipped
         self._first_skipped = total.first_skipped
         self.reference: np.ndarray | None = None
-        """[num_rows, P, 2] float32, once it is known: what another model gives the sides of each row's pairs, in nats;
-        for rows as the run packs them."""
+        """Log-probabilities under the reference model of both sides of each sequence's pairs, in nats, as the run packs
+        them: [num_sequences, P, 2] float32, once they are known."""
 
     def left_out(self) -> list[str]:
         """Why rows were left out, most frequent reason first: how many, and where the first is."""

@@ -71,8 +71,8 @@ class Decoder:
 
     With `compiled_rows`, steps after the prompt are compiled for batches of that many rows, with the weights as they
     then are built in. That takes a second or so per layer, and pays when many tokens are to be written. Otherwise steps
-    go through what `twin` returns when the first is taken: the same model in a form that is faster for one token at a
-    time, or None.
+    go through what `packed_copy` returns when the first is taken: the same model in a form that is faster for one token
+    at a time, or None.
     """
 
     def __init__(
@@ -81,10 +81,10 @@ class Decoder:
         vocabulary: Vocabulary,
         device: torch.device,
         compiled_rows: int | None = None,
-        twin: Callable[[], LanguageModel | None] = lambda: None,
+        packed_copy: Callable[[], LanguageModel | None] = lambda: None,
     ) -> None:
         self.model, self.vocabulary, self.device, self.compiled_rows = model, vocabulary, device, compiled_rows
-        self._twin = twin
+        self._packed_copy = packed_copy
         self.limit: int = model.config.max_sequence_length
         self._compiled = None
         if compiled_rows is not None:
@@ -122,7 +122,7 @@ class Decoder:
     @cached_property
     def _stepping(self) -> LanguageModel:
         """The model that reads a token at a time."""
-        return self._twin() or self.model
+        return self._packed_copy() or self.model
 
     def room(self, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[int]:
         """How many tokens each text may get; InputError for a prompt that fills the model's positions."""

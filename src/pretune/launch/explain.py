@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from pretune.core.config import field_paths, nearest
@@ -17,6 +18,8 @@ def explain(error: Exception, file: Path) -> str:
     if (unknown := re.search(r"Could not override '([^']+)'", text)) and unknown[1] in _known_keys():
         cause = " ".join(str(error.__cause__ or "").split())
         return f"cannot set '{unknown[1]}' over what is there ({cause}); pick its option instead: GROUP=OPTION"
+    if unknown and (new := _renamed().get(unknown[1])):
+        return f"'{unknown[1]}' was renamed to '{new}'"
     if unknown:
         return f"unknown key '{unknown[1]}'{_nearest_key(unknown[1])}"
     if option := re.search(r"Could not find '([\w./]+)/([^'/]+)'", text):
@@ -42,3 +45,9 @@ def _known_keys() -> list[str]:
     from pretune.run.config import RunConfig
 
     return list(dict.fromkeys(path for path, _ in field_paths(RunConfig)))
+
+
+def _renamed() -> Mapping[str, str]:
+    from pretune.run.config import RunConfig
+
+    return RunConfig.renamed

@@ -78,5 +78,5 @@ def job_name(name: str, overrides: Sequence[str], fixed: Collection[str]) -> str
 
 def final_loss(mapping: dict[str, Any]) -> float | None:
     """The validation loss that a complete run ended at."""
-    figures = RunFolder(Path(mapping["output_dir"]) / mapping["name"]).complete()
-    return None if figures is None else figures["val/loss"]
+    metrics = RunFolder(Path(mapping["output_dir"]) / mapping["name"]).complete()
+    return None if metrics is None else metrics["val/loss"]

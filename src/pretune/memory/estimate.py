@@ -53,26 +53,26 @@ class Footprint:
             self.optimizer = live.now - before
             self._step_peak = live.peak
         # Averages are float32, as the weights are, and of all that is trained.
-        self.averages = 0 if config.averaging.decay is None else self.gradients
+        self.averages = 0 if config.ema.decay is None else self.gradients
         twice = config.stage.objective.needs_reference and config.reference == "model"
         self.reference = self.weights if twice else 0
 
-    def saved(self, rows: int) -> int:
-        """What the backward pass needs of the forward pass of a micro-batch of `rows`."""
-        outside, layer = self._layers(rows)
+    def saved(self, size: int) -> int:
+        """What the backward pass needs of the forward pass of a micro-batch of `size` sequences."""
+        outside, layer = self._layers(size)
         if self._checkpointed_and_compiled:
-            layer = 4 * rows * self.config.data.sequence_length * self.config.model.dim  # the residual stream, float32
+            layer = 4 * size * self.config.data.sequence_length * self.config.model.dim  # the residual stream, float32
         return outside + self.config.model.num_layers * layer
 
-    def _layers(self, rows: int) -> tuple[int, int]:
+    def _layers(self, size: int) -> tuple[int, int]:
         """What is saved outside of the layers and in each of them."""
-        if rows not in self._traced:
+        if size not in self._traced:
             # Value embeddings come with every other layer.
             few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
-            first, second = (_saved(self.config, layers, rows) for layers in (few, more))
+            first, second = (_saved(self.config, layers, size) for layers in (few, more))
             layer = (second - first) // (more - few)
-            self._traced[rows] = first - few * layer, layer
-        return self._traced[rows]
+            self._traced[size] = first - few * layer, layer
+        return self._traced[size]
 
     @property
     def _checkpointed_and_compiled(self) -> bool:
@@ -84,64 +84,65 @@ class Footprint:
         optimizer state, and the weights that preferences are measured against."""
         return self.weights + self.averages + self.gradients + self.optimizer + self.reference
 
-    def peak(self, rows: int) -> int:
-        """The most that is alive at any moment of a step with micro-batches of `rows`."""
+    def peak(self, size: int) -> int:
+        """The most that is alive at any moment of a step with micro-batches of `size` sequences."""
         if self.config.precision.compile:
-            again = self._layers(rows)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
-            passes = self.constant + _compiled_peak(self.config, self.saved(rows), again, self.gradients, rows)
+            again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
+            passes = self.constant + _compiled_peak(self.config, self.saved(size), again, self.gradients, size)
         else:
-            passes = self.averages + self.reference + self.optimizer + self._rehearse(rows)
+            passes = self.averages + self.reference + self.optimizer + self._rehearse(size)
         return max(passes, self.averages + self.reference + self._step_peak)
 
-    def parts(self, rows: int) -> dict[str, int]:
+    def parts(self, size: int) -> dict[str, int]:
         """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
         parts = {
             "weights": self.weights,
             **({"averaged weights": self.averages} if self.averages else {}),
             "gradients": self.gradients,
             "optimizer": self.optimizer,
-            "activations": self.saved(rows),
+            "activations": self.saved(size),
         }
         if self.reference:
             parts["reference"] = self.reference
-        return {**parts, "logits and work space": max(self.peak(rows) - sum(parts.values()), 0)}
+        return {**parts, "logits and work space": max(self.peak(size) - sum(parts.values()), 0)}
 
-    def largest(self, limit: int, num_rows: int, look: int = 8) -> int | None:
-        """The largest micro-batch that divides `num_rows` and stays within `limit` bytes; None where one row does not.
+    def largest(self, limit: int, num_sequences: int, look: int = 8) -> int | None:
+        """The largest micro-batch that divides `num_sequences` and stays within `limit` bytes; None where one sequence
+        does not.
 
-        The peak is nearly linear in rows: a look at `look` of them says which others are worth one.
+        The peak is nearly linear in them: a look at `look` of them says which others are worth one.
         """
-        options = [rows for rows in range(1, num_rows + 1) if num_rows % rows == 0]
-        look = min(look, num_rows)
-        per_row = (self.peak(look) - self.constant) / look
+        options = [size for size in range(1, num_sequences + 1) if num_sequences % size == 0]
+        look = min(look, num_sequences)
+        per_sequence = (self.peak(look) - self.constant) / look
 
-        def fits(rows: int) -> bool:
-            expected = self.constant + rows * per_row
-            clear = rows > 1 and not limit / 1.3 < expected < limit * 1.3
-            return expected < limit if clear else self.peak(rows) <= limit
+        def fits(size: int) -> bool:
+            expected = self.constant + size * per_sequence
+            clear = size > 1 and not limit / 1.3 < expected < limit * 1.3
+            return expected < limit if clear else self.peak(size) <= limit
 
-        return next((rows for rows in reversed(options) if fits(rows)), None)
+        return next((size for size in reversed(options) if fits(size)), None)
 
-    def _rehearse(self, rows: int) -> int:
+    def _rehearse(self, size: int) -> int:
         """Peak of weights, gradients, activations and temporaries over the second micro-batch of an eager step."""
-        if rows not in self._rehearsed:
+        if size not in self._rehearsed:
             with FakeTensorMode(), LiveMemory() as live:
                 rehearsal = _Rehearsal(self.config, _fake(self.config))
-                batch = rehearsal.batch(rows)
+                batch = rehearsal.batch(size)
                 for _ in range(2):
                     live.restart()
                     rehearsal(batch).backward()
-                self._rehearsed[rows] = live.peak
-        return self._rehearsed[rows]
+                self._rehearsed[size] = live.peak
+        return self._rehearsed[size]
 
 
 def _fake(config: RunConfig) -> Transformer:
     """The model as it is trained, with the fake tensors of the mode that is active."""
     model = training_model(config, torch.device("meta"))
     if isinstance(config.quantization, QatConfig):
-        from pretune.quantization.fake import set_rounding
+        from pretune.quantization.fake_quantization import enable_fake_quantization
 
-        set_rounding(model, True)  # it takes memory, even where it begins later
+        enable_fake_quantization(model, True)  # it takes memory, even where it begins later
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -160,8 +161,8 @@ class _Rehearsal(nn.Module):
         if config.precision.activation_checkpointing and not config.precision.compile:
             checkpoint_activations(model.layers)
 
-    def batch(self, rows: int) -> dict[str, Tensor | None]:
-        shape = (rows, self.config.data.sequence_length)
+    def batch(self, size: int) -> dict[str, Tensor | None]:
+        shape = (size, self.config.data.sequence_length)
         tokens = torch.zeros(shape, dtype=torch.int64)
         isolated = self.config.data.packing.isolate
         return {"tokens": tokens, "documents": torch.zeros(shape, dtype=torch.int32) if isolated else None}
@@ -175,7 +176,7 @@ class _Rehearsal(nn.Module):
             return objective_of(section).sums(self.model, batch)["loss"]
 
 
-def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
+def _saved(config: RunConfig, num_layers: int, size: int) -> int:
     changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
     if not isinstance(config.adapter, NoAdapterConfig):  # as if what is said of one block were said of all
         targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
@@ -183,7 +184,7 @@ def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
     config = config.model_copy(update=changes)
     with FakeTensorMode():
         rehearsal = _Rehearsal(config, _fake(config))
-        batch = rehearsal.batch(rows)
+        batch = rehearsal.batch(size)
         if not config.precision.compile:
             return saved_eagerly(lambda: rehearsal(batch), rehearsal)
         own = {**dict(rehearsal.named_parameters()), **dict(rehearsal.named_buffers())}
@@ -199,7 +200,7 @@ def _saved(config: RunConfig, num_layers: int, rows: int) -> int:
         return saved_compiled(loss, {**own, **tensors}, memory_budget)
 
 
-def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, rows: int) -> int:
+def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, size: int) -> int:
     """The most that the passes of a compiled micro-batch hold beside weights, gradients and optimizer state.
 
     Memory is scarcest at one of three moments: in the last chunk of the loss (logits, which their gradient
@@ -208,7 +209,7 @@ def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, ro
     `again`), or at its end, when the gradients of this micro-batch wait to be added to those of the ones before.
     """
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
-    tokens, rows_of_head = rows * config.data.sequence_length, model.padded_vocab_size
+    tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     whole = not config.adapter.freezes  # an adapter leaves the head without a gradient
     loss = itemsize * rows_of_head * (chunk + model.dim * whole)

@@ -22,7 +22,7 @@ single row."""
 
 
 def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
-    """A twin of `model` that computes the same, up to rounding, with packed linear layers in `dtype` and fewer small
+    """A copy of `model` that computes the same, up to rounding, with packed linear layers in `dtype` and fewer small
     operations; all other weights the two have in common. It is for as long as these stay as they are, and has no
     gradients.
 
@@ -33,8 +33,8 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
         return None
     # What deepcopy finds in its memo it takes for copied already.
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
-    twin = copy.deepcopy(model, shared)  # type: ignore[arg-type]
-    for parent in list(twin.modules()):
+    copied = copy.deepcopy(model, shared)  # type: ignore[arg-type]
+    for parent in list(copied.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, Norm) and layer.kind == "rmsnorm" and not layer._forward_hooks:
                 setattr(parent, name, PlainNorm(layer))
@@ -44,9 +44,9 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
                 continue
             if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
                 setattr(parent, name, PackedLinear(layer.weight, layer.bias, dtype))
-    if twin.head is None and type(twin.embedding) is nn.Embedding:
-        twin.head = PackedLinear(twin.embedding.weight, None, dtype)  # type: ignore[assignment]
-    return twin
+    if copied.head is None and type(copied.embedding) is nn.Embedding:
+        copied.head = PackedLinear(copied.embedding.weight, None, dtype)  # type: ignore[assignment]
+    return copied
 
 
 def _packs(dtype: torch.dtype) -> bool:

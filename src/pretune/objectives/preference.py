@@ -44,14 +44,14 @@ def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tens
     """
     scores = score_pairs(model, batch, config)
     chosen, rejected = scores.rewards.detach().unbind(-1)
-    figures = {
+    scores_by_name = {
         "loss": scores.loss,
         "accuracy": wins(scores.rewards.detach()),
         "reward_chosen": chosen,
         "reward_rejected": rejected,
         "reward_margin": chosen - rejected,
     }
-    return {name: torch.where(scores.real, figure, 0).sum() for name, figure in figures.items()}
+    return {name: torch.where(scores.real, value, 0).sum() for name, value in scores_by_name.items()}
 
 
 def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairScores:

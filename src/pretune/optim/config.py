@@ -154,7 +154,7 @@ ScheduleConfig = Annotated[
 ]
 
 
-Aside = Literal["evaluation", "samples", "compilation", "checkpoint"]
+Overhead = Literal["evaluation", "samples", "compilation", "checkpoint"]
 """What a run spends time on besides training."""
 
 
@@ -167,7 +167,7 @@ class BudgetConfig(Section):
     """Input tokens, over all ranks."""
     time: Seconds | None
     """Time: seconds, or text such as 90s, 5m, 3h. Training counts, and what `count` names."""
-    count: tuple[Aside, ...]
+    count: tuple[Overhead, ...]
     """What else counts as time spent: any of evaluation, samples, compilation, checkpoint. Each is reported apart,
     counted or not. What is counted is also set aside for the end of the run, as long as it took the last time."""
     replay: str | None

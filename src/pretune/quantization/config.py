@@ -69,7 +69,7 @@ class QatConfig(IntegerConfig):
 PostTrainingConfig = Int8WeightOnlyConfig | Int4WeightOnlyConfig | Int8Int4Config
 """What is done to a model that has been trained."""
 
-RoundingConfig = PostTrainingConfig | QatConfig
+FakeQuantizationConfig = PostTrainingConfig | QatConfig
 """What stores weights as integers."""
 
 QuantizationConfig = Annotated[
@@ -78,7 +78,7 @@ QuantizationConfig = Annotated[
 ]
 
 
-def misfit_of_groups(config: RoundingConfig, inputs: Mapping[str, int]) -> str | None:
+def misfit_of_groups(config: FakeQuantizationConfig, inputs: Mapping[str, int]) -> str | None:
     """What is wrong with group_size for matrices with so many `inputs`, and which sizes would do; None where it fits.
 
     Matrices are named as model.config.ModelConfig.matrix_inputs names them.

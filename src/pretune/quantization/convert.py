@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pretune.core.quiet import muted_logs
-from pretune.quantization.config import RoundingConfig
+from pretune.quantization.config import FakeQuantizationConfig
 from pretune.quantization.rounding import Grid, grids, rounds_activations, scales
 
 _ACTIVATIONS: Any = "int8_asym_per_token"
 
 
-def convert(model: nn.Module, config: RoundingConfig) -> None:
+def convert(model: nn.Module, config: FakeQuantizationConfig) -> None:
     """Store the linear layers and tables of a plain model as integers, in place, for computing without gradients.
 
     Their weights become torchao's IntxUnpackedToInt8Tensor: `qdata` [E, D] int8, `scale` and `zero_point` [E, G], and

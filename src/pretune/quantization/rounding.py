@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretune.quantization.config import Int8Int4Config, Int8WeightOnlyConfig, QatConfig, RoundingConfig
+from pretune.quantization.config import FakeQuantizationConfig, Int8Int4Config, Int8WeightOnlyConfig, QatConfig
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Grid:
         return -(2 ** (self.bits - 1)), 2 ** (self.bits - 1) - 1
 
 
-def grids(model: nn.Module, config: RoundingConfig) -> dict[str, Grid]:
+def grids(model: nn.Module, config: FakeQuantizationConfig) -> dict[str, Grid]:
     """The linear layers and tables of `model` that are stored as integers, by name, with what they are rounded to.
 
     Of a layer with an adapter, the layer beneath it.
@@ -49,7 +49,7 @@ def grids(model: nn.Module, config: RoundingConfig) -> dict[str, Grid]:
     return {name: grid for name, grid in found.items() if grid is not None}
 
 
-def rounds_activations(config: RoundingConfig) -> bool:
+def rounds_activations(config: FakeQuantizationConfig) -> bool:
     """Whether what goes into linear layers is rounded too."""
     return isinstance(config, Int8Int4Config | QatConfig)
 

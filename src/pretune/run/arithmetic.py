@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from pretune.compute.choice import Choice, abilities, choose, slower
-from pretune.compute.compilation import keep_compiled, why_not_compiled
+from pretune.compute.choice import Choice, capabilities, choose, slower
+from pretune.compute.compilation import cache_compiled_code, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
-from pretune.compute.device import pick_device, unseen_gpu
+from pretune.compute.device import pick_device, undetected_gpu
 from pretune.compute.hardware import measure_product
 from pretune.compute.precision import check_float8, set_tf32
 from pretune.compute.threads import use_threads
@@ -25,7 +25,7 @@ from pretune.run.folder import RunFolder, cache_folder, read_config
 
 
 @dataclass(frozen=True)
-class Decided:
+class Resolved:
     """A run whose `precision.compute` is not `auto`."""
 
     config: RunConfig
@@ -47,7 +47,7 @@ class Decided:
         return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
 
 
-def decide(config: RunConfig, run: RunFolder | None) -> Decided:
+def resolve(config: RunConfig, run: RunFolder | None) -> Resolved:
     """Choose the device, and how to compute on it: as the configuration says; for `auto` as `run` was trained, where it
     exists; else what the device does fast.
 
@@ -59,7 +59,7 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     def rate(arithmetic: Activations) -> float:
         return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
 
-    able, asked, before = abilities(device), config.precision.compute, _trained_in(run)
+    able, asked, before = capabilities(device), config.precision.compute, _trained_in(run)
     best = choose(able, rate)
     notes = []
     if asked == "auto":
@@ -74,22 +74,22 @@ def decide(config: RunConfig, run: RunFolder | None) -> Decided:
     factor = slower(config.precision.activations, able, best, rate)
     if factor is not None:
         notes.append(_slow(compute, factor, best, before))
-    if config.device == "auto" and device.type == "cpu" and (gpu := unseen_gpu(Path("/"))):
+    if config.device == "auto" and device.type == "cpu" and (gpu := undetected_gpu(Path("/"))):
         notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
     if _compiles(config) and (lacking := why_not_compiled()):
         config = _uncompiled(config, lacking)
         notes.append(f"uncompiled: {lacking}; without it this is slower, and training takes more memory")
-    return Decided(config, device, why, tuple(notes))
+    return Resolved(config, device, why, tuple(notes))
 
 
-def decided(config: RunConfig, run: RunFolder | None) -> RunConfig:
+def resolved_config(config: RunConfig, run: RunFolder | None) -> RunConfig:
     """The configuration with the arithmetic chosen, for verbs that only read a run; notes go to the terminal."""
-    found = decide(config, run)
-    say(found)
+    found = resolve(config, run)
+    print_notes(found)
     return found.config
 
 
-def say(found: Decided) -> None:
+def print_notes(found: Resolved) -> None:
     """Print what the user should know of the arithmetic."""
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -101,7 +101,7 @@ def _set_process(config: RunConfig, device: torch.device) -> None:
     set_tf32(config.precision, device)
     # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
     # kept was compiled for these instructions.
-    keep_compiled(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
+    cache_compiled_code(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
 
 
 def _trained_in(run: RunFolder | None) -> Any:

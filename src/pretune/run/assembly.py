@@ -1,6 +1,6 @@
 """The parts of a run, put together in one visible order:
 
-    tokenizer -> data -> model (weights, adapter, quantization) -> reference -> averages -> arithmetic -> optimizer
+    tokenizer -> data -> model (weights, adapter, quantization) -> reference -> EMA -> arithmetic -> optimizer
     -> compiled loss
 
 What is done to the model from outside is in run/model.py.
@@ -28,11 +28,11 @@ from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder
 from pretune.run.losses import training_loss
-from pretune.run.model import learning_rate_factors, measured_model, set_arithmetic, training_model
+from pretune.run.model import evaluation_model, learning_rate_factors, set_arithmetic, training_model
 from pretune.run.parts import Parts
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import own_folder, start_run
-from pretune.training.averaging import Averaged
+from pretune.training.ema import EMA
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Training:
     """What is trained, and by what."""
 
     parts: Parts
-    average: Averaged[Transformer] | None
+    ema: EMA[Transformer] | None
     optimizer: Optimizer
     loss_of: Callable[[Batch], dict[str, Tensor]]
     """Compiled when it is called first."""
@@ -51,18 +51,18 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
     is still to be loaded into them."""
     parts = _parts(config, lambda device: training_model(config, device, newest))
     parts = with_reference(config, parts)
-    average = averaged(config, parts.model)
+    ema = moving_average(config, parts.model)
     set_arithmetic(config, parts.model)
     # It sees the parameters that are really trained.
     dtype = dtype_of(config.precision.activations)
     optimizer = build_optimizer(config.optimizer, parts.model, learning_rate_factors(config, parts.model), dtype)
-    return Training(parts, average, optimizer, training_loss(config, parts))
+    return Training(parts, ema, optimizer, training_loss(config, parts))
 
 
-def assemble_measured(config: RunConfig, run: RunFolder) -> Parts:
+def assemble_evaluation(config: RunConfig, run: RunFolder) -> Parts:
     """All parts of a finished run, for tasks that measure it, without the reference of preferences: it may be a second
     model, and not all of them need it."""
-    return _parts(config, lambda device: measured_model(config, run, device))
+    return _parts(config, lambda device: evaluation_model(config, run, device))
 
 
 def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -> Parts:
@@ -95,7 +95,7 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def averaged(config: RunConfig, model: Transformer) -> Averaged[Transformer] | None:
+def moving_average(config: RunConfig, model: Transformer) -> EMA[Transformer] | None:
     """Averages of what is trained of `model`, which is in its final form, if the run keeps any."""
-    section = config.averaging
-    return None if section.decay is None else Averaged(model, section.decay, section.warmup)
+    section = config.ema
+    return None if section.decay is None else EMA(model, section.decay, section.warmup)

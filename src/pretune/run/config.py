@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -23,12 +24,26 @@ from pretune.run.sections import (
     SamplesConfig,
     StageConfig,
 )
-from pretune.run.task_config import ExportConfig, GenerateConfig, PlanConfig, ReportConfig
+from pretune.run.task_config import ExportConfig, GenerateConfig, PlanConfig, PrepareConfig, ReportConfig
 from pretune.tracker.config import TrackerConfig
-from pretune.training.config import AveragingConfig
+from pretune.training.config import EarlyStoppingConfig, EMAConfig
 
 
 class RunConfig(Section):
+    renamed: ClassVar[Mapping[str, str]] = {
+        "report_every": "log_every",
+        "embedding_noise": "neftune_alpha",
+        "show": "prepare.show",
+        "averaging": "ema",
+        "averaging.decay": "ema.decay",
+        "averaging.warmup": "ema.warmup",
+        "averaging.measure_raw": "ema.evaluate_raw",
+        "evaluation.patience": "early_stopping.patience",
+        "evaluation.min_delta": "early_stopping.min_delta",
+        "evaluation.answers.batch": "evaluation.answers.batch_size",
+        "generate.batch": "generate.batch_size",
+    }
+
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"), MAY_DIFFER]
     """The run's name and the name of its folder in output_dir."""
     task: Annotated[Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"], MAY_DIFFER]
@@ -56,9 +71,9 @@ class RunConfig(Section):
     """How the learning rate moves over the budget."""
     adapter: AdapterConfig
     """What is trained: everything, or small weights beside a frozen model."""
-    averaging: AveragingConfig
+    ema: EMAConfig
     """A moving average of the weights, measured and used in place of them."""
-    embedding_noise: Annotated[float, Field(gt=0)] | None
+    neftune_alpha: Annotated[float, Field(gt=0)] | None
     """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
     tokens (5 to 15 for instruction tuning); null adds none."""
     quantization: QuantizationConfig
@@ -66,17 +81,21 @@ class RunConfig(Section):
     precision: PrecisionConfig
     """Arithmetic."""
     tracker: Annotated[TrackerConfig, MAY_DIFFER]
-    """Where figures go."""
+    """Where metrics go."""
     budget: BudgetConfig
     """When the run ends."""
     batch: BatchConfig
     """How much one step reads."""
     evaluation: EvaluationConfig
     """How the validation set is measured."""
+    early_stopping: EarlyStoppingConfig
+    """When a run ends before its budget does."""
     samples: Annotated[SamplesConfig, MAY_DIFFER]
     """Texts that the model writes while it trains."""
     checkpoint: Annotated[CheckpointConfig, MAY_DIFFER]
     """When the run's state is saved."""
+    prepare: Annotated[PrepareConfig, MAY_DIFFER]
+    """task=prepare."""
     generate: Annotated[GenerateConfig, MAY_DIFFER]
     """task=generate."""
     export: Annotated[ExportConfig, MAY_DIFFER]
@@ -85,9 +104,7 @@ class RunConfig(Section):
     """task=report."""
     plan: Annotated[PlanConfig, MAY_DIFFER]
     """task=plan."""
-    show: Annotated[int, Field(ge=0), MAY_DIFFER]
-    """task=prepare: documents of each set to print, with what is scored marked."""
-    report_every: Annotated[Count, MAY_DIFFER]
+    log_every: Annotated[Count, MAY_DIFFER]
     """Steps between reports of training loss and speed."""
 
     @pydantic.model_validator(mode="after")

@@ -165,7 +165,7 @@ def read_config(path: Path) -> dict[str, Any]:
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     """A line for each key whose value makes it another run: `key: old -> new`."""
     before, after, free = dict(_flatten(old)), dict(_flatten(new)), free_keys()
-    if after.get("evaluation.patience") is not None:  # how often evaluations come decides when the run ends
+    if after.get("early_stopping.patience") is not None:  # how often evaluations come decides when the run ends
         free.discard("evaluation.every")
     for key in sorted(before.keys() | after.keys()):
         words = key.split(".")
@@ -195,7 +195,7 @@ def find_run(name_or_path: str, output_dir: str) -> RunFolder:
     raise InputError(f"no run '{name_or_path}'{nearest(name_or_path, there) or '.'}{listing}")
 
 
-def find_progress(name_or_path: str, output_dir: str) -> Path:
+def find_trace(name_or_path: str, output_dir: str) -> Path:
     """The progress.txt of a run by name or folder, or that very file; InputError where there is none."""
     if Path(name_or_path).is_file():
         return Path(name_or_path)

@@ -1,6 +1,4 @@
-"""A run's model as an author: asked as in training, it answers in text. Samples, answers to problems and task=generate
-are all written here.
-"""
+"""A run's model as a text generator, prompted as it was trained: samples, answers in evaluation and task=generate."""
 
 from __future__ import annotations
 
@@ -14,6 +12,7 @@ import torch
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast, dtype_of
 from pretune.core.config import ConfigError, nearest
+from pretune.data.formats.build import build_formatter
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
@@ -25,13 +24,13 @@ from pretune.model.transformer import Transformer
 from pretune.run.config import RunConfig
 
 
-def _twin(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
+def _packed_copy(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
     return packed(model, dtype_of(precision.activations)) if isinstance(model, Transformer) else None
 
 
 @dataclass(frozen=True)
-class Author:
-    """What it takes to put a question and to read the answer. Let it write inside `arithmetic()`."""
+class TextGenerator:
+    """A model with all it takes to turn a prompt into text. Generate inside `autocast()`."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -39,12 +38,12 @@ class Author:
     decoding: DecodingConfig
     precision: PrecisionConfig
 
-    def arithmetic(self) -> contextlib.AbstractContextManager[object]:
-        """The precision of the run. It stays open over many tokens, so that weights are converted once."""
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Autocast to the run's precision. Kept open over many tokens, it converts the weights once."""
         return autocast(self.precision, self.decoder.device)
 
-    def asked(self, question: str, template: bool) -> list[Segment]:
-        """A question as the run's data puts it, or just as it is."""
+    def prompt_segments(self, question: str, template: bool) -> list[Segment]:
+        """A question in the prompt format of the run's data, or as it is."""
         if not template:
             return [Segment(question, False)]
         return self.formatter.render_prompt([{"role": "user", "content": question}])
@@ -55,27 +54,27 @@ class Author:
         return tokens or [self.tokenizer.eos_id]
 
     def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:
-        """The text after one prompt, as it comes."""
+        """The text after one prompt, piece by piece."""
         return stream(self.decoder, self.tokenizer, [prompt], self.decoding)
 
-    def write(self, prompts: Sequence[Sequence[int]], rows: int) -> Iterator[tuple[int, Text]]:
-        """The text after each prompt, with the prompt's place, `rows` of them at once; see in_batches."""
-        return in_batches(self.decoder, self.tokenizer, prompts, self.decoding, rows)
+    def generate(self, prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Text]]:
+        """The index and the text of each prompt, `batch_size` of them at a time; see in_batches."""
+        return in_batches(self.decoder, self.tokenizer, prompts, self.decoding, batch_size)
 
 
-def assemble_author(
+def assemble_generator(
     config: RunConfig,
     decoding: DecodingConfig,
     model: LanguageModel,
     tokenizer: Tokenizer,
     device: torch.device,
     compiled_rows: int | None = None,
-) -> Author:
-    """The author of a run. What ends a text in its training ends it here; for `compiled_rows` see Decoder.
+) -> TextGenerator:
+    """A run's text generator. Texts end with what ended them in training; for `compiled_rows` see Decoder.
 
     Raises ConfigError for an end token that the tokenizer lacks.
     """
-    formatter = Formatter(config.data.format, tokenizer.template_tokens)
+    formatter = build_formatter(config.data.format, tokenizer.template_tokens)
     ends, stop = {tokenizer.eos_id}, decoding.stop
     for name in decoding.end_tokens:
         token = tokenizer.backend.token_to_id(name)
@@ -88,5 +87,5 @@ def assemble_author(
         ends |= set() if token is None else {token}
         stop += (formatter.end_of_turn,) if token is None else ()
     vocabulary = Vocabulary(tokenizer.vocab_size, frozenset(ends))
-    decoder = Decoder(model, vocabulary, device, compiled_rows, partial(_twin, model, config.precision))
-    return Author(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)
+    decoder = Decoder(model, vocabulary, device, compiled_rows, partial(_packed_copy, model, config.precision))
+    return TextGenerator(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)

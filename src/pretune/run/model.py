@@ -10,7 +10,7 @@ from pretune.checkpoint import store as checkpoint
 from pretune.compute.compilation import checkpoint_activations
 from pretune.compute.precision import use_float8
 from pretune.model.transformer import Transformer
-from pretune.quantization.config import QatConfig, QloraConfig, RoundingConfig
+from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run
 from pretune.run.weights import chosen_checkpoint, load_run, start_run
@@ -40,14 +40,14 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
     model = Transformer(config.model)
     if newest is None or config.adapter.freezes:
         fill(config, model, start_run(config))
-    if config.embedding_noise is not None:
-        add_embedding_noise(model.embedding, config.embedding_noise)
+    if config.neftune_alpha is not None:
+        add_embedding_noise(model.embedding, config.neftune_alpha)
     model.to(device)
     attach_adapter(config, model, newest)
     return model
 
 
-def whole_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
+def merged_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
     """A model with the weights of a run, its adapter merged, or random ones for None; nothing else is done to it."""
     model = Transformer(config.model)
     fill(config, model, weights)
@@ -62,22 +62,22 @@ def fill(config: RunConfig, model: Transformer, weights: RunFolder | None) -> No
         load_run(model, weights, config.output_dir)
 
 
-def measured_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
     """The model of a finished run for verbs that measure it or let it write: where `quantization` stores weights as
     integers, the numbers that these stand for, and inputs rounded as theirs will be."""
-    model = whole_model(config, run, device)
-    if isinstance(config.quantization, RoundingConfig):
-        from pretune.quantization.fake import prepare, settle
+    model = merged_model(config, run, device)
+    if isinstance(config.quantization, FakeQuantizationConfig):
+        from pretune.quantization.fake_quantization import prepare_qat, round_weights_in_place
 
-        prepare(model, config.quantization)
-        settle(model)
+        prepare_qat(model, config.quantization)
+        round_weights_in_place(model)
     return model
 
 
 def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
     """The model of a finished run for exports: where `quantization` stores weights as integers, torchao's tensors."""
-    model = whole_model(config, run, device).eval()
-    if isinstance(config.quantization, RoundingConfig):
+    model = merged_model(config, run, device).eval()
+    if isinstance(config.quantization, FakeQuantizationConfig):
         from pretune.quantization.convert import convert
 
         convert(model, config.quantization)
@@ -130,9 +130,9 @@ def quantize(config: RunConfig, model: Transformer) -> None:
 
         quantize(model, section)
     elif isinstance(section, QatConfig):
-        from pretune.quantization.fake import prepare
+        from pretune.quantization.fake_quantization import prepare_qat
 
-        prepare(model, section, rounding=section.start == 0)
+        prepare_qat(model, section, enabled=section.start == 0)
 
 
 def set_arithmetic(config: RunConfig, model: Transformer) -> None:

@@ -96,7 +96,7 @@ def _with_table(
         "model": config.model.model_dump(),
         "arithmetic": [config.precision.compute, config.quantization.model_dump()],
         "data": [data.folder.name, data.side],
-        "rows": [config.data.sequence_length, config.data.packing.model_dump()],
+        "sequences": [config.data.sequence_length, config.data.packing.model_dump()],
     }
     folder = cache_folder() / f"reference-{fingerprint(depends_on)}"
     if not (folder / _TABLE).is_file():
@@ -112,15 +112,15 @@ def _with_table(
 
 
 def _log_probs(config: RunConfig, device: torch.device, reference: Reference, data: TokenData) -> np.ndarray:
-    """What the reference gives the sides of the pairs of each row, [num_rows, P, 2], P being the most in a row."""
+    """The reference's log-probabilities of both sides of all pairs -> [num_sequences, P, 2], at most P pairs in one."""
     loader, parts, width = Loader(data, config.data, config.seed), [], 1
     with PreparationBar(f"log-probabilities of the reference, {data.side}") as bar, torch.no_grad():
         for batch in loader.batches(config.evaluation.micro_batch):
             with autocast(config.precision, device):
                 parts.append(reference.log_probs(batch.to(device)).cpu().numpy())
-            width = max(width, *(num_pairs(batch.rows(row, row + 1)) for row in range(len(batch.inputs))))
+            width = max(width, *(num_pairs(batch.part(row, row + 1)) for row in range(len(batch.inputs))))
             bar.advance(len(parts) * len(batch.inputs), batch.inputs.numel())
-    return np.concatenate(parts)[: loader.num_rows, :width]
+    return np.concatenate(parts)[: loader.num_sequences, :width]
 
 
 def _fingerprint(model: nn.Module) -> str:

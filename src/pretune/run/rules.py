@@ -13,8 +13,9 @@ from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import DPOConfig
-from pretune.quantization.config import QatConfig, QuantizationConfig, RoundingConfig, misfit_of_groups
+from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
+from pretune.training.config import EarlyStoppingConfig
 
 
 class Run(Protocol):
@@ -31,7 +32,7 @@ class Run(Protocol):
     @property
     def adapter(self) -> AdapterConfig: ...
     @property
-    def embedding_noise(self) -> float | None: ...
+    def neftune_alpha(self) -> float | None: ...
     @property
     def quantization(self) -> QuantizationConfig: ...
     @property
@@ -40,6 +41,8 @@ class Run(Protocol):
     def batch(self) -> BatchConfig: ...
     @property
     def evaluation(self) -> EvaluationConfig: ...
+    @property
+    def early_stopping(self) -> EarlyStoppingConfig: ...
 
 
 def broken(run: Run) -> list[str]:
@@ -58,12 +61,13 @@ def sequences_fit_the_model(run: Run) -> Iterator[str]:
 
 def steps_are_whole_micro_batches(run: Run) -> Iterator[str]:
     batch, length = run.batch, run.data.sequence_length
-    micro, key = length * batch.rows, "batch.tokens" if batch.warmup is None else "batch.warmup.start"
+    micro, key = length * batch.micro_batch_size, "batch.tokens" if batch.warmup is None else "batch.warmup.start"
     if batch.smallest % micro:
         below, above = batch.smallest // micro * micro, -(-batch.smallest // micro) * micro
         yield (
             f"{key} ({batch.smallest}) is not a multiple of data.sequence_length * batch.micro_batch "
-            f"({length} * {batch.rows} = {micro}); the nearest are " + " and ".join(str(n) for n in (below, above) if n)
+            f"({length} * {batch.micro_batch_size} = {micro}); the nearest are "
+            + " and ".join(str(n) for n in (below, above) if n)
         )
 
 
@@ -77,6 +81,14 @@ def an_adapter_has_trained_weights(run: Run) -> Iterator[str]:
         yield (
             f"adapter={run.adapter.kind} trains beside frozen weights, which have to be trained already: set "
             "stage.init_from to a run's name or folder, or adapter=none"
+        )
+
+
+def early_stopping_needs_evaluations(run: Run) -> Iterator[str]:
+    if run.early_stopping.patience is not None and run.evaluation.every is None:
+        yield (
+            "early_stopping.patience counts evaluations, and with evaluation.every=null there are none: set "
+            "evaluation.every to a number of steps"
         )
 
 
@@ -104,11 +116,11 @@ def float8_multiplies_whole_matrices(run: Run) -> Iterator[str]:
             f"precision=fp8 multiplies whole weight matrices in 8 bits, and adapter={run.adapter.kind} trains beside "
             "them: take precision=bf16, or adapter=none"
         )
-    length, rows = run.data.sequence_length, run.batch.rows
-    if length * rows % FLOAT8_MULTIPLE:
+    length, size = run.data.sequence_length, run.batch.micro_batch_size
+    if length * size % FLOAT8_MULTIPLE:
         yield (
             f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} times "
-            f"{rows} are {length * rows}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
+            f"{size} are {length * size}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
         )
     if isinstance(run.quantization, QatConfig):
         yield "quantization=qat_int8_int4 rounds to other numbers than precision=fp8: take bf16"
@@ -131,7 +143,7 @@ def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
 
 def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
     section = run.quantization
-    if not isinstance(section, RoundingConfig):
+    if not isinstance(section, FakeQuantizationConfig):
         return
     if run.task == "train" and not isinstance(section, QatConfig):
         yield (
@@ -161,10 +173,10 @@ def a_reference_is_the_start(run: Run) -> Iterator[str]:
     objective = run.stage.objective
     if not isinstance(objective, DPOConfig):
         return
-    if run.model.dropout or run.embedding_noise or run.adapter.dropout:
+    if run.model.dropout or run.neftune_alpha or run.adapter.dropout:
         yield (
             "noise would set the model apart from its reference by chance alone: for stage=dpo set model.dropout and "
-            "adapter.dropout to 0 and embedding_noise to null"
+            "adapter.dropout to 0 and neftune_alpha to null"
         )
     if objective.reference == "adapter_off" and not run.adapter.starts_at_zero:
         yield (
@@ -178,6 +190,7 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     steps_are_whole_micro_batches,
     an_inherited_tokenizer_has_a_run,
     an_adapter_has_trained_weights,
+    early_stopping_needs_evaluations,
     options_can_be_compared,
     answers_can_be_judged,
     float8_multiplies_whole_matrices,

@@ -62,7 +62,7 @@ class BatchConfig(Section):
         return self
 
     @property
-    def rows(self) -> int:
+    def micro_batch_size(self) -> int:
         """Sequences of a micro-batch; where they are chosen later, the fewest."""
         return 1 if self.micro_batch == "auto" else self.micro_batch
 
@@ -82,7 +82,7 @@ class BatchConfig(Section):
 class AnswersConfig(DecodingConfig):
     measure: bool
     """Let the model write answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
-    batch: Annotated[Count, MAY_DIFFER]
+    batch_size: Annotated[Count, MAY_DIFFER]
     """Problems that are answered at once; it changes nothing but speed."""
     compile: Annotated[bool, MAY_DIFFER]
     """Compile the step for one token, in task=evaluate: a second or so for each layer at the start, then faster."""
@@ -93,10 +93,6 @@ class EvaluationConfig(Section):
     """Steps between evaluations; null evaluates only at the end."""
     at_start: bool
     """Evaluate before the first step too."""
-    patience: Count | None
-    """End the run early after this many evaluations in a row in which val/loss did not get better; null never does."""
-    min_delta: Annotated[float, Field(ge=0)]
-    """What val/loss has to fall by, in nats, to count as better for `patience`."""
     micro_batch: Annotated[Count, MAY_DIFFER]
     """Sequences that are evaluated at once."""
     option_accuracy: bool
@@ -105,12 +101,6 @@ class EvaluationConfig(Section):
     """Problems for option accuracy and answers; null takes the whole validation set."""
     answers: AnswersConfig
     """Answers that the model writes itself."""
-
-    @pydantic.model_validator(mode="after")
-    def _patience_needs_evaluations(self) -> Self:
-        if self.patience is not None and self.every is None:
-            raise ValueError("patience counts evaluations, and every = null makes none; set every to a number of steps")
-        return self
 
 
 class SamplesConfig(DecodingConfig):

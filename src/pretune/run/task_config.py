@@ -1,4 +1,4 @@
-"""Sections of the verbs that take a finished run: generate, report, export, plan."""
+"""Sections of the tasks other than training and evaluation: prepare, generate, report, export, plan."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from pydantic import Field
 from pretune.compute import devices
 from pretune.core.config import Count, Section
 from pretune.generation.config import DecodingConfig
+
+
+class PrepareConfig(Section):
+    show: Annotated[int, Field(ge=0)]
+    """Documents of each set to print, with their loss mask."""
 
 
 class GenerateConfig(DecodingConfig):
@@ -25,7 +30,7 @@ class GenerateConfig(DecodingConfig):
     """What a chat begins with, for templates that have a place for it."""
     template: bool
     """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
-    batch: Count
+    batch_size: Count
     """Prompts of a file that are continued at once."""
     compile: bool
     """Compile the step for one token, for files: a second or so for each layer at the start, then faster."""
@@ -36,9 +41,9 @@ class GenerateConfig(DecodingConfig):
     """Folder of that .pte; null takes the one of the run that was exported last."""
 
     @property
-    def rows(self) -> int:
+    def prompts_at_once(self) -> int:
         """Prompts of a file that are really continued at once."""
-        return 1 if self.runtime == "executorch" else self.batch
+        return 1 if self.runtime == "executorch" else self.batch_size
 
     @pydantic.model_validator(mode="after")
     def _programs_hold_one_text(self) -> Self:

@@ -24,7 +24,7 @@ def start_run(config: RunConfig) -> RunFolder | None:
     return None if init_from is None else find_run(init_from, config.output_dir)
 
 
-def measured_run(config: RunConfig) -> RunFolder:
+def evaluated_run(config: RunConfig) -> RunFolder:
     """The run that `config` names, with the checkpoint that its checkpoint.use means, for verbs that only read."""
     run = find_run(config.name, config.output_dir)
     return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
@@ -52,12 +52,12 @@ def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
         checkpoint.load_weights(path, model)
         return
     from pretune.adapters.attach import merge
-    from pretune.adapters.files import put_adapter
+    from pretune.adapters.files import attach_saved_adapter
 
     checkpoint.check(path)
     settings = read_config(run.config)
     load_run(model, find_run(settings["stage"]["init_from"], output_dir), output_dir)
-    put_adapter(path, model)
+    attach_saved_adapter(path, model)
     if settings["quantization"]["kind"] == "qlora_nf4":
         from pretune.quantization.nf4 import dequantize, quantize
 

@@ -95,9 +95,9 @@ class Tracker:
 
         `summary["device"]` (`cpu`, `cuda:0`...) is where it was computed.
         """
-        figures = json_ready({"name": self._name, "stage": self._job_type, **summary})
-        write_json(self._folder / "summary.json", {**figures, **environment(figures.get("device"))})
-        self._close(figures, 0)
+        record = json_ready({"name": self._name, "stage": self._job_type, **summary})
+        write_json(self._folder / "summary.json", {**record, **environment(record.get("device"))})
+        self._close(record, 0)
 
     def _close(self, summary: Mapping[str, Any], exit_code: int) -> None:
         self._screen.close()

@@ -93,11 +93,11 @@ class Window:
         self.scored_tokens += scored_tokens
 
     def stored(self) -> dict[str, Any]:
-        """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same figures."""
+        """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same metrics."""
         sums = {name: float(value) for name, value in self.sums.items()}
         return {**vars(self), "sums": sums, "skipped": float(self.skipped)}
 
-    def figures(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
+    def metrics(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
         """The row to report after `seconds` of training; a new window begins."""
         assert self.sums, "nothing was trained since the last report"
         means = {f"train/{name}": float(value) / max(self.scored, 1) for name, value in self.sums.items()}

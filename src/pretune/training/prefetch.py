@@ -11,7 +11,7 @@ from pretune.core.batch import Batch
 
 
 @dataclass(frozen=True)
-class Fed:
+class Prefetched:
     """A batch on the device, and how many of its positions are scored: counted on the host, which need not wait."""
 
     position: int
@@ -21,8 +21,8 @@ class Fed:
     scored_tokens: int
 
 
-class Feed:
-    """Batches from `read(position, num_rows)`, on `device`, with what `count` finds scored in them.
+class Prefetcher:
+    """Batches from `read(position, num_sequences)`, on `device`, with what `count` finds scored in them.
 
     On CUDA the batch that is likely to come next is read, pinned and copied on a stream of its own as soon as one is
     handed out, so that neither host nor device waits for it. Elsewhere reading is all there is: it takes a thousandth
@@ -32,25 +32,25 @@ class Feed:
     def __init__(self, read: Callable[[int, int], Batch], count: Callable[[Batch], int], device: torch.device) -> None:
         self._read, self._count, self._device = read, count, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._ahead: Fed | None = None
+        self._ahead: Prefetched | None = None
 
-    def batch(self, position: int, num_rows: int) -> Fed:
-        """`num_rows` rows from `position` on; the guess is that the rows after them come next."""
+    def batch(self, position: int, num_sequences: int) -> Prefetched:
+        """`num_sequences` sequences from `position` on; the guess is that the sequences after them come next."""
         ahead = self._ahead
-        if ahead is None or (ahead.position, len(ahead.batch.inputs)) != (position, num_rows):
-            ahead = self._send(position, num_rows)
+        if ahead is None or (ahead.position, len(ahead.batch.inputs)) != (position, num_sequences):
+            ahead = self._send(position, num_sequences)
         if self._stream is not None:
             self._arrive(ahead.batch)
-            self._ahead = self._send(position + num_rows, num_rows)
+            self._ahead = self._send(position + num_sequences, num_sequences)
         return ahead
 
-    def _send(self, position: int, num_rows: int) -> Fed:
-        batch = self._read(position, num_rows)
+    def _send(self, position: int, num_sequences: int) -> Prefetched:
+        batch = self._read(position, num_sequences)
         counts = self._count(batch), batch.num_scored()
         if self._stream is None:
-            return Fed(position, batch.to(self._device), *counts)
+            return Prefetched(position, batch.to(self._device), *counts)
         with torch.cuda.stream(self._stream):
-            return Fed(position, batch.pinned().to(self._device), *counts)
+            return Prefetched(position, batch.pinned().to(self._device), *counts)
 
     def _arrive(self, batch: Batch) -> None:
         """Let what is computed from here on wait for `batch`, and its memory for what is computed with it."""

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from small_data import TOKENS, data_config, files
 
 from pretune.core.config import ConfigError
-from pretune.data.formats.answers import Question, chosen_option, questions
-from pretune.data.formats.formatter import Formatter, final_answer
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.documents import questions
+from pretune.data.formats.problems import Question, chosen_option, final_answer
 
 OPTIONS = ("rs . 1,500", "( 3 , 4 )", "12", "12.5 %", "none of these")
 
@@ -85,7 +86,7 @@ def test_questions_are_what_training_puts_before_the_answer(tmp_path, shared_dat
     (tmp_path / "some.jsonl").write_text("\n".join(lines) + "\n")
     format = {"kind": "gsm8k", "calculations": False, "score_prompt": False}
     config = data_config(source=files(tmp_path / "some.jsonl"), format=format)
-    formatter = Formatter(config.format, TOKENS)
+    formatter = build_formatter(config.format, TOKENS)
     asked = list(questions(config, formatter))
     assert 5 < len(asked) < 60
     rows = {json.loads(line)["question"].strip(): json.loads(line) for line in lines}
@@ -100,4 +101,4 @@ def test_formats_without_a_right_answer_are_refused(tmp_path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a"}\n' * 9)
     config = data_config(source=files(tmp_path / "some.jsonl"))
     with pytest.raises(ConfigError, match="mathqa or gsm8k"):
-        next(questions(config, Formatter(config.format, TOKENS)))
+        next(questions(config, build_formatter(config.format, TOKENS)))

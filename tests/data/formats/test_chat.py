@@ -15,7 +15,8 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from pretune.core.config import ConfigError, InputError, validate
-from pretune.data.config import ChatFormat
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.config import ChatFormat
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Place, Segment, Unusable
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, load_tokenizer, train_byte_level
@@ -94,7 +95,7 @@ def reference(template: str) -> PreTrainedTokenizerFast:
 def formatter(template: str | None, own: str | None = None, **changes: Any) -> Formatter:
     tokenizer_section = {"kind": "file", "path": "x", "eos": None}
     format = data_config(format=CHAT | {"template": template} | changes, tokenizer=tokenizer_section).format
-    return Formatter(format, tokenizer(own).template_tokens)
+    return build_formatter(format, tokenizer(own).template_tokens)
 
 
 def ids_and_flags(segments: list[Segment], of: Tokenizer) -> tuple[list[int], list[bool]]:
@@ -173,7 +174,7 @@ def qwen(shared_data: Path) -> Path:
 def test_qwens_own_template_gives_the_tokens_of_transformers(shared_data: Path) -> None:
     config = data_config(format=CHAT, tokenizer={"kind": "file", "path": str(qwen(shared_data)), "eos": None})
     ours = load_tokenizer(config.tokenizer, config, shared_data)
-    of = Formatter(config.format, ours.template_tokens)
+    of = build_formatter(config.format, ours.template_tokens)
     theirs = PreTrainedTokenizerFast.from_pretrained(qwen(shared_data))
     assert of.end_of_turn == "<|im_end|>"
 
@@ -300,7 +301,7 @@ def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     found = load_tokenizer(config.tokenizer, config, tmp_path)
     assert found.template_tokens == tokenizer(CHATML).template_tokens
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
-    ids, _ = ids_and_flags(Formatter(config.format, found.template_tokens).render_prompt(THOUGHTS[:1]), found)
+    ids, _ = ids_and_flags(build_formatter(config.format, found.template_tokens).render_prompt(THOUGHTS[:1]), found)
     assert theirs.apply_chat_template(THOUGHTS[:1], add_generation_prompt=True, return_dict=False) == ids
     # A template in the configuration goes before the tokenizer's, and is what is saved.
     other = data_config(format=CHAT | {"template": LLAMA3}, tokenizer=config.tokenizer.model_dump())
@@ -319,7 +320,7 @@ def test_older_files_hold_the_template_and_tokens_in_other_ways(tmp_path: Path) 
 
 def test_the_plain_template_suits_any_tokenizer(composed: Any, tmp_path: Path) -> None:
     mapping = composed("smoke", "data/format=chat_plain")["data"]["format"]
-    of = Formatter(validate(ChatFormat, mapping), TOKENS)
+    of = build_formatter(validate(ChatFormat, mapping), TOKENS)
     assert of.end_of_turn == TRAINED_EOS
     (document,) = of.documents({"messages": THOUGHTS}, PLACE)
     assert "".join(segment.text for segment in document) == (

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from hypothesis import strategies as st
 from small_data import MATHQA, TOKENS, byte_tokenizer, data_config, files, write_lines
 
 from pretune.core.config import ConfigError, InputError
-from pretune.data.formats.formatter import Formatter, final_answer, parse_options, problems, training_texts
+from pretune.data.config import DataConfig
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.documents import problems, training_texts
+from pretune.data.formats.mathqa import parse_options
+from pretune.data.formats.problems import Problem, final_answer
 from pretune.data.formats.segments import Place, Segment, Unusable
 
 PLACE = Place(data_config(source=files("a.jsonl")).source, 6)
@@ -19,9 +24,13 @@ ROW = {"Problem": "what is 2 + 3 ? ", "Rationale": '"2 + 3 = 5 answer : c"',
        "options": "a ) 4 , b ) 6 , c ) 5 , d ) 1 , e ) none", "correct": "c"}  # fmt: skip
 
 
+def problems_of(config: DataConfig) -> Iterator[Problem]:
+    return problems(config, build_formatter(config.format, TOKENS))
+
+
 def segments(row: dict[str, Any], **format: Any) -> list[Segment]:
     """The one document of a row; its prompt is what generation is given."""
-    formatter = Formatter(data_config(format=format).format, TOKENS)
+    formatter = build_formatter(data_config(format=format).format, TOKENS)
     (document,) = formatter.documents(row, PLACE)
     if format["kind"] != "text":
         assert [segment.text for segment in formatter.prompt(row, PLACE)] == [document[0].text]
@@ -112,7 +121,9 @@ def test_options_are_compared_after_the_very_prompt_of_training(options: bool, r
     )
     same = data_config(format=other.format.model_dump(), source=source, validation={"fraction": 1e-9})
     tokenizer = byte_tokenizer(280, ["answer : 12 rs . 14"] * 9)
-    for problem, text in zip(problems(other), training_texts(same, TOKENS), strict=True):
+    for problem, text in zip(
+        problems_of(other), training_texts(same, build_formatter(same.format, TOKENS)), strict=True
+    ):
         continuation = problem.prompt + problem.options[problem.correct]
         assert text.startswith(continuation + (problem.closing or ""))
         assert (text == continuation) == (problem.closing is None) == (rationale == "none")
@@ -133,7 +144,7 @@ def test_unusable_rows_are_left_out(tmp_path: Path) -> None:
         segments({"text": ""}, kind="text", column="text")
     held_out = write_lines(tmp_path / "v.jsonl", [four, ROW, odd])
     config = data_config(format=MATHQA, validation={"source": files(held_out), "fraction": None})
-    assert [problem.correct for problem in problems(config)] == [2]
+    assert [problem.correct for problem in problems_of(config)] == [2]
 
 
 def test_instructions_with_and_without_input() -> None:
@@ -190,7 +201,7 @@ def test_a_typed_question_is_put_as_the_data_puts_its_questions() -> None:
     row = {"instruction": "Add.", "output": "3", "question": "Add.", "answer": "#### 3"}
     for format in ({"kind": "instruction", "preamble": True, "score_prompt": False},
                    {"kind": "gsm8k", "calculations": True, "score_prompt": False}):  # fmt: skip
-        formatter = Formatter(data_config(format=format).format, TOKENS)
+        formatter = build_formatter(data_config(format=format).format, TOKENS)
         assert formatter.render_prompt([{"role": "user", "content": "Add."}]) == formatter.prompt(row, PLACE)
         assert formatter.end_of_turn == ""
 
@@ -208,4 +219,4 @@ def test_a_missing_field_names_source_row_and_field() -> None:
 def test_options_need_a_format_that_has_them() -> None:
     for format in ({"kind": "text", "column": "text"}, MATHQA | {"rationale": "before"}):
         with pytest.raises(ConfigError, match="mathqa"):
-            next(problems(data_config(format=format)))
+            next(problems_of(data_config(format=format)))

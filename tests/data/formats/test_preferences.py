@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_data import byte_tokenizer, data_config, files, write_lines
+from small_data import TOKENS, byte_tokenizer, data_config, files, write_lines
 
 from pretune.core.config import ConfigError, InputError
-from pretune.data.config import PreferenceFormat
-from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.config import PreferenceFormat
 from pretune.data.formats.preferences import sides
 from pretune.data.formats.segments import Place, Unusable
 from pretune.data.shards import prepare
@@ -42,6 +42,12 @@ def says(text: str, role: str = "assistant") -> dict[str, str]:
     return {"role": role, "content": text}
 
 
+def written_by(format: Any, row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
+    """Both sides of a row as rows of the format that writes them."""
+    formatter = build_formatter(format, TOKENS)
+    return tuple(formatter.as_row(side) for side in sides(row, PLACE))
+
+
 TALK = [says("Be brief.", "system"), USER, says("Pear."), says("And another?", "user")]
 
 
@@ -56,12 +62,12 @@ TALK = [says("Be brief.", "system"), USER, says("Pear."), says("And another?", "
     ],
 )
 def test_texts_and_messages_are_the_same_pair(row: dict[str, Any]) -> None:
-    assert sides(row, INSTRUCTION, PLACE) == SIDES
+    assert written_by(INSTRUCTION, row) == SIDES
     completion = template(kind="prompt_completion", prompt="ask", completion="say", score_prompt=False)
     expected = tuple({"ask": side["instruction"], "say": side["output"]} for side in SIDES)
-    assert sides(row, completion, PLACE) == expected
+    assert written_by(completion, row) == expected
     expected = tuple({"messages": [USER, says(side["output"])]} for side in SIDES)
-    assert sides(row, CONVERSATION, PLACE) == expected
+    assert written_by(CONVERSATION, row) == expected
 
 
 @pytest.mark.parametrize(
@@ -80,7 +86,7 @@ def test_texts_and_messages_are_the_same_pair(row: dict[str, Any]) -> None:
 )
 def test_what_is_left_out_and_why(row: dict[str, Any], reason: str) -> None:
     with pytest.raises(Unusable, match=reason):
-        sides(row, INSTRUCTION, PLACE)
+        written_by(INSTRUCTION, row)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +105,7 @@ def test_what_is_left_out_and_why(row: dict[str, Any], reason: str) -> None:
 )
 def test_a_row_that_is_no_preference_is_named(row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        sides(row, INSTRUCTION, PLACE)
+        written_by(INSTRUCTION, row)
 
 
 def test_only_the_answers_and_their_ends_are_scored_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
@@ -128,7 +134,7 @@ def test_only_the_answers_and_their_ends_are_scored_and_what_is_left_out_is_coun
 def test_a_chat_template_holds_conversations_and_only_the_last_answer_is_scored() -> None:
     row = {"chosen": [*TALK, says("Plum.")], "rejected": [*TALK, says("I will not.")]}
     format = data_config(format={"kind": "preference", "template": CHAT}, packing=PAIRS).format
-    formatter = Formatter(format, byte_tokenizer().template_tokens)
+    formatter = build_formatter(format, byte_tokenizer().template_tokens)
     written = formatter.documents(row, PLACE)
     beginning = "<system>Be brief.</s><user>Name a fruit.</s><assistant>Pear.</s><user>And another?</s><assistant>"
     for document, answer in zip(written, ("Plum.", "I will not."), strict=True):

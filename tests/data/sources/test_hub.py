@@ -24,7 +24,7 @@ import json, sys
 from pretune.core.config import UserError
 from pretune.data.sources import hub
 from pretune.data.sources import rows as sources
-from pretune.data.config import HubSource
+from pretune.data.sources.config import HubSource
 
 for section in json.load(sys.stdin):
     try:

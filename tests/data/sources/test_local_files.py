@@ -13,8 +13,8 @@ import pytest
 from small_data import files, write_lines
 
 from pretune.core.config import InputError, validate
-from pretune.data.config import FilesSource
 from pretune.data.sources import local_files
+from pretune.data.sources.config import FilesSource
 
 
 def read(*names: Path | str, **other: object) -> list[dict]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pretune.core.config import InputError
-from pretune.data.config import PythonDocsSource
+from pretune.data.sources.config import PythonDocsSource
 from pretune.data.sources.python_docs import rows
 from pretune.data.sources.rows import identity
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from small_data import data_config, files, write_lines
 
 from pretune.core.config import ConfigError, InputError, validate
-from pretune.data.config import PythonDocsSource
+from pretune.data.sources.config import PythonDocsSource
 from pretune.data.sources.rows import held_out, identity, rows, train_rows, validation_rows
 
 

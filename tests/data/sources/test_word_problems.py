@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretune.core.config import InputError
-from pretune.data.config import WordProblemsSource
-from pretune.data.formats.formatter import parse_options
+from pretune.data.formats.mathqa import parse_options
 from pretune.data.sources import word_problems
+from pretune.data.sources.config import WordProblemsSource
 from pretune.data.sources.word_problems import SUMS, TEMPLATES, rows
 
 

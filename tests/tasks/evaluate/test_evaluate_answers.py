@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from pretune.core.config import ConfigError, validate
-from pretune.data.formats.formatter import parse_options
+from pretune.data.formats.mathqa import parse_options
 from pretune.data.sources.rows import validation_rows
 from pretune.dispatch import run
 from pretune.generation.texts import Text
 from pretune.run.config import RunConfig
-from pretune.run.generator import Author
+from pretune.run.generator import TextGenerator
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = [
@@ -45,7 +45,7 @@ def figures(folder: Path) -> dict[str, float]:
 def test_the_batch_changes_nothing(measured: Compose, tmp_path: Path) -> None:
     found = []
     for batch in (1, 4, 100):
-        assert run(measured(f"evaluation.answers.batch={batch}")) == 0
+        assert run(measured(f"evaluation.answers.batch_size={batch}")) == 0
         found.append((figures(tmp_path), answers(tmp_path)))
     assert found[0] == found[1] == found[2]
     assert len(found[0][1]) == found[0][0]["mathqa/questions"] > 5
@@ -72,7 +72,9 @@ def test_right_wrong_and_missing_answers_are_counted(
         f" {next(text for key, text in parse_options(row['options']).items() if key != row['correct'])}" for row in rows
     ]
     said = [*right[:5], *wrong[5:7], " who knows"]
-    monkeypatch.setattr(Author, "write", lambda *_: ((at, Text(text, 3, "end")) for at, text in enumerate(said)))
+    monkeypatch.setattr(
+        TextGenerator, "generate", lambda *_: ((at, Text(text, 3, "end")) for at, text in enumerate(said))
+    )
     assert run(mapping) == 0
     found = figures(tmp_path)
     assert found["mathqa/generated_accuracy"] == 5 / 8
@@ -85,14 +87,14 @@ def test_a_prompt_that_fills_the_context_is_left_out(measured: Compose, tmp_path
     mapping = measured("evaluation.max_problems=10")
     assert run(mapping) == 0
     longest = sorted(len(record["prompt"]) for record in answers(tmp_path))
-    write = Author.ids
+    write = TextGenerator.ids
 
-    def longer(author: Author, prompt):
-        tokens = write(author, prompt)
+    def longer(generator: TextGenerator, prompt):
+        tokens = write(generator, prompt)
         return tokens * 600 if len(prompt[0].text) == longest[-1] else tokens
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Author, "ids", longer)
+        patch.setattr(TextGenerator, "ids", longer)
         assert run(mapping) == 0
     assert figures(tmp_path)["mathqa/left_out"] == longest.count(longest[-1])
     assert len(answers(tmp_path)) == 10 - longest.count(longest[-1])

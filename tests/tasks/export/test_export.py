@@ -16,7 +16,7 @@ from pretune.dispatch import run
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
-from pretune.run.model import whole_model
+from pretune.run.model import merged_model
 
 Compose = Callable[..., dict[str, Any]]
 BASE = ("name=base", "budget.steps=4")
@@ -27,7 +27,7 @@ TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(
 def own_logits(mapping: dict[str, Any]) -> torch.Tensor:
     """What the newest weights of a run compute."""
     config = validate(RunConfig, mapping)
-    model = whole_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
+    model = merged_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
     with torch.no_grad():
         return model.unembed(model(TOKENS))
 

@@ -16,7 +16,7 @@ from pretune.dispatch import run
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
-from pretune.run.model import whole_model
+from pretune.run.model import merged_model
 
 Compose = Callable[..., dict[str, Any]]
 RUN = ("name=one", "budget.steps=12", "optimizer.lr=1e-2", "precision=fp32", "model.num_layers=1")
@@ -99,7 +99,7 @@ def test_onnx(settings: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert f"onnxruntime.InferenceSession('{folder}/model.onnx')" in said
     config = validate(RunConfig, settings())
     size = assemble_tokenizer(config).vocab_size
-    model = whole_model(config, find_run("one", config.output_dir), torch.device("cpu")).eval()
+    model = merged_model(config, find_run("one", config.output_dir), torch.device("cpu")).eval()
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     for shape in ((1, 1), (3, 17), (1, 128)):
         tokens = torch.randint(0, size, shape, generator=torch.Generator().manual_seed(shape[1]))

@@ -14,7 +14,7 @@ import pytest
 from pretune.core.config import ConfigError, InputError
 from pretune.dispatch import run
 from pretune.generation.texts import Piece
-from pretune.run.generator import Author
+from pretune.run.generator import TextGenerator
 from pretune.training.signals import EXIT_STOPPED, Stop
 
 Compose = Callable[..., dict[str, Any]]
@@ -57,7 +57,9 @@ def test_prompt_file_and_chat_write_the_same(
     output = tmp_path / "elsewhere" / "texts.jsonl"
     for batch in (1, 3):
         printed(
-            trained(f"generate.file={tmp_path}/prompts.jsonl", f"generate.output={output}", f"generate.batch={batch}"),
+            trained(
+                f"generate.file={tmp_path}/prompts.jsonl", f"generate.output={output}", f"generate.batch_size={batch}"
+            ),
             capsys,
         )
         found = rows(output)
@@ -74,14 +76,14 @@ def test_a_chat_holds_the_conversation_and_starts_anew(
 ) -> None:
     asked: list[str] = []
 
-    def answer(author: Author, prompt: list[int]):
-        asked.append(author.tokenizer.decode(prompt))
+    def answer(generator: TextGenerator, prompt: list[int]):
+        asked.append(generator.tokenizer.decode(prompt))
         if len(asked) == 2:
             yield Piece(0, "one", 1, None)
             raise Stop  # somebody pressed Ctrl-C
         yield Piece(0, " fine", 1, "end")
 
-    monkeypatch.setattr(Author, "stream", answer)
+    monkeypatch.setattr(TextGenerator, "stream", answer)
     monkeypatch.setattr(sys, "stdin", io.StringIO("How?\nWhat?\nAnd?\n/new\nLast?\n"))
     talk = printed(trained("data/format=chat_plain", "generate.chat=true", "generate.system=Be brief."), capsys)
     system = "<|system|>\nBe brief.\n"
@@ -98,11 +100,11 @@ def test_a_question_is_put_as_in_training_unless_told_otherwise(
 ) -> None:
     asked: list[str] = []
 
-    def answer(author: Author, prompt: list[int]):
-        asked.append(author.tokenizer.decode(prompt))
+    def answer(generator: TextGenerator, prompt: list[int]):
+        asked.append(generator.tokenizer.decode(prompt))
         yield Piece(0, "yes", 1, "end")
 
-    monkeypatch.setattr(Author, "stream", answer)
+    monkeypatch.setattr(TextGenerator, "stream", answer)
     mapping = trained("data/format=instruction", "generate.prompt=Is it?")
     assert printed(mapping, capsys) == "yes\n"
     mapping["generate"]["template"] = False
@@ -115,13 +117,13 @@ def test_what_is_done_when_a_signal_comes_is_written(
     trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "p.txt").write_text("The cat\nA dog\n")
-    write = Author.write
+    write = TextGenerator.generate
 
     def stopped(*args: Any):
         yield next(iter(write(*args)))
         raise Stop
 
-    monkeypatch.setattr(Author, "write", stopped)
+    monkeypatch.setattr(TextGenerator, "generate", stopped)
     assert run(trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/o.jsonl")) == EXIT_STOPPED
     assert len(rows(tmp_path / "o.jsonl")) == 1
     assert "1 of 2 texts" in capsys.readouterr().out

@@ -46,7 +46,7 @@ def test_a_run_leaves_what_the_design_promises(tiny: Compose, tmp_path: Path) ->
 
 
 def test_the_learning_rate_ends_where_the_schedule_does(tiny: Compose, tmp_path: Path) -> None:
-    overrides = ["schedule=linear", "schedule.warmup=0.25", "report_every=1", "budget.steps=9", "optimizer.lr=1e-3"]
+    overrides = ["schedule=linear", "schedule.warmup=0.25", "log_every=1", "budget.steps=9", "optimizer.lr=1e-3"]
     assert run(tiny("name=one", *overrides)) == 0
     rates = series(tmp_path / "runs" / "one", "train/lr")
     expected = [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
@@ -55,7 +55,7 @@ def test_the_learning_rate_ends_where_the_schedule_does(tiny: Compose, tmp_path:
 
 @pytest.mark.parametrize("packing", ["stream", "documents", "none"])
 def test_the_same_updates_whatever_the_micro_batch(packing: str, tiny: Compose, tmp_path: Path) -> None:
-    settings = ["budget.steps=4", f"data.packing.mode={packing}", "report_every=1", "precision=fp32"]
+    settings = ["budget.steps=4", f"data.packing.mode={packing}", "log_every=1", "precision=fp32"]
     settings += ["data.packing.isolate=true", "precision.compile=false"]
     for micro_batch in (8, 4, 1):
         assert run(tiny(f"name=m{micro_batch}", f"batch.micro_batch={micro_batch}", *settings)) == 0
@@ -67,7 +67,7 @@ def test_the_same_updates_whatever_the_micro_batch(packing: str, tiny: Compose, 
 
 def test_compiled_is_the_same_training(tiny: Compose, tmp_path: Path) -> None:
     for name, compiled in (("eager", "false"), ("compiled", "true")):
-        settings = ["precision=fp32", f"precision.compile={compiled}", "budget.steps=3", "report_every=1"]
+        settings = ["precision=fp32", f"precision.compile={compiled}", "budget.steps=3", "log_every=1"]
         assert run(tiny(f"name={name}", *settings)) == 0
     runs = tmp_path / "runs"
     assert series(runs / "compiled", "train/loss") == pytest.approx(series(runs / "eager", "train/loss"), abs=1e-4)
@@ -139,7 +139,7 @@ def test_a_budget_may_count_more_than_training(count: str, tiny: Compose, tmp_pa
 
 
 def test_a_timed_run_is_replayed_bit_for_bit(tiny: Compose, tmp_path: Path) -> None:
-    settings = ["model.dropout=0.1", "schedule=linear", "budget.steps=null", "batch.micro_batch=2", "report_every=1"]
+    settings = ["model.dropout=0.1", "schedule=linear", "budget.steps=null", "batch.micro_batch=2", "log_every=1"]
     assert run(tiny("name=timed", "budget.time=1s", *settings)) == 0
     runs = tmp_path / "runs"
     for name, replay in (("again", "timed"), ("once_more", runs / "again" / "progress.txt")):
@@ -159,7 +159,7 @@ def summary_of(folder: Path) -> dict[str, Any]:
 
 def test_batches_grow_from_their_start(tiny: Compose, tmp_path: Path) -> None:
     warmup = ["batch.warmup={start: 64, over: 1000}", "batch.micro_batch=2", "budget.steps=null", "budget.tokens=3000"]
-    assert run(tiny("name=warm", "report_every=1", *warmup)) == 0
+    assert run(tiny("name=warm", "log_every=1", *warmup)) == 0
     tokens = [step.tokens for step in read_trace(tmp_path / "runs" / "warm" / "progress.txt")]
     assert tokens == [64] * 6 + [128] * 3 + [192] * 2 + [256] * 8
     assert sum(tokens) >= 3000 > sum(tokens[:-1])

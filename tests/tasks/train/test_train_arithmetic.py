@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretune.compute import loss_scale
-from pretune.compute.choice import Abilities
+from pretune.compute.choice import Capabilities
 from pretune.core.config import ConfigError
 from pretune.dispatch import run
 from pretune.run import arithmetic
@@ -41,8 +41,8 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """`cpu(bfloat16)`: this machine's CPU does bfloat16 fast, or forty times slower than float32."""
 
     def install(bfloat16: bool) -> None:
-        able = Abilities(bfloat16, False, "so it is said")
-        monkeypatch.setattr(arithmetic, "abilities", lambda device: able)
+        able = Capabilities(bfloat16, False, "so it is said")
+        monkeypatch.setattr(arithmetic, "capabilities", lambda device: able)
         rates = {"float32": 4e10, "bfloat16": 9e10 if bfloat16 else 1e9, "float16": 1e9}
         monkeypatch.setattr(arithmetic, "measure_product", lambda device, one, inputs, outputs: rates[one])
 
@@ -173,7 +173,7 @@ def narrow() -> Operators:
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=adamw", "averaging.decay=0.9"),
+        ("optimizer=adamw", "ema.decay=0.9"),
         ("optimizer=muon", "optimizer.neuron_beta=0.95", "optimizer.cautious_decay=true"),
         ("optimizer=lion", "model=fast_5m", "model.dim=32", "model.num_layers=2", "model.vocab_size=320"),
         (*TUNE, "adapter=dora"),
@@ -224,7 +224,7 @@ def test_float16_trains_as_float32_does(overrides: tuple[str, ...], tiny: Compos
     if "stage=finetune" in overrides:
         assert run(tiny("name=base")) == 0
     for name, precision in (("half", HALF), ("whole", ("precision=fp32", "precision.compile=false"))):
-        assert run(tiny(f"name={name}", *overrides, *precision, "report_every=1")) == 0
+        assert run(tiny(f"name={name}", *overrides, *precision, "log_every=1")) == 0
     half, whole = (series(tmp_path / "runs" / name, "train/loss") for name in ("half", "whole"))
     assert half == pytest.approx(whole, abs=0.02)
     assert half[-1] < half[0]
@@ -239,7 +239,7 @@ def test_float16_learns_preferences(tiny: Compose, tmp_path: Path) -> None:
     file = write_preferences(tmp_path / "preferences.jsonl")
     mapping = tiny(
         "name=one", "stage=dpo", "stage.init_from=base", "model.max_sequence_length=256", "budget.steps=6", *HALF,
-        "batch.tokens=1024", "batch.micro_batch=4", "report_every=1", "optimizer.lr=1e-2", "schedule=constant",
+        "batch.tokens=1024", "batch.micro_batch=4", "log_every=1", "optimizer.lr=1e-2", "schedule=constant",
         "data/format=preference", "data.packing.mode=pairs", "data.packing.too_long=drop", "data.packing.isolate=true",
         f"data.source.files=[{file}]", "data.validation.fraction=0.3", "data.validation.group_by=prompt",
         "data.tokenizer.kind=inherited", "data.sequence_length=256",
@@ -258,7 +258,7 @@ def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
     monkeypatch.setattr(loss_scale, "INITIAL", 2.0**40)
     monkeypatch.setattr(loss_scale, "MOST", 2.0**40)
     monkeypatch.setattr(loss_scale, "INTERVAL", 6)
-    settings = (*HALF, f"optimizer={optimizer}", "model.dropout=0.1", "batch.micro_batch=4", "report_every=1")
+    settings = (*HALF, f"optimizer={optimizer}", "model.dropout=0.1", "batch.micro_batch=4", "log_every=1")
     assert run(tiny("name=whole", *settings)) == 0
     with power_cut(14):
         run(tiny("name=cut", *settings))
@@ -302,8 +302,8 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out_counted_and_said(
         return sums
 
     monkeypatch.setattr(train_gradients, "accumulate", spoilt)
-    settings = (f"precision={precision}", "precision.compile=false", "averaging.decay=0.9", "checkpoint.every=1")
-    more = ("checkpoint.keep=null", "report_every=2", "budget.steps=8", "schedule=constant")
+    settings = (f"precision={precision}", "precision.compile=false", "ema.decay=0.9", "checkpoint.every=1")
+    more = ("checkpoint.keep=null", "log_every=2", "budget.steps=8", "schedule=constant")
     assert run(tiny("name=one", *settings, *more)) == 0
     folder = tmp_path / "runs" / "one"
     for file in ("model", "raw", "optimizer"):  # averages, weights, moments with their counters

@@ -50,18 +50,18 @@ def test_the_largest_that_fits_is_found_and_remembered(
 ) -> None:
     path, footprint = tmp_path / "m.json", Footprint(auto)
     memory(int(footprint.peak(4) / 0.95) + 1000)
-    assert choose_micro_batch(auto, CPU, path, never).rows == 4
+    assert choose_micro_batch(auto, CPU, path, never).size == 4
     memory(1)
-    assert choose_micro_batch(auto, CPU, path, never).rows == 4, "remembered"
+    assert choose_micro_batch(auto, CPU, path, never).size == 4, "remembered"
 
 
 @pytest.mark.parametrize(
-    "content", ["", "{", "[]", '{"rows": 3, "device": "cpu"}', '{"rows": 4, "device": "NVIDIA L4"}', '{"rows": 0}']
+    "content", ["", "{", "[]", '{"size": 3, "device": "cpu"}', '{"size": 4, "device": "NVIDIA L4"}', '{"size": 0}']
 )
 def test_what_does_not_apply_is_not_remembered(auto: RunConfig, tmp_path: Path, content: str) -> None:
     path = tmp_path / "m.json"
     path.write_text(content)
-    assert choose_micro_batch(auto, CPU, path, never).rows == 8
+    assert choose_micro_batch(auto, CPU, path, never).size == 8
 
 
 def test_a_model_too_large_for_one_row_is_one_error(
@@ -89,8 +89,8 @@ def test_on_a_gpu_it_is_tried_and_halved(
 
     monkeypatch.setattr(train_micro_batch, "Footprint", FakeFootprint)
     found = choose_micro_batch(auto, torch.device("cuda"), tmp_path / "m.json", trial)
-    assert (found.rows, tried) == (2, [8, 4, 2])
-    assert json.loads((tmp_path / "m.json").read_text()) == {"rows": 2, "device": "NVIDIA L4"}
+    assert (found.size, tried) == (2, [8, 4, 2])
+    assert json.loads((tmp_path / "m.json").read_text()) == {"size": 2, "device": "NVIDIA L4"}
 
 
 class FakeFootprint:
@@ -98,8 +98,8 @@ class FakeFootprint:
 
     def __init__(self, config: RunConfig) -> None: ...
 
-    def largest(self, limit: int, num_rows: int) -> int:
-        return num_rows
+    def largest(self, limit: int, num_sequences: int) -> int:
+        return num_sequences
 
 
 class Scale(nn.Module):
@@ -113,7 +113,7 @@ class Scale(nn.Module):
         loss = (self.weight * batch.inputs).sum()
         if len(batch.inputs) > self.room:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return {"loss": loss, "rows": loss.new_tensor(len(batch.inputs))}
+        return {"loss": loss, "size": loss.new_tensor(len(batch.inputs))}
 
 
 def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
@@ -124,9 +124,9 @@ def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
     model.weight.grad = torch.tensor(1e6)
     sums = accumulate(model, optimizer, batch, 24, micro_batch)
     loss = sums["loss"]
-    assert sums["rows"].item() == 12
-    assert micro_batch.rows == 3
-    assert json.loads(path.read_text())["rows"] == 3
+    assert sums["size"].item() == 12
+    assert micro_batch.size == 3
+    assert json.loads(path.read_text())["size"] == 3
     assert loss.item() == 2 * tokens.sum()
     assert not loss.requires_grad
     torch.testing.assert_close(model.weight.grad, tokens.sum() / 24)
@@ -144,7 +144,7 @@ def test_a_run_with_auto_trains_and_remembers(tiny: Compose) -> None:
     mapping = tiny("batch.micro_batch=auto", "budget.steps=2", "samples.prompts=[]")
     assert run(mapping) == 0
     folder = Path(mapping["output_dir"]) / mapping["name"]
-    assert json.loads((folder / "micro_batch.json").read_text()) == {"rows": 8, "device": "cpu"}
+    assert json.loads((folder / "micro_batch.json").read_text()) == {"size": 8, "device": "cpu"}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     shares = [row["train/mfu"] for row in rows if "train/mfu" in row]
     assert shares

@@ -32,7 +32,7 @@ def dpo(tiny: Compose, tmp_path: Path) -> Compose:
     def compose(*overrides: str) -> dict[str, Any]:
         mapping = tiny(
             "stage=dpo", "stage.init_from=base", "model.max_sequence_length=256", "budget.steps=6", "precision=fp32",
-            "precision.compile=false", "batch.tokens=1024", "batch.micro_batch=4", "report_every=1",
+            "precision.compile=false", "batch.tokens=1024", "batch.micro_batch=4", "log_every=1",
             "evaluation.every=3", "checkpoint.every=2", "optimizer.lr=1e-2", "schedule=constant", *overrides,
         )  # fmt: skip
         mapping["data"] |= {
@@ -175,7 +175,7 @@ class TestBadInput:
         ("overrides", "message"),
         [
             (("model.dropout=0.1",), "by chance alone"),
-            (("embedding_noise=5",), "by chance alone"),
+            (("neftune_alpha=5",), "by chance alone"),
             (("stage.objective.beta=0",), "beta"),
             (("stage.objective.label_smoothing=0.5",), "label_smoothing"),
             (("stage.objective.reference=adapter_off",), "needs a new adapter"),
@@ -204,7 +204,7 @@ class TestBadInput:
     def test_only_pairs_that_are_too_long(self, dpo: Compose, tmp_path: Path) -> None:
         data = [{"prompt": f"{i}" + "a" * 400, "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
         write_preferences(tmp_path / "preferences.jsonl", data)
-        with pytest.raises(InputError, match=r"has not one row .*packing\.too_long=cut"):
+        with pytest.raises(InputError, match=r"has not one sequence .*packing\.too_long=cut"):
             run(dpo("name=bad"))
 
 

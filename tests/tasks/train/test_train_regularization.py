@@ -19,11 +19,11 @@ from pretune.memory.estimate import Footprint
 from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
-ALL_ON = ["averaging.decay=0.9", "averaging.measure_raw=true", "embedding_noise=5", "model.dropout=0.1",
-          "evaluation.patience=3", "checkpoint.keep_best=true"]  # fmt: skip
+ALL_ON = ["ema.decay=0.9", "ema.evaluate_raw=true", "neftune_alpha=5", "model.dropout=0.1",
+          "early_stopping.patience=3", "checkpoint.keep_best=true"]  # fmt: skip
 # A learning rate at which a tiny model gets worse after it got better.
 OVERFITS = ["optimizer.lr=0.1", "schedule=constant", "schedule.warmup=0", "budget.steps=400", "evaluation.every=2",
-            "evaluation.patience=2", "checkpoint.every=6"]  # fmt: skip
+            "early_stopping.patience=2", "checkpoint.every=6"]  # fmt: skip
 
 
 def val_losses(folder: Path) -> dict[int, float]:
@@ -47,7 +47,7 @@ class Killed(Exception):
 
 
 def test_averages_are_measured_kept_and_used(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mapping = tiny("name=one", "averaging.decay=0.9", "averaging.measure_raw=true", "optimizer.lr=1e-2")
+    mapping = tiny("name=one", "ema.decay=0.9", "ema.evaluate_raw=true", "optimizer.lr=1e-2")
     assert run(mapping) == 0
     folder = tmp_path / "runs" / "one"
     last = summary(folder)
@@ -65,8 +65,8 @@ def test_averages_are_measured_kept_and_used(tiny: Compose, tmp_path: Path, caps
 
 
 def test_without_noise_and_averages_training_is_untouched(tiny: Compose, tmp_path: Path) -> None:
-    for name, settings in (("plain", []), ("averaged", ["averaging.decay=0.9"]), ("noisy", ["embedding_noise=5"])):
-        assert run(tiny(f"name={name}", "budget.steps=5", "report_every=1", *settings)) == 0
+    for name, settings in (("plain", []), ("averaged", ["ema.decay=0.9"]), ("noisy", ["neftune_alpha=5"])):
+        assert run(tiny(f"name={name}", "budget.steps=5", "log_every=1", *settings)) == 0
     losses = {
         name: [row["train/loss"] for row in rows(tmp_path / "runs" / name) if "train/loss" in row]
         for name in ("plain", "averaged", "noisy")
@@ -113,7 +113,7 @@ def test_an_early_stop_ends_the_run_as_complete(
 
 
 def test_a_run_that_gets_better_to_its_end_does_not_stop_early(tiny: Compose, tmp_path: Path) -> None:
-    assert run(tiny("name=one", "evaluation.patience=1", "evaluation.every=5", "checkpoint.keep_best=true")) == 0
+    assert run(tiny("name=one", "early_stopping.patience=1", "evaluation.every=5", "checkpoint.keep_best=true")) == 0
     folder = tmp_path / "runs" / "one"
     assert summary(folder)["stopped_early"] is False
     assert summary(folder)["best_step"] == 20
@@ -165,16 +165,16 @@ def test_a_power_cut_between_evaluation_and_end_still_ends_early(
 
 
 def test_patience_needs_evaluations_and_fixes_when_they_are(tiny: Compose, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"evaluation.*patience counts evaluations"):
-        run(tiny("name=one", "evaluation.patience=2", "evaluation.every=null"))
-    assert run(tiny("name=one", "evaluation.patience=9", "budget.steps=2")) == 0
+    with pytest.raises(ConfigError, match=r"early_stopping\.patience counts evaluations"):
+        run(tiny("name=one", "early_stopping.patience=2", "evaluation.every=null"))
+    assert run(tiny("name=one", "early_stopping.patience=9", "budget.steps=2")) == 0
     with pytest.raises(ConfigError, match=r"evaluation\.every: 10 -> 5"):
-        run(tiny("name=one", "evaluation.patience=9", "budget.steps=2", "evaluation.every=5"))
+        run(tiny("name=one", "early_stopping.patience=9", "budget.steps=2", "evaluation.every=5"))
 
 
 def test_averages_count_as_memory(tiny: Compose) -> None:
     plain, averaged = (
-        Footprint(validate(RunConfig, tiny("name=one", *settings))) for settings in ((), ("averaging.decay=0.9",))
+        Footprint(validate(RunConfig, tiny("name=one", *settings))) for settings in ((), ("ema.decay=0.9",))
     )
     assert averaged.averages == plain.gradients > 0
     assert averaged.constant == plain.constant + averaged.averages

@@ -15,7 +15,7 @@ from pretune.core.config import ConfigError, validate
 from pretune.dispatch import run
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
-from pretune.run.model import converted_model, measured_model
+from pretune.run.model import converted_model, evaluation_model
 
 Compose = Callable[..., dict[str, Any]]
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
@@ -42,7 +42,7 @@ def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
     [
         (),
         ("model.tied_embeddings=false", "model.value_embeddings=true", "quantization.embedding=int8"),
-        ("averaging.decay=0.9", "optimizer=muon", "precision=bf16", "precision.compile=false"),
+        ("ema.decay=0.9", "optimizer=muon", "precision=bf16", "precision.compile=false"),
     ],
     ids=["tied", "untied", "averaged"],
 )
@@ -138,7 +138,7 @@ def test_a_plain_run_is_measured_and_exported_rounded(kind: str, tiny: Compose, 
     assert cost["val/loss"] == evaluated["val/loss"] != cost["val_float/loss"]
     assert cost["val_float/loss"] == pytest.approx(summary(folder)["val/loss"], abs=1e-6)
     assert run(tiny(*BASE, *rounding, "task=generate", "generate.prompt=The cat", "generate.max_new_tokens=4")) == 0
-    model = measured_model(
+    model = evaluation_model(
         validate(RunConfig, tiny(*BASE, *rounding, "task=generate")), find_run("base", str(folder.parent)), CPU
     )
     stored = load_file(exported / "model.safetensors")["model.embed_tokens.weight"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from pretune.core.config import ConfigError, InputError
-from pretune.data.config import ChatFormat
+from pretune.data.formats.config import ChatFormat
 from pretune.data.formats.conversations import Message
 from pretune.data.formats.segments import Place, Segment, Unusable
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pretune.core.config import InputError, nearest
-from pretune.data.config import ChatFormat
+from pretune.data.formats.config import ChatFormat
 from pretune.data.formats.segments import Place, Unusable
 from pretune.data.sources.rows import Row
 

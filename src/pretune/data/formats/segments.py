@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pretune.data.config import SourceConfig
+from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import locate
 
 

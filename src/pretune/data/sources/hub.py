@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core.config import InputError
-from pretune.data.config import HubSource
+from pretune.data.sources.config import HubSource
 
 PROBE_SECONDS = 10.0
 """How long to wait for the hub's answer before saying that there is no network."""
@@ -40,7 +40,7 @@ def rows(config: HubSource) -> Iterator[dict[str, Any]]:
         except Exception as error:
             when = f"after {number} rows" if number else "before the first row"
             raise InputError(
-                f"hub dataset '{config.path}', split '{config.split}' failed {when}: {gist(error)}"
+                f"hub dataset '{config.path}', split '{config.split}' failed {when}: {error_summary(error)}"
             ) from error
 
 
@@ -58,7 +58,7 @@ def download_file(repository: str, filename: str) -> Path:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
         except Exception as error:
-            raise InputError(f"cannot get {filename} of '{repository}' from the hub: {gist(error)}") from error
+            raise InputError(f"cannot get {filename} of '{repository}' from the hub: {error_summary(error)}") from error
 
 
 def check_reachable(repository: str, revision: str | None, kind: str) -> None:
@@ -90,15 +90,15 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
     except errors.HFValidationError:
         raise InputError(f"'{repository}' is not a name on the hub; write owner/name") from None
     except errors.HfHubHTTPError as error:
-        raise InputError(f"the hub refuses {kind} '{repository}': {gist(error)}") from None
+        raise InputError(f"the hub refuses {kind} '{repository}': {error_summary(error)}") from None
     except Exception as error:  # which library's errors a failed connection raises depends on the version
         raise InputError(
-            f"cannot reach the hub at {huggingface_hub.constants.ENDPOINT} for {kind} '{repository}' ({gist(error)}); "
-            "check the network, or set HF_HUB_OFFLINE=1 to use what the Hugging Face cache already has"
+            f"cannot reach the hub at {huggingface_hub.constants.ENDPOINT} for {kind} '{repository}' "
+            f"({error_summary(error)}); check the network, or set HF_HUB_OFFLINE=1 to use the Hugging Face cache"
         ) from None
 
 
-def gist(error: BaseException) -> str:
+def error_summary(error: BaseException) -> str:
     """The first line of a library's error, at most 200 characters of it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from pretune.core.config import InputError
-from pretune.data.config import FilesSource
-from pretune.data.sources.hub import gist, quiet_libraries
+from pretune.data.sources.config import FilesSource
+from pretune.data.sources.hub import error_summary, quiet_libraries
 
 Kind = Literal["json", "parquet", "text"]
 
@@ -105,7 +105,7 @@ def _read(kind: Kind, files: list[Path]) -> Iterator[dict[str, Any]]:
         except Exception as error:
             names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
             fault = _json_fault(files) if kind == "json" else _parquet_fault(files)
-            raise InputError(fault or f"cannot read {names}: {gist(error)}") from error
+            raise InputError(fault or f"cannot read {names}: {error_summary(error)}") from error
 
 
 def _stream(kind: Kind, files: list[Path], **options: Any) -> Any:
@@ -133,7 +133,7 @@ def _text_rows(file: Path) -> Iterator[dict[str, Any]]:
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text (byte {error.start} of a block); convert it first") from error
         except Exception as error:  # each way of compressing raises errors of its own
-            raise InputError(f"cannot read {file}: {gist(error)}") from error
+            raise InputError(f"cannot read {file}: {error_summary(error)}") from error
     if part:
         yield {"text": "".join(part), "source": str(file)}
 
@@ -146,7 +146,7 @@ def _parquet_fault(files: list[Path]) -> str | None:
         try:
             pyarrow.parquet.ParquetFile(file).close()
         except (pyarrow.ArrowException, OSError) as error:
-            return f"{file} is not a parquet file: {gist(error)}"
+            return f"{file} is not a parquet file: {error_summary(error)}"
     return None
 
 
@@ -160,7 +160,7 @@ def _json_fault(files: list[Path]) -> str | None:
             with fsspec.open(str(file.resolve()), "rb", compression="infer") as opened:
                 fault = _fault_of_lines(opened)  # type: ignore[arg-type]
         except Exception as error:  # each way of compressing raises errors of its own
-            fault = f"cannot be unpacked: {gist(error)}"
+            fault = f"cannot be unpacked: {error_summary(error)}"
         if fault:
             return f"{file} {fault}"
     return None

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from pretune.core.config import InputError, nearest
-from pretune.data.config import PythonDocsSource
+from pretune.data.sources.config import PythonDocsSource
 
 VERSION = 1
 """Raise when the same installation would give other rows: prepared data is addressed by it."""

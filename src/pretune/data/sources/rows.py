@@ -9,12 +9,14 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from pretune.core.config import ConfigError, InputError
 from pretune.core.files import fingerprint
-from pretune.data.config import (
-    DataConfig,
+from pretune.data.config import DataConfig
+from pretune.data.hashing import mix
+from pretune.data.sources import hub, local_files, python_docs, word_problems
+from pretune.data.sources.config import (
     FilesSource,
     HubSource,
     PythonDocsSource,
@@ -22,7 +24,6 @@ from pretune.data.config import (
     ValidationConfig,
     WordProblemsSource,
 )
-from pretune.data.sources import hub, local_files, python_docs, word_problems
 
 Row = dict[str, Any]
 Side = Literal["train", "validation"]
@@ -42,6 +43,8 @@ def rows(config: SourceConfig) -> Iterator[Row]:
             return python_docs.rows(config)
         case WordProblemsSource():
             return word_problems.rows(config)
+        case _:
+            assert_never(config)
 
 
 def describe(config: SourceConfig) -> str:
@@ -120,8 +123,7 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     check_apart(config)
     validation = config.validation
     if validation.source is not None:
-        source = config.source if side == "train" else validation.source
-        chosen = enumerate(rows(source))
+        chosen = enumerate(rows(side_source(config, side)))
     else:
         split = Split.of(validation)
         chosen = ((i, row) for i, row in enumerate(rows(config.source)) if split.side(i, row) == side)
@@ -131,6 +133,12 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
         yield numbered
     if empty:
         raise empty_side(config, side)
+
+
+def side_source(config: DataConfig, side: Side) -> SourceConfig:
+    """The source that a side's rows come from."""
+    own = config.validation.source
+    return own if side == "validation" and own is not None else config.source
 
 
 def train_rows(config: DataConfig) -> Iterator[Row]:
@@ -194,12 +202,4 @@ class Split:
 
 def held_out(seed: int, fraction: float, key: int) -> bool:
     """Whether a row belongs to the validation side: a hash of (seed, key of 64 bits) below the fraction."""
-    return _mix(_mix(seed) ^ key) < fraction * 2**64
-
-
-def _mix(value: int) -> int:
-    """A well-mixed 64-bit hash of an integer: the finalizer of SplitMix64."""
-    value = (value + 0x9E3779B97F4A7C15) % 2**64
-    value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 % 2**64
-    value = (value ^ value >> 27) * 0x94D049BB133111EB % 2**64
-    return value ^ value >> 31
+    return mix(mix(seed % 2**64) ^ key) < fraction * 2**64

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pretune.core.config import InputError
-from pretune.data.config import WordProblemsSource
+from pretune.data.sources.config import WordProblemsSource
 
 VERSION = 1
 """Raise when the same section would give other problems: prepared data is addressed by it."""

@@ -1,1 +1,1 @@
-"""task=evaluate: figures of the validation set."""
+"""task=evaluate: metrics of the validation set."""

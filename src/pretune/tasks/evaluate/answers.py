@@ -8,10 +8,11 @@ from itertools import islice
 from typing import Any
 
 from pretune.core.files import write_atomic
-from pretune.data.formats.answers import Question, questions
+from pretune.data.formats.documents import questions
+from pretune.data.formats.problems import Question
 from pretune.generation.texts import Text
 from pretune.run.config import RunConfig
-from pretune.run.generator import assemble_author
+from pretune.run.generator import assemble_generator
 from pretune.run.parts import Parts
 from pretune.run.weights import own_folder
 from pretune.tracker.console import counted
@@ -25,13 +26,13 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     """
     section = config.evaluation.answers
     # Compiled with the weights built in: in training they would be old ones at the next evaluation.
-    rows = section.batch if section.compile and config.task == "evaluate" else None
-    author = assemble_author(config, section, parts.model, parts.tokenizer, parts.device, rows)
-    asked = list(islice(questions(config.data, author.formatter), config.evaluation.max_problems))
-    prompts = [author.ids(question.prompt) for question in asked]
-    fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < author.decoder.limit]
-    with author.arithmetic():
-        written = author.write([prompts[at] for at in fitting], section.batch)
+    rows = section.batch_size if section.compile and config.task == "evaluate" else None
+    generator = assemble_generator(config, section, parts.model, parts.tokenizer, parts.device, rows)
+    asked = list(islice(questions(config.data, generator.formatter), config.evaluation.max_problems))
+    prompts = [generator.ids(question.prompt) for question in asked]
+    fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < generator.decoder.limit]
+    with generator.autocast():
+        written = generator.generate([prompts[at] for at in fitting], section.batch_size)
         if config.task == "evaluate":
             written = counted(written, "writing answers", len(fitting))
         texts = {fitting[place]: text for place, text in written}

@@ -15,19 +15,21 @@ from torch import Tensor
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import IGNORE, Batch
 from pretune.core.files import write_json
-from pretune.data.formats.formatter import Problem, problems
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.documents import problems
+from pretune.data.formats.problems import Problem
 from pretune.data.loader import Loader
 from pretune.data.tokenizer import Tokenizer
 from pretune.objectives.language_modeling import TokenScores, token_metrics
 from pretune.objectives.objective import objective_of
-from pretune.quantization.config import RoundingConfig
-from pretune.run.arithmetic import decided
-from pretune.run.assembly import assemble_measured
+from pretune.quantization.config import FakeQuantizationConfig
+from pretune.run.arithmetic import resolved_config
+from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
 from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
 from pretune.run.reference_model import with_reference
-from pretune.run.weights import measured_run
+from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics
 from pretune.tracker.console import counted
 
@@ -38,18 +40,18 @@ Scorer = Callable[[Batch], TokenScores]
 
 
 def evaluate_run(config: RunConfig) -> int:
-    """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the figures."""
-    folder = measured_run(config)
-    config = decided(config, folder)
-    parts = with_reference(config, assemble_measured(config, folder))
+    """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the metrics."""
+    folder = evaluated_run(config)
+    config = resolved_config(config, folder)
+    parts = with_reference(config, assemble_evaluation(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
-    figures = evaluate(config, parts)
+    metrics = evaluate(config, parts)
     kind = config.quantization.kind
-    write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **figures})
-    rounded = f", quantization={kind}" if isinstance(config.quantization, RoundingConfig) else ""
-    table = Table("figure", "value", title=f"{folder.name} at step {step:,}{rounded}")
-    for name, value in figures.items():
+    write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **metrics})
+    rounded = f", quantization={kind}" if isinstance(config.quantization, FakeQuantizationConfig) else ""
+    table = Table("metric", "value", title=f"{folder.name} at step {step:,}{rounded}")
+    for name, value in metrics.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
     Console().print(table)
     print(f"written to {folder.path / 'evaluation.json'}")
@@ -59,34 +61,35 @@ def evaluate_run(config: RunConfig) -> int:
 
 
 def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
-    """All figures that the configuration asks for, over the whole validation set, and the loss over each one of the
+    """All metrics that the configuration asks for, over the whole validation set, and the loss over each one of the
     sets that are mixed in: `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
     loader = Loader(parts.data.validation, config.data, config.seed)
-    total = -(-loader.num_rows // micro_batch)
+    total = -(-loader.num_sequences // micro_batch)
     batches = watched(config, loader.batches(micro_batch), "reading the validation set", total)
     objective, score = objective_of(config.stage.objective), scorer(config, parts)
-    figures = objective.metrics(score, batches, token_bytes)
+    metrics = objective.metrics(score, batches, token_bytes)
     for name, part in parts.data.parts.items():
         batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
         found = objective.metrics(score, batches, token_bytes)
-        figures |= {f"val_{name}/{figure}": found[f"val/{figure}"] for figure in ("loss", "bits_per_byte")}
+        metrics |= {f"val_{name}/{metric}": found[f"val/{metric}"] for metric in ("loss", "bits_per_byte")}
     if config.evaluation.option_accuracy:
-        held_out = list(islice(problems(config.data), config.evaluation.max_problems))
+        formatter = build_formatter(config.data.format, parts.tokenizer.template_tokens)
+        held_out = list(islice(problems(config.data, formatter), config.evaluation.max_problems))
         length = config.model.max_sequence_length
         compared = watched(config, held_out, "comparing options", len(held_out))
-        figures |= option_accuracy(
+        metrics |= option_accuracy(
             token_scorer(config, parts), compared, parts.tokenizer, config.evaluation.micro_batch, length
         )
     if config.evaluation.answers.measure:
-        figures |= answer_metrics(config, parts)
-    return figures
+        metrics |= answer_metrics(config, parts)
+    return metrics
 
 
 def validation_loss(config: RunConfig, parts: Parts) -> float:
     """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
     loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
-    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_rows // rows))
+    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_sequences // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
     return token_metrics(token_scorer(config, parts), batches, token_bytes)["val/loss"]
 

@@ -19,7 +19,7 @@ from pretune.model.huggingface.weights import split_layers, to_huggingface
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.model import measured_model
+from pretune.run.model import evaluation_model
 from pretune.run.weights import start_run
 
 
@@ -31,7 +31,7 @@ def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
     """
     tokenizer, shape = assemble_tokenizer(config), portable_config(config.model)
     content = huggingface_config(shape, tokenizer.eos_id, config.export.dtype)
-    model = measured_model(config, run, torch.device("cpu"))
+    model = evaluation_model(config, run, torch.device("cpu"))
     weights = portable_weights({name: tensor.detach() for name, tensor in model.state_dict().items()}, config.model)
     _save(to_huggingface(weights, shape), folder / "model.safetensors", config.export.dtype)
     write_json(folder / "config.json", content)

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretune.core.files import write_json
-from pretune.run.assembly import assemble_measured, assemble_tokenizer
+from pretune.run.assembly import assemble_evaluation, assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.model import converted_model, whole_model
+from pretune.run.model import converted_model, merged_model
 from pretune.tasks.evaluate.task import validation_loss
 
 WEIGHTS, INDEX = "model.safetensors", "integers.json"
@@ -51,9 +51,9 @@ def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
 
 def cost_of_quantization(config: RunConfig, run: RunFolder) -> dict[str, float]:
     """The validation loss of a run's model with its numbers rounded as `quantization` says, and with all their bits."""
-    parts = assemble_measured(config, run)
+    parts = assemble_evaluation(config, run)
     rounded = validation_loss(config, parts)
-    whole = replace(parts, model=whole_model(config, run, parts.device))
+    whole = replace(parts, model=merged_model(config, run, parts.device))
     return {"val/loss": rounded, "val_float/loss": validation_loss(config, whole)}
 
 

@@ -14,8 +14,8 @@ from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.generator import assemble_author
-from pretune.run.model import converted_model, whole_model
+from pretune.run.generator import assemble_generator
+from pretune.run.model import converted_model, merged_model
 from pretune.runtimes.agreement import PROMPT, largest_difference, probe, program_logits
 from pretune.runtimes.executorch.lowering import STAGES, Interface, check_installed, lower
 from pretune.runtimes.executorch.program import Program
@@ -38,7 +38,7 @@ def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) ->
     tokenizer = assemble_tokenizer(config)
     context = _context(config)
     model = converted_model(config, run, torch.device("cpu"))
-    ends = assemble_author(config, config.generate, model, tokenizer, torch.device("cpu")).decoder.vocabulary.end_ids
+    ends = assemble_generator(config, config.generate, model, tokenizer, torch.device("cpu")).decoder.vocabulary.end_ids
     interface = Interface(context, tokenizer.vocab_size, tuple(sorted(ends)))
     tokens = probe(tokenizer.vocab_size, min(PROMPT + 4, context - 1))
     expected = logits(model, tokens, tokenizer)[PROMPT - 1 : -1]
@@ -63,7 +63,7 @@ def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) 
             "export.format=executorch; for ONNX take quantization=none"
         )
     tokenizer = assemble_tokenizer(config)
-    model = whole_model(config, run, torch.device("cpu")).eval()
+    model = merged_model(config, run, torch.device("cpu")).eval()
     write_onnx(model, tokenizer.vocab_size, folder / ONNX)
     tokens = probe(tokenizer.vocab_size, min(16, config.model.max_sequence_length))
     difference = largest_difference(onnx_logits(folder / ONNX, tokens)[0], logits(model, tokens, tokenizer), ONNX)

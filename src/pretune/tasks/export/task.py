@@ -7,23 +7,23 @@ from pathlib import Path
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError, InputError
 from pretune.core.files import atomic_folder, write_json
-from pretune.quantization.config import RoundingConfig
-from pretune.run.arithmetic import decided
+from pretune.quantization.config import FakeQuantizationConfig
+from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.weights import chosen_checkpoint, measured_run
+from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.export.integers import cost_of_quantization, write_integers
 
 
 def export(config: RunConfig) -> int:
     """task=export: write a checkpoint of the run that `config` names (checkpoint.use), in the format it asks for."""
-    run = measured_run(config)
-    config = decided(config, run)
+    run = evaluated_run(config)
+    config = resolved_config(config, run)
     path = chosen_checkpoint(run)
     keep = config.export.adapter == "keep"
     if keep and not (path / checkpoint.ADAPTER).is_file():
         raise ConfigError(f"{run.name} has no adapter to keep: export.adapter=merge exports its weights")
-    rounded = isinstance(config.quantization, RoundingConfig)
+    rounded = isinstance(config.quantization, FakeQuantizationConfig)
     if keep and rounded:
         raise ConfigError(
             f"quantization={config.quantization.kind} stores the sum of weights and adapter: take "
@@ -74,7 +74,7 @@ def _write(config: RunConfig, run: RunFolder, path: Path, keep: bool, folder: Pa
 def _output(config: RunConfig, run: RunFolder, step: int) -> Path:
     section = config.export
     adapter = "-adapter" if section.adapter == "keep" else ""
-    rounded = f"-{config.quantization.kind}" if isinstance(config.quantization, RoundingConfig) else ""
+    rounded = f"-{config.quantization.kind}" if isinstance(config.quantization, FakeQuantizationConfig) else ""
     name = f"{section.format}{adapter}{rounded}-step_{step:08d}"
     output = run.path / "export" / name if section.output is None else Path(section.output).expanduser()
     if output.exists():

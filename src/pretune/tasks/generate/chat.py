@@ -8,19 +8,18 @@ import sys
 from typing import Any
 
 from pretune.core.config import InputError
-from pretune.data.config import ChatFormat
 from pretune.run.config import RunConfig
-from pretune.run.generator import Author
+from pretune.run.generator import TextGenerator
 from pretune.tracker.console import printable
 from pretune.training.signals import Interrupts, Stop
 
 NEW, QUIT = "/new", "/quit"
 
 
-def chat(author: Author, config: RunConfig) -> int:
+def chat(generator: TextGenerator, config: RunConfig) -> int:
     """Answer what is typed until the input ends (Ctrl-D, /quit). Ctrl-C ends an answer, or the talk between answers."""
     template = config.generate.template
-    turns = template and isinstance(author.formatter.format, ChatFormat)
+    turns = template and generator.formatter.has_turns
     print(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the talk" + (
         f", {NEW} starts another." if turns else "; each question stands alone, as in the run's data."
     ))  # fmt: skip
@@ -33,8 +32,12 @@ def chat(author: Author, config: RunConfig) -> int:
             continue
         messages = [*(messages if turns else []), {"role": "user", "content": question}]
         try:
-            prompt = author.formatter.render_prompt(messages) if template else author.asked(question, template)
-            answer = say(author, author.ids(prompt))
+            prompt = (
+                generator.formatter.render_prompt(messages)
+                if template
+                else generator.prompt_segments(question, template)
+            )
+            answer = say(generator, generator.ids(prompt))
         except InputError as error:
             print(f"{error}; {NEW} starts another talk")
             messages.pop()
@@ -62,12 +65,12 @@ def ask() -> str | None:
             return line
 
 
-def say(author: Author, prompt: list[int]) -> str:
+def say(generator: TextGenerator, prompt: list[int]) -> str:
     """Print an answer as it comes, until it or somebody ends it; return what there is of it."""
     answer = ""
     with Interrupts():
         try:
-            for piece in author.stream(prompt):
+            for piece in generator.stream(prompt):
                 print(printable(piece.text, sys.stdout.encoding), end="", flush=True)
                 answer += piece.text
         except Stop:

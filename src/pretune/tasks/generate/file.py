@@ -8,17 +8,17 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
-from pretune.data.config import ChatFormat, FilesSource
 from pretune.data.formats.segments import Place, Segment
+from pretune.data.sources.config import FilesSource
 from pretune.run.config import RunConfig
-from pretune.run.generator import Author
+from pretune.run.generator import TextGenerator
 from pretune.tracker.console import counted
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
-def answer_file(author: Author, config: RunConfig, folder: Path, model: str, interrupts: Interrupts) -> int:
+def answer_file(generator: TextGenerator, config: RunConfig, folder: Path, model: str, interrupts: Interrupts) -> int:
     """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
 
     Where generate.output is null, the file is named after prompts and `model`, in `folder`. What is done when Ctrl-C
@@ -28,13 +28,13 @@ def answer_file(author: Author, config: RunConfig, folder: Path, model: str, int
     assert section.file is not None
     path = Path(section.file).expanduser()
     rows = read_prompts(path)
-    prompts = [author.ids(segments(author, path, at, row, section.template)) for at, row in enumerate(rows)]
+    prompts = [generator.ids(segments(generator, path, at, row, section.template)) for at, row in enumerate(rows)]
     output = Path(section.output).expanduser() if section.output else folder / f"{path.stem}-{model}.jsonl"
     check_writable(output)
     done: dict[int, dict[str, Any]] = {}
     code = 0
     try:
-        for at, text in counted(author.write(prompts, section.rows), "writing", len(prompts)):
+        for at, text in counted(generator.generate(prompts, section.prompts_at_once), "writing", len(prompts)):
             done[at] = {"prompt": rows[at], "text": text.text, "ended": text.reason, "tokens": text.num_tokens}
     except Stop:
         code = EXIT_STOPPED
@@ -72,18 +72,18 @@ def read_prompts(path: Path) -> list[Any]:
     return rows
 
 
-def segments(author: Author, path: Path, at: int, row: Any, template: bool) -> list[Segment]:
+def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: bool) -> list[Segment]:
     """The prompt of one row: text, {prompt}, or the fields of the run's data, such as {messages}."""
     place = Place(FilesSource(kind="files", files=(str(path),), format="json", max_rows=None), at)
     text = row.get("prompt") if isinstance(row, dict) else row
     if isinstance(text, str):
         if not text.strip():
             raise InputError(f"{place} is an empty prompt; write something there")
-        return author.asked(text, template)
-    if isinstance(row, dict) and ("messages" not in row or isinstance(author.formatter.format, ChatFormat)):
-        return author.formatter.prompt(row, place)
+        return generator.prompt_segments(text, template)
+    if isinstance(row, dict) and ("messages" not in row or generator.formatter.has_turns):
+        return generator.formatter.prompt(row, place)
     if isinstance(row, dict) and is_chat(row["messages"]):
-        return author.formatter.render_prompt(row["messages"])
+        return generator.formatter.render_prompt(row["messages"])
     raise InputError(
         f"{place} is neither text nor a record with 'prompt', 'messages' {{role, content}} or the data's fields"
     )

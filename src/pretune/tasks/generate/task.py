@@ -14,14 +14,14 @@ from pretune.core.config import ConfigError, InputError
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.decode import LanguageModel
 from pretune.generation.texts import Piece
-from pretune.run.arithmetic import decided
+from pretune.run.arithmetic import resolved_config
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
-from pretune.run.generator import Author, assemble_author
-from pretune.run.model import measured_model
+from pretune.run.generator import TextGenerator, assemble_generator
+from pretune.run.model import evaluation_model
 from pretune.run.parts import Parts
-from pretune.run.weights import chosen_checkpoint, measured_run
+from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.generate.chat import chat
 from pretune.tasks.generate.file import answer_file
 from pretune.tracker.console import printable
@@ -37,27 +37,27 @@ def generate(config: RunConfig) -> int:
             "there is nothing to continue; set generate.prompt='some text', generate.file=prompts.txt (or .jsonl), or "
             "generate.chat=true"
         )
-    folder = measured_run(config)
+    folder = evaluated_run(config)
     if section.runtime == "pretune":
-        config = decided(config, folder)
+        config = resolved_config(config, folder)
         section = config.generate
     with Interrupts() as interrupts:
         try:
             device, tokenizer = _device(config), assemble_tokenizer(config)
             model, named = _model(config, folder, tokenizer, device)
-            rows = section.batch if section.compile and section.file else None
-            author = assemble_author(config, section, model, tokenizer, device, rows)
-            with author.arithmetic():
+            rows = section.batch_size if section.compile and section.file else None
+            generator = assemble_generator(config, section, model, tokenizer, device, rows)
+            with generator.autocast():
                 if section.file:
-                    return answer_file(author, config, folder.path / "generated", named, interrupts)
+                    return answer_file(generator, config, folder.path / "generated", named, interrupts)
                 if section.prompt:
-                    return answer_prompt(author, section.prompt, section.template)
+                    return answer_prompt(generator, section.prompt, section.template)
         except Stop:
             print("\nstopped.", file=sys.stderr)
             return EXIT_STOPPED
     # A chat has a Ctrl-C of its own: the first one ends an answer, and not the talk.
-    with author.arithmetic():
-        return chat(author, config)
+    with generator.autocast():
+        return chat(generator, config)
 
 
 def _device(config: RunConfig) -> torch.device:
@@ -71,7 +71,7 @@ def _model(
     if config.generate.runtime == "pretune":
         rounding = "" if config.quantization.kind == "none" else f"{config.quantization.kind}-"
         name = f"{rounding}step-{checkpoint.step_of(chosen_checkpoint(folder))}"
-        return measured_model(config, folder, device), name
+        return evaluation_model(config, folder, device), name
     from pretune.runtimes.executorch.program import Program
     from pretune.runtimes.manifest import checked_program, newest_program
 
@@ -85,12 +85,12 @@ def _model(
     return Program(checked_program(exported, tokenizer.fingerprint)), exported.name
 
 
-def answer_prompt(author: Author, prompt: str, template: bool) -> int:
+def answer_prompt(generator: TextGenerator, prompt: str, template: bool) -> int:
     """Print what the model writes after a prompt, as it comes; behind the prompt, where it is continued as it is."""
     if not prompt.strip():
         raise InputError("generate.prompt is empty; write some text")
-    segments = author.asked(prompt, template)
-    pieces = author.stream(author.ids(segments))
+    segments = generator.prompt_segments(prompt, template)
+    pieces = generator.stream(generator.ids(segments))
     first = next(pieces)  # before anything is shown: the prompt may be too long
     if "".join(segment.text for segment in segments) == prompt.rstrip(" "):
         print(printable(prompt, sys.stdout.encoding), end="", flush=True)
@@ -110,8 +110,8 @@ def shown(*pieces: Iterable[Piece]) -> Iterator[str]:
 def sample(config: RunConfig, parts: Parts) -> list[str]:
     """What the model in training writes after each of samples.prompts."""
     section = config.samples
-    author = assemble_author(config, section, parts.model, parts.tokenizer, parts.device)
-    prompts = [author.ids(author.asked(prompt, section.template)) for prompt in section.prompts]
-    with author.arithmetic():
-        texts = dict(author.write(prompts, max(len(prompts), 1)))
+    generator = assemble_generator(config, section, parts.model, parts.tokenizer, parts.device)
+    prompts = [generator.ids(generator.prompt_segments(prompt, section.template)) for prompt in section.prompts]
+    with generator.autocast():
+        texts = dict(generator.generate(prompts, max(len(prompts), 1)))
     return [texts[place].text for place in range(len(prompts))]

@@ -15,9 +15,9 @@ from pretune.memory.estimate import Footprint
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
-from pretune.run.arithmetic import decided
+from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
-from pretune.run.folder import find_progress
+from pretune.run.folder import find_trace
 from pretune.run.model import adapted_model
 from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
@@ -113,7 +113,7 @@ def make_plan(config: RunConfig) -> Plan:
 def planned_arithmetic(config: RunConfig) -> RunConfig:
     """The configuration with the arithmetic chosen: for the device that plan.device names, or for the one at hand."""
     if config.plan.device is None:
-        return decided(config, own_folder(config))
+        return resolved_config(config, own_folder(config))
     if config.precision.compute != "auto":
         return config
     compute = "bfloat16" if named(config.plan.device).has_bfloat16 else "float16"
@@ -125,14 +125,14 @@ def planned_device(config: RunConfig) -> tuple[Device, str]:
     if config.plan.device is not None:
         return named(config.plan.device), "cuda"
     here = pick_device(config.device)
-    return hardware.at_hand(here, {"float32", "bfloat16", config.precision.activations}), here.type
+    return hardware.local_device(here, {"float32", "bfloat16", config.precision.activations}), here.type
 
 
 def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
     """Tokens of whole steps until the first limit of the budget, and which one that is."""
     budget, step = config.budget, config.batch.tokens
     if budget.replay is not None:
-        replayed = read_trace(find_progress(budget.replay, config.output_dir))
+        replayed = read_trace(find_trace(budget.replay, config.output_dir))
         return sum(one.tokens for one in replayed), "replay"
     steps: dict[str, int] = {}
     if budget.steps is not None:

@@ -33,7 +33,7 @@ def _prepare_run(config: RunConfig) -> int:
             for reason in tokens.left_out():
                 console.print(f"left out of {name}{side}: {reason}", markup=False, highlight=False, soft_wrap=True)
     for name, section, part in sets:
-        show_documents(console, f"{name}document", part.train, tokenizer, config.show, section.sequence_length)
+        show_documents(console, f"{name}document", part.train, tokenizer, config.prepare.show, section.sequence_length)
     print(f"in {data.folder}; train with the same command without task=prepare")
     return 0
 
@@ -53,7 +53,7 @@ def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
     row("scored tokens", *(side.num_scored for side in sides))
     row("bytes of text", *(side.num_bytes for side in sides))
     row("rows left out", *(side.skipped.total() for side in sides))
-    row(f"rows of {section.sequence_length} tokens", *(loader.num_rows for loader in loaders))
+    row(f"sequences of {section.sequence_length} tokens", *(loader.num_sequences for loader in loaders))
     row("padding in them", *(report["padding"] for report in reports))
     if section.packing.mode != "stream":
         done = {"cut": "cut", "split": "split", "drop": "dropped"}[section.packing.too_long]

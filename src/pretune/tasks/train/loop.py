@@ -1,7 +1,7 @@
 """The loop: the same for pretraining and fine-tuning.
 
-Once in a while it evaluates, samples, saves; every step it accumulates gradients, clips and updates, measures and
-reports. A checkpoint holds all of its state: `Progress`, the weights, the optimizer's state and the random generator.
+Every step accumulates gradients, clips, updates, measures and reports; at their intervals come evaluation, samples and
+checkpoints. A checkpoint holds all of the state: `TrainingState`, weights, optimizer state and random generator state.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pretune.model.costs import training_flops
 from pretune.model.transformer import Transformer
 from pretune.objectives.objective import objective_of
 from pretune.optim.budget import Step
-from pretune.optim.config import Aside
+from pretune.optim.config import Overhead
 from pretune.optim.optimizers import set_progress, update
 from pretune.optim.trace import Trace
 from pretune.run.assembly import Training
@@ -35,14 +35,14 @@ from pretune.tasks.generate.task import sample
 from pretune.tasks.train.compilation import compile_ahead
 from pretune.tasks.train.gradients import StepGradients
 from pretune.tasks.train.micro_batch import MicroBatch, choose_micro_batch
-from pretune.tasks.train.progress import Progress, step_to_come
-from pretune.tasks.train.qat import as_used, begins_to_round, unrounded_figures
-from pretune.tasks.train.watch import Watch
+from pretune.tasks.train.monitor import Monitor
+from pretune.tasks.train.qat import as_deployed, float_metrics, start_fake_quantization
+from pretune.tasks.train.state import TrainingState, step_to_come
 from pretune.tracker.tracker import Tracker
-from pretune.training.averaging import Averaged
 from pretune.training.early_stopping import best, out_of_patience
+from pretune.training.ema import EMA
 from pretune.training.meter import Stopwatch
-from pretune.training.prefetch import Feed
+from pretune.training.prefetch import Prefetcher
 from pretune.training.signals import Interrupts, Stop
 
 
@@ -54,7 +54,7 @@ class Run:
     folder: RunFolder
     training: Training
     loader: Loader | Mixture
-    state: Progress
+    state: TrainingState
     tracker: Tracker
     interrupts: Interrupts
     trace: Trace
@@ -66,8 +66,8 @@ class Run:
         return self.training.parts
 
     @property
-    def average(self) -> Averaged[Transformer] | None:
-        return self.training.average
+    def ema(self) -> EMA[Transformer] | None:
+        return self.training.ema
 
     @property
     def optimizer(self) -> Optimizer:
@@ -86,31 +86,31 @@ def loop(run: Run) -> bool:
     try:
         with state.timed("compilation"):
             micro_batch = choose(run)
-            begins_to_round(config, model, state.progress)
+            start_fake_quantization(config, model, state.progress)
             compile_now(run, micro_batch)
         clip_norm, loss_of = config.optimizer.clip_norm, run.training.loss_of
         gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale)
-        feed = Feed(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
+        batches = Prefetcher(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
         clock, window = Stopwatch(run.parts.device), state.window
         window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
-        watch = Watch(config, run.parts.device, state)
+        monitor = Monitor(config, run.parts.device, state)
         while True:
-            # Once in a while: evaluate, sample, save. At the end of the budget all of them, by the same code.
+            # At their intervals, and at the end of the budget: evaluate, sample, save.
             while due := what_is_due(run):
                 state.seconds += clock.stop()
                 do_what_is_due(run, due)
             if state.finished:
                 return True
-            if begins_to_round(config, model, state.progress):
+            if start_fake_quantization(config, model, state.progress):
                 state.seconds += clock.stop()
                 with state.timed("compilation"):
                     compile_now(run, micro_batch)
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time, and clip them.
-            step = step_to_come(config, state, run.replayed, micro_batch.rows, clock.steps_behind)
-            fed = feed.batch(state.position, step.tokens // config.data.sequence_length)
-            batch, scored = fed.batch, fed.scored
+            step = step_to_come(config, state, run.replayed, micro_batch.size, clock.steps_behind)
+            fetched = batches.batch(state.position, step.tokens // config.data.sequence_length)
+            batch, scored = fetched.batch, fetched.scored
             sums, norm = gradients.find(batch, scored, partial(checkpoint.set_random_state, model, random_state))
             if state.step == 0 and scored:
                 check_first_gradients(config, model)
@@ -122,18 +122,18 @@ def loop(run: Run) -> bool:
                 skipped = update(optimizer, norm)
                 optimizer.zero_grad(set_to_none=True)
                 state.advance(batch, clock.lap(), step.progress)
-                if run.average is not None:
-                    run.average.update(state.step, skipped)
+                if run.ema is not None:
+                    run.ema.update(state.step, skipped)
                 run.trace.append(step)
                 random_state = checkpoint.random_state(model)
 
                 # Measure and report.
-                window.add_step(sums, skipped, scored, batch.inputs.numel(), fed.scored_tokens)
+                window.add_step(sums, skipped, scored, batch.inputs.numel(), fetched.scored_tokens)
                 run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
-                if state.step % config.report_every == 0 or state.finished:
-                    state.training = window.figures(state.seconds, lr, norm) | state.loss_scale.figures()
+                if state.step % config.log_every == 0 or state.finished:
+                    state.training = window.metrics(state.seconds, lr, norm) | state.loss_scale.metrics()
                     run.tracker.report(state.step, {**state.totals(), **state.training})
-                run.tracker.messages(watch.remarks(state))
+                run.tracker.messages(monitor.warnings(state))
     except Stop:
         # The step that was interrupted has not touched the weights: it is as if it had not begun.
         save(run, random_state)
@@ -145,7 +145,7 @@ def peak_of(run: Run) -> float:
     return peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
 
 
-def what_is_due(run: Run) -> Aside | None:
+def what_is_due(run: Run) -> Overhead | None:
     """What is to be done next before another step, each on its own cadence; at the end all of it, unless it is done."""
     config, state = run.config, run.state
 
@@ -162,28 +162,28 @@ def what_is_due(run: Run) -> Aside | None:
     return None
 
 
-def do_what_is_due(run: Run, due: Aside) -> None:
+def do_what_is_due(run: Run, due: Overhead) -> None:
     """Evaluate, sample or save."""
     config, state = run.config, run.state
     used = used_parts(run)
     if due == "evaluation":
         with state.timed("evaluation"):
-            with as_used(config, used.model):
-                figures = evaluate(config, used)
-            if config.averaging.measure_raw and used is not run.parts:
-                with as_used(config, run.parts.model):
+            with as_deployed(config, used.model):
+                metrics = evaluate(config, used)
+            if config.ema.evaluate_raw and used is not run.parts:
+                with as_deployed(config, run.parts.model):
                     raw = evaluate(config, run.parts)
-                figures |= {name.replace("/", "_raw/"): figure for name, figure in raw.items()}
-            figures |= unrounded_figures(config, used)
+                metrics |= {name.replace("/", "_raw/"): metric for name, metric in raw.items()}
+            metrics |= float_metrics(config, used)
         with run.interrupts.shielded():  # what is counted as done is recorded
-            state.validation = figures
-            state.losses.append((state.step, figures["val/loss"]))
-            run.tracker.report(state.step, {**state.totals(), **figures})
+            state.validation = metrics
+            state.losses.append((state.step, metrics["val/loss"]))
+            run.tracker.report(state.step, {**state.totals(), **metrics})
         state.stopped_early = not state.finished and out_of_patience(
-            state.losses, config.evaluation.patience, config.evaluation.min_delta
+            state.losses, config.early_stopping.patience, config.early_stopping.min_delta
         )
     elif due == "samples":
-        with state.timed("samples"), as_used(config, used.model):
+        with state.timed("samples"), as_deployed(config, used.model):
             texts = sample(config, used)
         with run.interrupts.shielded():
             for prompt, text in zip(config.samples.prompts, texts, strict=True):
@@ -195,7 +195,7 @@ def do_what_is_due(run: Run, due: Aside) -> None:
 
 def used_parts(run: Run) -> Parts:
     """The run's parts with the model that is measured and handed on: averages, where there are any."""
-    return run.parts if run.average is None else replace(run.parts, model=run.average.model)
+    return run.parts if run.ema is None else replace(run.parts, model=run.ema.model)
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
@@ -203,7 +203,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
             state, section, model = run.state, run.config.checkpoint, run.parts.model
-            twin = run.average and run.average.model
+            averaged = run.ema and run.ema.model
             evaluated = section.keep_best and state.evaluated_at == state.step
             state.recorded = run.tracker.recorded()
             with state.timed("checkpoint"):
@@ -214,8 +214,8 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
                     run.optimizer,
                     state.stored(),
                     section.keep,
-                    adapter=stored_adapter(run.config, twin or model),
-                    averaged=twin,
+                    adapter=stored_adapter(run.config, averaged or model),
+                    averaged=averaged,
                     random=random_state,
                     loss=state.validation["val/loss"] if evaluated else None,
                 )
@@ -226,10 +226,10 @@ def choose(run: Run) -> MicroBatch:
     run.parts.model.train()
     random_state = checkpoint.random_state(run.parts.model)
 
-    def trial(rows: int) -> None:
+    def trial(size: int) -> None:
         run.optimizer.zero_grad(set_to_none=True)
-        batch = run.loader.batch(0, rows)
-        with as_used(run.config, run.parts.model):  # rounding, even if it begins later, takes memory too
+        batch = run.loader.batch(0, size)
+        with as_deployed(run.config, run.parts.model):  # fake quantization takes memory, even if it starts later
             for _ in range(2):  # memory is scarcer once there are gradients to add to
                 run.training.loss_of(batch)["loss"].backward()
 
@@ -243,5 +243,5 @@ def choose(run: Run) -> MicroBatch:
 def compile_now(run: Run, micro_batch: MicroBatch) -> None:
     """Compile what there is to compile, unless no step is left."""
     if not run.state.finished:
-        batch = run.loader.batch(0, micro_batch.rows)
+        batch = run.loader.batch(0, micro_batch.size)
         compile_ahead(run.config, run.parts.model, run.optimizer, run.training.loss_of, batch, run.tracker.message)

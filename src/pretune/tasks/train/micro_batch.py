@@ -26,62 +26,62 @@ LossOf = Callable[[Batch], dict[str, Tensor]]
 class MicroBatch:
     """Rows of a micro-batch. Where the configuration leaves them open, `path` is where they are remembered."""
 
-    rows: int
+    size: int
     device: str
     path: Path | None
 
     def remember(self) -> None:
         """Write them down, so that a resume on the same device does not search again."""
         if self.path is not None:
-            write_json(self.path, {"rows": self.rows, "device": self.device})
+            write_json(self.path, {"size": self.size, "device": self.device})
 
-    def halve(self, num_rows: int) -> None:
-        """Go on with the next smaller divisor of `num_rows` that is at most half as large.
+    def halve(self, num_sequences: int) -> None:
+        """Go on with the next smaller divisor of `num_sequences` that is at most half as large.
 
-        Raises InputError where the configuration fixes the rows, or where there is only one.
+        Raises InputError where the configuration fixes the size, or where there is only one.
         """
-        if self.path is None or self.rows == 1:
+        if self.path is None or self.size == 1:
             remedy = (
                 "precision.activation_checkpointing=true, a smaller model, a shorter data.sequence_length or a smaller "
                 "stage.objective.chunk_tokens may fit"
-                if self.rows == 1
-                else f"set batch.micro_batch={_divisor(num_rows, self.rows // 2)}, or auto"
+                if self.size == 1
+                else f"set batch.micro_batch={_divisor(num_sequences, self.size // 2)}, or auto"
             )
-            raise InputError(f"out of memory on {self.device} with micro-batches of {self.rows} sequences; {remedy}")
-        self.rows = _divisor(num_rows, self.rows // 2)
+            raise InputError(f"out of memory on {self.device} with micro-batches of {self.size} sequences; {remedy}")
+        self.size = _divisor(num_sequences, self.size // 2)
         self.remember()
 
 
 def choose_micro_batch(config: RunConfig, device: torch.device, path: Path, trial: Callable[[int], None]) -> MicroBatch:
     """The configured micro-batch; for `auto` the one that `path` remembers for this device, or the largest that fits.
 
-    The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(rows)` does
+    The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(size)` does
     the passes of a step, from no gradients. Raises InputError where not even one sequence fits.
     """
     name = hardware.device_name(device)
-    fixed, num_rows = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
+    fixed, num_sequences = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
     if fixed != "auto":
         return MicroBatch(fixed, name, None)
-    if (rows := _remembered(path, name, num_rows)) is not None:
-        return MicroBatch(rows, name, path)
+    if (size := _remembered(path, name, num_sequences)) is not None:
+        return MicroBatch(size, name, path)
     footprint = Footprint(config)
-    rows = footprint.largest(hardware.usable(hardware.total_memory(device), device.type), num_rows)
-    found = MicroBatch(rows or 1, name, path)
+    size = footprint.largest(hardware.usable(hardware.total_memory(device), device.type), num_sequences)
+    found = MicroBatch(size or 1, name, path)
     if device.type != "cpu":
-        while not _fits(trial, found.rows, footprint.optimizer, device):
+        while not _fits(trial, found.size, footprint.optimizer, device):
             _release()
-            found.halve(num_rows)
-    elif rows is None:
-        found.halve(num_rows)
+            found.halve(num_sequences)
+    elif size is None:
+        found.halve(num_sequences)
     found.remember()
     return found
 
 
-def _fits(trial: Callable[[int], None], rows: int, reserve: int, device: torch.device) -> bool:
+def _fits(trial: Callable[[int], None], size: int, reserve: int, device: torch.device) -> bool:
     """Whether a trial succeeds beside as many bytes as the optimizer's state will take."""
     try:
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
-        trial(rows)
+        trial(size)
         return held.numel() == reserve
     except torch.OutOfMemoryError:
         return False
@@ -96,19 +96,19 @@ def accumulate(
     """
     while True:
         try:
-            return _accumulate(loss_of, batch, divisor, micro_batch.rows)
+            return _accumulate(loss_of, batch, divisor, micro_batch.size)
         except torch.OutOfMemoryError:
             pass
         # Outside of the handler: the error's traceback keeps the tensors of the failed attempt alive.
         optimizer.zero_grad(set_to_none=True)
         _release()
-        micro_batch.halve(micro_batch.rows)  # what divides it divides every step, however long
+        micro_batch.halve(micro_batch.size)  # what divides it divides every step, however long
 
 
-def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, rows: int) -> dict[str, Tensor]:
+def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, size: int) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
-    for start in range(0, len(batch.inputs), rows):
-        sums = loss_of(batch.rows(start, start + rows))
+    for start in range(0, len(batch.inputs), size):
+        sums = loss_of(batch.part(start, start + size))
         # Divided by what the whole step scores: the same loss whatever the micro-batch.
         (sums["loss"] / divisor).backward()
         parts.append({name: value.detach() for name, value in sums.items()})
@@ -120,14 +120,14 @@ def _release() -> None:
         torch.cuda.empty_cache()  # what is cached in pieces for the old shapes is of no use to the new ones
 
 
-def _remembered(path: Path, device: str, num_rows: int) -> int | None:
+def _remembered(path: Path, device: str, num_sequences: int) -> int | None:
     try:
         content = json.loads(path.read_text())
-        rows, on = content["rows"], content["device"]
+        size, on = content["size"], content["device"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # never written, or damaged: searching again does no harm
-    return rows if on == device and isinstance(rows, int) and rows >= 1 and num_rows % rows == 0 else None
+    return size if on == device and isinstance(size, int) and size >= 1 and num_sequences % size == 0 else None
 
 
-def _divisor(num_rows: int, at_most: int) -> int:
-    return next(rows for rows in range(max(at_most, 1), 0, -1) if num_rows % rows == 0)
+def _divisor(num_sequences: int, at_most: int) -> int:
+    return next(size for size in range(max(at_most, 1), 0, -1) if num_sequences % size == 0)

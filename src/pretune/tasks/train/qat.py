@@ -1,7 +1,7 @@
-"""What quantization-aware training adds to the loop: rounding that begins later, and figures of three models.
+"""What quantization-aware training (QAT) adds to the loop: delayed fake quantization, and metrics of three models.
 
-The model that will be used rounds (`val/...`); the one that the checkpoint holds does not (`val_float/...`); and what
-exports make of that checkpoint is converted to integers (`converted/...`). The first and the last are the same.
+`val/...` is the fake-quantized model, `val_float/...` the float weights that the checkpoint holds, `converted/...` what
+exports convert that checkpoint to. The first and the last agree.
 """
 
 from __future__ import annotations
@@ -36,47 +36,47 @@ def check_start(config: RunConfig, start: RunFolder | None) -> None:
         )
 
 
-def begins_to_round(config: RunConfig, model: Transformer, progress: float) -> bool:
-    """Let the model round from now on, if the budget has come so far; whether that is new."""
+def start_fake_quantization(config: RunConfig, model: Transformer, progress: float) -> bool:
+    """Enable fake quantization once the budget has reached `quantization.start`; True when that has just happened."""
     section = config.quantization
     if not isinstance(section, QatConfig):
         return False
-    from pretune.quantization.fake import rounds, set_rounding
+    from pretune.quantization.fake_quantization import enable_fake_quantization, fake_quantization_enabled
 
-    due = progress >= section.start and not rounds(model)
+    due = progress >= section.start and not fake_quantization_enabled(model)
     if due:
-        set_rounding(model, True)
+        enable_fake_quantization(model, True)
     return due
 
 
-def as_used(config: RunConfig, model: Transformer) -> AbstractContextManager[None]:
-    """The model as it will be used, rounded if it is trained for that, for as long as the block lasts."""
-    return _rounding(config, model, True)
+def as_deployed(config: RunConfig, model: Transformer) -> AbstractContextManager[None]:
+    """A context in which the model computes as it will be deployed: fake-quantized, if it is trained for that."""
+    return _fake_quantization(config, model, True)
 
 
-def unrounded_figures(config: RunConfig, parts: Parts) -> dict[str, float]:
-    """Figures of the validation set, but for problems, of the weights with all their bits; none for other runs."""
+def float_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
+    """Validation metrics of the float weights, without those of problems; empty for runs without QAT."""
     if not isinstance(config.quantization, QatConfig):
         return {}
     answers = config.evaluation.answers.model_copy(update={"measure": False})
     section = config.evaluation.model_copy(update={"option_accuracy": False, "answers": answers})
-    with _rounding(config, parts.model, False):
-        figures = evaluate(config.model_copy(update={"evaluation": section}), parts)
-    return {name.replace("/", "_float/", 1): figure for name, figure in figures.items()}
+    with _fake_quantization(config, parts.model, False):
+        metrics = evaluate(config.model_copy(update={"evaluation": section}), parts)
+    return {name.replace("/", "_float/", 1): metric for name, metric in metrics.items()}
 
 
-def converted_figures(
+def converted_metrics(
     config: RunConfig, parts: Parts, folder: RunFolder, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """The loss of what exports make of the checkpoint in `folder`, in float32; none for runs that do not round.
+    """The loss of the checkpoint in `folder` converted as for exports, in float32; empty for runs without QAT.
 
-    `parts` has the model that the checkpoint was made of. Where the two differ, `say` is told.
+    `parts` has the model that the checkpoint was saved from. If the losses differ, `say` gets a warning.
     """
     if not isinstance(config.quantization, QatConfig):
         return {}
     # In 16 bits torchao would find the scales of activations in 16 bits, which no device that runs the export does.
     config = config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "float32"})})
-    with as_used(config, parts.model):
+    with as_deployed(config, parts.model):
         expected = validation_loss(config, parts)
     model = converted_model(config, folder, parts.device)
     loss = validation_loss(config, replace(parts, model=model))
@@ -88,9 +88,9 @@ def converted_figures(
     return {"converted/loss": loss, "converted/difference": loss - expected}
 
 
-def _rounding(config: RunConfig, model: Transformer, rounding: bool) -> AbstractContextManager[None]:
+def _fake_quantization(config: RunConfig, model: Transformer, enabled: bool) -> AbstractContextManager[None]:
     if not isinstance(config.quantization, QatConfig):
         return nullcontext()
-    from pretune.quantization.fake import rounded
+    from pretune.quantization.fake_quantization import fake_quantization
 
-    return rounded(model, rounding)
+    return fake_quantization(model, enabled)

@@ -10,10 +10,10 @@ import torch
 
 from pretune.checkpoint import store as checkpoint
 from pretune.data.loader import Loader
-from pretune.data.mixture import Mixture, training_rows
+from pretune.data.mixture import Mixture, training_loader
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import Trace
-from pretune.run.arithmetic import Decided, decide, say
+from pretune.run.arithmetic import Resolved, print_notes, resolve
 from pretune.run.assembly import assemble_training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
@@ -22,8 +22,8 @@ from pretune.run.parts import Parts
 from pretune.run.weights import own_folder, start_run
 from pretune.tasks.report.task import report
 from pretune.tasks.train.loop import Run, loop, used_parts
-from pretune.tasks.train.progress import Progress, replayed_steps
-from pretune.tasks.train.qat import check_start, converted_figures
+from pretune.tasks.train.qat import check_start, converted_metrics
+from pretune.tasks.train.state import TrainingState, replayed_steps
 from pretune.tracker.tracker import Tracker
 from pretune.training.early_stopping import best, why_stopped
 from pretune.training.meter import peak_memory
@@ -37,18 +37,20 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
     ConfigError and InputError, before anything is written, for what the user can mend.
     """
     folder = own_folder(config)
-    arithmetic = decide(config, folder)
+    arithmetic = resolve(config, folder)
     mapping = arithmetic.recorded(mapping)
     folder.check(mapping, config.resume)
-    if (figures := folder.complete()) is not None:
-        print(f"{folder.path} is complete ({figures['step']} steps): nothing is left to train. {next_commands(folder)}")
+    if (finished := folder.complete()) is not None:
+        print(
+            f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}"
+        )
         return 0
-    say(arithmetic)
+    print_notes(arithmetic)
     stopped = "stopped with nothing lost; run the same command to go on."
     return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts), stopped)
 
 
-def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
+def _train(arithmetic: Resolved, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
     config = arithmetic.config
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
@@ -57,14 +59,14 @@ def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, i
     check_start(config, start_run(config))
     newest = checkpoint.newest(folder.checkpoints)
     training = assemble_training(config, newest)
-    parts, state = training.parts, Progress()
-    loader = training_rows(parts.data, config.data, config.seed)
+    parts, state = training.parts, TrainingState()
+    loader = training_loader(parts.data, config.data, config.seed)
     if newest is not None:
-        twin = training.average and training.average.model
-        adapter = stored_adapter(config, twin or parts.model)
-        stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=twin)
-        state = Progress.of(stored, newest)
-    state.loss_scale = state.loss_scale.suited(config.precision.activations)
+        averaged = training.ema and training.ema.model
+        adapter = stored_adapter(config, averaged or parts.model)
+        stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=averaged)
+        state = TrainingState.of(stored, newest)
+    state.loss_scale = state.loss_scale.for_activations(config.precision.activations)
     with (
         folder.claimed(mapping, newest),
         Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
@@ -81,21 +83,21 @@ def _train(arithmetic: Decided, mapping: Mapping[str, Any], folder: RunFolder, i
             return EXIT_STOPPED
         with state.timed("evaluation"):
             newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
-            converted = converted_figures(config, used_parts(run), newest, tracker.message)
-        figures = summary(run) | converted
-        if figures["stopped_early"]:
-            tracker.message(why_stopped(state.losses, config.evaluation.min_delta))
+            converted = converted_metrics(config, used_parts(run), newest, tracker.message)
+        metrics = summary(run) | converted
+        if metrics["stopped_early"]:
+            tracker.message(why_stopped(state.losses, config.early_stopping.min_delta))
         with interrupts.shielded():  # what is complete has a report
-            tracker.finish(figures)
+            tracker.finish(metrics)
             report([folder.path], folder.path)
     print(next_commands(folder))
     return 0
 
 
-def opening(arithmetic: Decided, parts: Parts, loader: Loader | Mixture, state: Progress) -> str:
+def opening(arithmetic: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
     """What is about to be trained, on what, from where."""
     config = arithmetic.config
-    batch, epoch = config.batch.tokens, loader.num_rows * config.data.sequence_length
+    batch, epoch = config.batch.tokens, loader.num_sequences * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
         start = f"resumed at step {state.step:,}"
@@ -117,8 +119,8 @@ def summary(run: Run) -> dict[str, Any]:
         "stopped_early": state.stopped_early,
         "best_step": lowest and lowest[0],
         "best_val_loss": lowest and lowest[1],
-        "epochs": state.position / run.loader.num_rows,
-        **run.loader.figures(),
+        "epochs": state.position / run.loader.num_sequences,
+        **run.loader.metrics(),
         "parameters": count_parameters(run.parts.model).total,
         "trainable_parameters": count_parameters(run.parts.model).trainable,
         "device": str(run.parts.device),

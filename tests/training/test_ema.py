@@ -8,7 +8,7 @@ from tiny import tiny_model
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from pretune.training.averaging import Averaged
+from pretune.training.ema import EMA
 
 TAKEN, SKIPPED = torch.zeros(()), torch.ones(())
 
@@ -27,7 +27,7 @@ def trained_steps(model: nn.Module, steps: int):
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_average_is_torchs(tied: bool) -> None:
     model = tiny_model(tied_embeddings=tied).double()
-    average = Averaged(model, 0.9, warmup=False)
+    average = EMA(model, 0.9, warmup=False)
     reference = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     reference.update_parameters(model)  # the first one copies
     for step in trained_steps(model, 20):
@@ -41,7 +41,7 @@ def test_the_average_is_torchs(tied: bool) -> None:
 
 def test_the_decay_grows_so_that_short_runs_forget_their_start() -> None:
     model = tiny_model().double()
-    average = Averaged(model, 0.95, warmup=True)
+    average = EMA(model, 0.95, warmup=True)
     expected = model.embedding.weight.detach().clone()
     for step in trained_steps(model, 200):
         average.update(step, TAKEN)
@@ -54,7 +54,7 @@ def test_the_two_models_share_what_is_frozen_and_nothing_else() -> None:
     model = tiny_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("attention" in name)
-    average = Averaged(model, 0.9, warmup=True)
+    average = EMA(model, 0.9, warmup=True)
     theirs = dict(average.model.named_parameters())
     for name, parameter in model.named_parameters():
         assert (theirs[name] is parameter) == ("attention" not in name)
@@ -62,7 +62,7 @@ def test_the_two_models_share_what_is_frozen_and_nothing_else() -> None:
     for mine, its in zip(model.buffers(), average.model.buffers(), strict=True):
         assert mine is its
     # Tied weights stay tied, and both models compute the same as long as nothing was trained.
-    tied = Averaged(tiny_model(), 0.9, warmup=True).model
+    tied = EMA(tiny_model(), 0.9, warmup=True).model
     assert tied.head_weight is tied.embedding.weight
     tokens = torch.arange(12)[None]
     assert torch.equal(model(tokens), average.model(tokens))
@@ -70,7 +70,7 @@ def test_the_two_models_share_what_is_frozen_and_nothing_else() -> None:
 
 def test_averages_of_half_precision_are_float32() -> None:
     model = nn.Linear(4, 4).to(torch.bfloat16)
-    average = Averaged(model, 0.999, warmup=False)
+    average = EMA(model, 0.999, warmup=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
     average.model.weight.zero_()
@@ -83,7 +83,7 @@ def test_averages_of_half_precision_are_float32() -> None:
 
 def test_a_skipped_step_is_none_of_the_average() -> None:
     model = nn.Linear(4, 4)
-    average = Averaged(model, 0.9, warmup=False)
+    average = EMA(model, 0.9, warmup=False)
     before = average.model.weight.clone()
     with torch.no_grad():
         model.weight.add_(1.0)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound="nn.Module")
 
 
-class Averaged(Generic[M]):
+class EMA(Generic[M]):
     """`model` is a second model, the same but for the trained weights, which are averages of the first one's.
 
     What is frozen, and buffers, the two have in common. Build it when the first model is in its final form. Averages

@@ -1,5 +1,5 @@
-"""What a run says of itself while it trains, a line each: that the machine is shared, that its budget buys next to
-nothing, that steps were skipped, that the device is faster than it had been measured.
+"""Warnings during training, a line each: other processes use the cores, the budget buys hardly any steps, steps were
+skipped, or the device is faster than it was measured to be.
 """
 
 from __future__ import annotations
@@ -11,36 +11,36 @@ import torch
 from pretune.compute.config import OPTIONS
 from pretune.compute.threads import CROWDED, CoreShare
 from pretune.run.config import RunConfig
-from pretune.tasks.train.progress import Progress
+from pretune.tasks.train.state import TrainingState
 from pretune.training.meter import Window
 
 FEW_STEPS = 100
-"""A budget that buys fewer trains nothing."""
-_WATCHED_SECONDS = 5.0
-"""Training time after which the share of the cores says something."""
+"""A budget of fewer steps trains nothing."""
+_WARM_UP_SECONDS = 5.0
+"""Training time after which speed and the share of the cores mean something."""
 
 
-class Watch:
-    """Made when training begins (or goes on); asked after each step and each report."""
+class Monitor:
+    """Created when training starts or resumes, and consulted after each step."""
 
-    def __init__(self, config: RunConfig, device: torch.device, state: Progress) -> None:
+    def __init__(self, config: RunConfig, device: torch.device, state: TrainingState) -> None:
         self._config = config
         self._cores, self._since = CoreShare(), state.seconds
         self._looks_at_cores = device.type == "cpu"
         self._looks_at_budget = config.budget.time is not None and state.step == 0
         self._skipped, self._mfu = float(state.window.skipped), state.window.mfu
 
-    def remarks(self, state: Progress) -> Iterator[str]:
-        """What there is to say after the newest step, most often nothing."""
-        settled = state.seconds - self._since > _WATCHED_SECONDS
-        if self._looks_at_budget and state.token_seconds and (settled or state.step >= 3):
+    def warnings(self, state: TrainingState) -> Iterator[str]:
+        """Warnings after the newest step: usually none."""
+        warmed_up = state.seconds - self._since > _WARM_UP_SECONDS
+        if self._looks_at_budget and state.token_seconds and (warmed_up or state.step >= 3):
             self._looks_at_budget = False
             yield from self._poor_budget(state)
-        if self._looks_at_cores and settled:
+        if self._looks_at_cores and warmed_up:
             self._looks_at_cores = False
             yield from self._crowded_cores()
-        if state.step % self._config.report_every == 0 or state.finished:
-            yield from self._odd_figures(state.window)
+        if state.step % self._config.log_every == 0 or state.finished:
+            yield from self._odd_metrics(state.window)
 
     def _crowded_cores(self) -> Iterator[str]:
         share = self._cores.value()
@@ -51,7 +51,7 @@ class Watch:
                 f"threads={max(torch.get_num_threads() - 1, 1)} or fewer"
             )
 
-    def _odd_figures(self, window: Window) -> Iterator[str]:
+    def _odd_metrics(self, window: Window) -> Iterator[str]:
         if window.mfu < self._mfu:
             self._mfu = window.mfu
             yield "the device is faster than it was measured to be at the start; mfu is now a share of what it reached"
@@ -63,7 +63,7 @@ class Watch:
             )
             self._skipped = skipped
 
-    def _poor_budget(self, state: Progress) -> Iterator[str]:
+    def _poor_budget(self, state: TrainingState) -> Iterator[str]:
         config, time = self._config, self._config.budget.time
         assert time is not None
         seconds = min(state.token_seconds) * config.batch.tokens

@@ -1,17 +1,26 @@
-"""Held-out problems that a model is asked as in training, and what its words answer."""
+"""Problems with a right answer: multiple choice by likelihood, and answers that a model writes."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from pretune.core.config import ConfigError
-from pretune.data.config import DataConfig, GSM8KFormat, MathQAFormat
-from pretune.data.formats.formatter import LETTERS, Formatter, final_answer, options_of, side_source
-from pretune.data.formats.segments import Place, Segment, Unusable
-from pretune.data.sources.rows import Row, numbered_rows
+from pretune.data.formats.segments import Segment
+
+LETTERS = "abcde"
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A multiple-choice problem: each option continues the prompt exactly as an answer does in training."""
+
+    prompt: str
+    options: tuple[str, ...]
+    correct: int
+    closing: str | None
+    """What follows the answer in training; None: the document ends with it."""
 
 
 @dataclass(frozen=True)
@@ -35,32 +44,13 @@ class Question:
         return _bare(answer) == _bare(self.wanted) or (not self.options and _number(answer) == _number(self.wanted))
 
 
-def questions(config: DataConfig, formatter: Formatter) -> Iterator[Question]:
-    """The held-out problems in the order of their source; rows that training leaves out are left out too.
-
-    Raises ConfigError for a format whose answers cannot be told right from wrong.
-    """
-    format = config.format
-    if not isinstance(format, MathQAFormat | GSM8KFormat):
-        raise ConfigError("written answers can be judged for data.format.kind = mathqa or gsm8k")
-    source = side_source(config, "validation")
-    for number, row in numbered_rows(config, "validation"):
-        place = Place(source, number)
-        try:
-            formatter.documents(row, place)
-            wanted, options = _solution(format, row, place)
-        except Unusable:
-            continue
-        yield Question(formatter.prompt(row, place), wanted, options)
+def final_answer(text: str) -> str | None:
+    """The number after the last `####`, without dollar sign and thousands separators, or None."""
+    found = _FINAL_ANSWER.findall(text)
+    return found[-1].replace(",", "") if found else None
 
 
-def _solution(format: MathQAFormat | GSM8KFormat, row: Row, place: Place) -> tuple[str, tuple[str, ...]]:
-    if isinstance(format, MathQAFormat):
-        options, correct = options_of(row, place)
-        return options[correct], options
-    wanted = final_answer(str(row["answer"]))
-    assert wanted is not None  # the format leaves such rows out
-    return wanted, ()
+_FINAL_ANSWER = re.compile(r"####\s*\$?\s*(-?[\d,]*\.?\d+)")
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:

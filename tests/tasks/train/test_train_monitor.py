@@ -16,8 +16,8 @@ from pretune.core.config import validate
 from pretune.dispatch import run
 from pretune.run.config import RunConfig
 from pretune.tasks.train.compilation import CompileTimes
-from pretune.tasks.train.progress import Progress
-from pretune.tasks.train.watch import Watch
+from pretune.tasks.train.monitor import Monitor
+from pretune.tasks.train.state import TrainingState
 from pretune.training.meter import Window
 
 Compose = Callable[..., dict[str, Any]]
@@ -26,12 +26,12 @@ CPU = torch.device("cpu")
 
 def said(config: RunConfig, seconds_a_step: float, steps: int = 3, device: torch.device = CPU) -> str:
     """All that is said over the first steps of a run."""
-    state, tokens = Progress(), config.batch.tokens
-    watch, lines = Watch(config, device, state), []
+    state, tokens = TrainingState(), config.batch.tokens
+    watch, lines = Monitor(config, device, state), []
     for _ in range(steps):
         state.step, state.seconds = state.step + 1, state.seconds + seconds_a_step
         state.token_seconds = [*state.token_seconds, seconds_a_step / tokens]
-        lines += watch.remarks(state)
+        lines += watch.warnings(state)
     return "\n".join(lines)
 
 
@@ -74,23 +74,23 @@ class FakeThreads:
 
 def test_cores_that_others_use_are_noticed(tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeThreads(tmp_path, monkeypatch)
-    config, state = timed(tiny), Progress()
+    config, state = timed(tiny), TrainingState()
     for waited, expected in ((28.0, True), (1.0, False)):
         fake.have(100.0, 100.0)
-        watch, state = Watch(config, CPU, Progress()), Progress(step=9, seconds=6.0)
+        watch, state = Monitor(config, CPU, TrainingState()), TrainingState(step=9, seconds=6.0)
         fake.have(114.0, 100.0 + waited)
-        line = "".join(watch.remarks(state))
+        line = "".join(watch.warnings(state))
         assert ("other processes want these cores" in line) == expected
         assert "33% of the time" in line or not expected
-        assert "".join(watch.remarks(state)) == ""
+        assert "".join(watch.warnings(state)) == ""
 
 
 def test_on_a_gpu_the_cores_may_idle(tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeThreads(tmp_path, monkeypatch)
     fake.have(1.0, 1.0)
-    watch = Watch(timed(tiny), torch.device("meta"), Progress())
+    watch = Monitor(timed(tiny), torch.device("meta"), TrainingState())
     fake.have(2.0, 50.0)
-    assert "".join(watch.remarks(Progress(step=9, seconds=60.0))) == ""
+    assert "".join(watch.warnings(TrainingState(step=9, seconds=60.0))) == ""
 
 
 def test_without_the_schedulers_account_the_main_thread_tells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,13 +106,13 @@ def test_without_the_schedulers_account_the_main_thread_tells(tmp_path: Path, mo
 
 def test_more_than_the_peak_is_the_peak(tiny: Compose) -> None:
     window = Window(mfu=1e-4, sums={"loss": torch.tensor(6.0)}, scored=2, tokens=40_000, scored_tokens=2)
-    watch = Watch(timed(tiny), CPU, state := Progress(step=0, window=window))
-    figures = window.figures(2.0, 1e-3, torch.tensor(1.0))  # 20,000 tokens/s: twice what had been measured
+    watch = Monitor(timed(tiny), CPU, state := TrainingState(step=0, window=window))
+    figures = window.metrics(2.0, 1e-3, torch.tensor(1.0))  # 20,000 tokens/s: twice what had been measured
     assert figures["train/mfu"] == pytest.approx(1.0)
-    assert "faster than it was measured" in "".join(watch.remarks(state))
+    assert "faster than it was measured" in "".join(watch.warnings(state))
     window.add_step({"loss": torch.tensor(6.0)}, torch.zeros(()), 2, 30_000, 2)
-    assert window.figures(4.0, 1e-3, torch.tensor(1.0))["train/mfu"] == pytest.approx(0.75)
-    assert "".join(watch.remarks(state)) == ""
+    assert window.metrics(4.0, 1e-3, torch.tensor(1.0))["train/mfu"] == pytest.approx(0.75)
+    assert "".join(watch.warnings(state)) == ""
 
 
 def test_compiling_is_announced_with_what_it_took(tiny: Compose, tmp_path: Path) -> None:

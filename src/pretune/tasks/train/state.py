@@ -13,15 +13,15 @@ from pretune.compute.loss_scale import LossScale
 from pretune.core.batch import Batch
 from pretune.core.config import InputError
 from pretune.optim.budget import REMEMBERED, Spent, Step, next_step, usual
-from pretune.optim.config import Aside, BudgetConfig
+from pretune.optim.config import BudgetConfig, Overhead
 from pretune.optim.trace import read_trace
 from pretune.run.config import RunConfig
-from pretune.run.folder import find_progress
+from pretune.run.folder import find_trace
 from pretune.training.meter import Window
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far the run has come: what a checkpoint stores beside tensors."""
 
     step: int = 0
@@ -29,7 +29,7 @@ class Progress:
     """Input tokens read."""
     seconds: float = 0.0
     """Training time."""
-    aside: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Aside), 0.0))
+    overhead: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Overhead), 0.0))
     """Time spent on evaluation, compilation and checkpoints."""
     ending: dict[str, float] = field(default_factory=dict)
     """What the newest evaluation and checkpoint took: the run's end will cost it again."""
@@ -45,9 +45,9 @@ class Progress:
     """Whether the validation loss has stalled for too long, which ends the run before its budget does."""
     sampled_at: int = -1
     validation: dict[str, float] = field(default_factory=dict)
-    """Figures of the newest evaluation."""
+    """Metrics of the newest evaluation."""
     training: dict[str, float] = field(default_factory=dict)
-    """Figures of the newest report."""
+    """Metrics of the newest report."""
     window: Window = field(default_factory=Window)
     """What has been measured since then."""
     loss_scale: LossScale = field(default_factory=lambda: LossScale(None))
@@ -59,7 +59,7 @@ class Progress:
         return {**asdict(self), "window": self.window.stored()}
 
     @classmethod
-    def of(cls, stored: Mapping[str, Any], path: Path) -> Progress:
+    def of(cls, stored: Mapping[str, Any], path: Path) -> TrainingState:
         """What the checkpoint `path` has stored; InputError where that is another version's."""
         try:
             window, loss_scale = Window(**stored["window"]), LossScale(**stored["loss_scale"])
@@ -82,13 +82,13 @@ class Progress:
 
     def spent(self, budget: BudgetConfig) -> Spent:
         """What counts against the budget, the final evaluation and checkpoint included where they do."""
-        aside = (self.aside[kind] + self.ending.get(kind, 0.0) for kind in budget.count)
-        return Spent(self.step, self.tokens, self.seconds + sum(aside))
+        overhead = (self.overhead[kind] + self.ending.get(kind, 0.0) for kind in budget.count)
+        return Spent(self.step, self.tokens, self.seconds + sum(overhead))
 
     def totals(self) -> dict[str, float]:
-        """What every row of figures is plotted against, besides its step."""
-        aside = {f"time/{kind}": round(seconds, 3) for kind, seconds in self.aside.items()}
-        return {"tokens": self.tokens, "seconds": round(self.seconds, 3), **aside}
+        """What every row of metrics is plotted against, besides its step."""
+        overhead = {f"time/{kind}": round(seconds, 3) for kind, seconds in self.overhead.items()}
+        return {"tokens": self.tokens, "seconds": round(self.seconds, 3), **overhead}
 
     def advance(self, batch: Batch, seconds: float, progress: float) -> None:
         """One more step, which read `batch`, took `seconds` and ran at `progress`."""
@@ -100,20 +100,20 @@ class Progress:
         self.progress = progress
 
     @contextmanager
-    def timed(self, kind: Aside) -> Iterator[None]:
+    def timed(self, kind: Overhead) -> Iterator[None]:
         """Add the time that the block takes to what is spent besides training."""
         started = time.perf_counter()
         try:
             yield
         finally:
             seconds = time.perf_counter() - started
-            self.aside[kind] += seconds
+            self.overhead[kind] += seconds
             if kind != "compilation":
                 self.ending[kind] = seconds
 
 
 def step_to_come(
-    config: RunConfig, state: Progress, replayed: Sequence[Step] | None, micro_batch: int, steps_behind: int
+    config: RunConfig, state: TrainingState, replayed: Sequence[Step] | None, micro_batch: int, steps_behind: int
 ) -> Step:
     """The step that the budget calls for, or that of the run that is replayed.
 
@@ -131,7 +131,7 @@ def replayed_steps(config: RunConfig) -> list[Step] | None:
     """The steps of the run that budget.replay names; InputError where they are not there, or do not fit this run."""
     if config.budget.replay is None:
         return None
-    path = find_progress(config.budget.replay, config.output_dir)
+    path = find_trace(config.budget.replay, config.output_dir)
     steps, rows = read_trace(path), config.batch.micro_batch
     micro_batch = config.data.sequence_length * (1 if rows == "auto" else rows)
     if odd := [step.tokens for step in steps if step.tokens % micro_batch]:

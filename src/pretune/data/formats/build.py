@@ -1,0 +1,49 @@
+"""From a data.format section to its formatter: the one place that knows all formats."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from pretune.data.formats.chat import Chat
+from pretune.data.formats.chat_template import TemplateTokens
+from pretune.data.formats.config import (
+    ChatFormat,
+    FormatConfig,
+    GSM8KFormat,
+    InstructionFormat,
+    MathQAFormat,
+    PreferenceFormat,
+    PromptCompletionFormat,
+    TextFormat,
+)
+from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.gsm8k import GSM8K
+from pretune.data.formats.instruction import Instruction
+from pretune.data.formats.mathqa import MathQA
+from pretune.data.formats.preferences import Preferences
+from pretune.data.formats.prompt_completion import PromptCompletion
+from pretune.data.formats.text import Text
+
+
+def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
+    """The formatter of a section; `tokens` is what the tokenizer brings to a chat template.
+
+    Raises ConfigError for a chat template that is missing or cannot be used.
+    """
+    match config:
+        case TextFormat():
+            return Text(config)
+        case InstructionFormat():
+            return Instruction(config)
+        case PromptCompletionFormat():
+            return PromptCompletion(config)
+        case GSM8KFormat():
+            return GSM8K(config)
+        case MathQAFormat():
+            return MathQA(config)
+        case ChatFormat():
+            return Chat(config, tokens)
+        case PreferenceFormat():
+            return Preferences(build_formatter(config.template, tokens))
+        case _:
+            assert_never(config)

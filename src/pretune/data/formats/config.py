@@ -1,0 +1,137 @@
+"""How a row becomes text, and which of it is scored, as YAML says it."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+import pydantic
+from pydantic import Field
+
+from pretune.core.config import Section
+
+
+class FormatBase(Section):
+    """How a row becomes text, and what can be measured with it."""
+
+    has_pairs: ClassVar[bool] = False
+    """Whether a row is two answers to one prompt, the better one first."""
+    has_answers: ClassVar[bool] = False
+    """Whether a generated answer can be told right from wrong."""
+
+    @property
+    def has_options(self) -> bool:
+        """Whether the likelihood of options can be compared straight after the prompt."""
+        return False
+
+
+class TextFormat(FormatBase):
+    kind: Literal["text"]
+    """One column of plain text; everything is scored."""
+    column: str
+    """Name of the column."""
+
+
+class MathQAFormat(FormatBase):
+    kind: Literal["mathqa"]
+    """Multiple-choice problems with Problem, Rationale, options, correct."""
+    has_answers = True
+    options: bool
+    """List the five options in the prompt."""
+    rationale: Literal["none", "after", "before"]
+    """Leave the rationale out, or put it after or before the answer."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the answer's."""
+
+    @property
+    def has_options(self) -> bool:
+        return self.rationale != "before"
+
+
+class InstructionFormat(FormatBase):
+    kind: Literal["instruction"]
+    """Alpaca's instruction, input (may be empty) and output."""
+    preamble: bool
+    """Begin with the sentence of Alpaca's published prompt; without it a record is about a fifth shorter."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the output's."""
+
+
+class PromptCompletionFormat(FormatBase):
+    kind: Literal["prompt_completion"]
+    """A column with what the model is given and one with what it is to write after it."""
+    prompt: str
+    """Name of the prompt's column. Spaces at its end are moved to the completion, where tokenizers want them."""
+    completion: str
+    """Name of the completion's column."""
+    score_prompt: bool
+    """Score the prompt's tokens too, not only the completion's."""
+
+
+class GSM8KFormat(FormatBase):
+    kind: Literal["gsm8k"]
+    """Grade-school problems: question, and an answer that ends in a line `#### number`."""
+    has_answers = True
+    calculations: bool
+    """Keep the answer's notes for a calculator, such as <<48/2=24>>."""
+    score_prompt: bool
+    """Score the question's tokens too, not only the answer's."""
+
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class ChatFormat(FormatBase):
+    kind: Literal["chat"]
+    """Conversations, written out by the tokenizer's chat template. The assistant's turns are scored, each with the
+    token that ends it."""
+    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Columns that may hold the list of messages; a row's first that is there is read."""
+    role_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Keys of a message that may hold its role."""
+    content_keys: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Keys of a message that may hold its text."""
+    roles: dict[str, Role]
+    """What the data calls each role; a role that is not listed is an error."""
+    template: str | None
+    """The chat template, in Jinja; null takes the tokenizer's own."""
+    variables: dict[str, str | int | bool]
+    """What the template is given beside messages, such as enable_thinking or date_string."""
+    assistant_turns: Literal["together", "apart", "last"]
+    """Score all turns of the assistant in one document; or make a document for each turn, which alone is scored, for
+    templates that change earlier turns (such as those that drop thinking); or score the last turn only."""
+
+
+class PreferenceFormat(FormatBase):
+    kind: Literal["preference"]
+    """Pairs of answers to one prompt: prompt, chosen and rejected as texts or lists of messages; without a prompt, what
+    chosen and rejected begin with alike."""
+    has_pairs = True
+    template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
+    """How a prompt and one of its answers are written: the format of the instruction tuning before."""
+
+    @pydantic.model_validator(mode="after")
+    def _only_the_answer_is_scored(self) -> Self:
+        if isinstance(self.template, ChatFormat):
+            if self.template.assistant_turns != "last":
+                raise ValueError("template.assistant_turns must be last: the sides differ in their last turn")
+        elif self.template.score_prompt:
+            raise ValueError("template.score_prompt must be false: both sides have the same prompt")
+        return self
+
+
+FormatConfig = Annotated[
+    TextFormat
+    | MathQAFormat
+    | InstructionFormat
+    | PromptCompletionFormat
+    | GSM8KFormat
+    | ChatFormat
+    | PreferenceFormat,
+    Field(discriminator="kind"),
+]
+
+
+def chat_format(format: FormatConfig) -> ChatFormat | None:
+    """The chat format that a format is or writes its answers in, if there is one."""
+    inner = format.template if isinstance(format, PreferenceFormat) else format
+    return inner if isinstance(inner, ChatFormat) else None

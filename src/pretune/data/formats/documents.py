@@ -1,0 +1,47 @@
+"""What a source's rows come to in a format: documents to train on, problems to evaluate with. Rows that cannot be used
+are skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+from pretune.data.config import DataConfig
+from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.problems import Problem, Question
+from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.sources.rows import Row, Side, numbered_rows, side_source
+
+T = TypeVar("T")
+
+
+def documents(config: DataConfig, side: Side, formatter: Formatter) -> Iterator[list[Segment]]:
+    """The documents of one side."""
+    for of_row in _usable(config, side, formatter.documents):
+        yield from of_row
+
+
+def training_texts(config: DataConfig, formatter: Formatter) -> Iterator[str]:
+    """The text of every training document."""
+    return ("".join(segment.text for segment in segments) for segments in documents(config, "train", formatter))
+
+
+def problems(config: DataConfig, formatter: Formatter) -> Iterator[Problem]:
+    """The held-out multiple-choice problems, in the order of their source; ConfigError for a format without any."""
+    return _usable(config, "validation", formatter.problem)
+
+
+def questions(config: DataConfig, formatter: Formatter) -> Iterator[Question]:
+    """The held-out problems whose written answers can be judged, in the order of their source; ConfigError for a format
+    without any."""
+    return _usable(config, "validation", formatter.question)
+
+
+def _usable(config: DataConfig, side: Side, read: Callable[[Row, Place], T]) -> Iterator[T]:
+    source = side_source(config, side)
+    for number, row in numbered_rows(config, side):
+        try:
+            yield read(row, Place(source, number))
+        except Unusable:
+            continue

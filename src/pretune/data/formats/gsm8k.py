@@ -1,0 +1,37 @@
+"""GSM8K: grade-school problems, solved in words, with the result in the last line."""
+
+from __future__ import annotations
+
+import re
+
+from pretune.data.formats.config import GSM8KFormat
+from pretune.data.formats.formatter import PlainFormatter, field, filled
+from pretune.data.formats.problems import Question, final_answer
+from pretune.data.formats.segments import Place, Unusable
+from pretune.data.sources.rows import Row
+
+_CALCULATION = re.compile(r"<<[^<>]*>>")
+
+
+class GSM8K(PlainFormatter):
+    """Rows of question and answer, whose last line is `#### number`."""
+
+    def __init__(self, config: GSM8KFormat) -> None:
+        self.score_prompt, self._calculations = config.score_prompt, config.calculations
+
+    def prompt_text(self, row: Row, place: Place) -> str:
+        return self.ask(field(row, "question", place))
+
+    def answer(self, row: Row, place: Place) -> str:
+        answer = filled(row, "answer", place).strip()
+        if final_answer(answer) is None:
+            raise Unusable("its answer has no line '#### number'")
+        return " " + (answer if self._calculations else _CALCULATION.sub("", answer))
+
+    def ask(self, question: str) -> str:
+        return f"Question: {question.strip()}\nAnswer:"
+
+    def question(self, row: Row, place: Place) -> Question:
+        wanted = final_answer(self.answer(row, place))
+        assert wanted is not None  # `answer` leaves such rows out
+        return Question(self.prompt(row, place), wanted, ())
