@@ -126,9 +126,10 @@ def models(shape: str) -> tuple[Any, Any]:
 
 
 def ours(model: Any, prompts: list[list[int]], args: argparse.Namespace, compiled_rows: int | None) -> Write:
+    from pretune.compute.compilation import compile_frozen
     from pretune.core.config import validate
     from pretune.generation.config import DecodingConfig
-    from pretune.generation.decode import Decoder, Decoding, Vocabulary
+    from pretune.generation.decode import Compiled, Decoder, Decoding, Vocabulary
     from pretune.model.packed import packed
 
     greedy = {"max_new_tokens": args.new, "temperature": 0.0, "top_k": None, "top_p": None, "min_p": None,
@@ -136,8 +137,9 @@ def ours(model: Any, prompts: list[list[int]], args: argparse.Namespace, compile
               "stop": [], "end_tokens": [], "seed": 0}  # fmt: skip
     config = validate(DecodingConfig, greedy)
     vocabulary = Vocabulary(model.config.vocab_size, frozenset())
-    twin = partial(packed, model, getattr(torch, args.dtype))
-    decoder = Decoder(model, vocabulary, torch.device("cpu"), compiled_rows, twin)
+    packed_copy = partial(packed, model, getattr(torch, args.dtype))
+    compiled = None if compiled_rows is None else Compiled(compiled_rows, compile_frozen)
+    decoder = Decoder(model, vocabulary, torch.device("cpu"), compiled, packed_copy)
 
     def write() -> list[list[int]]:
         with torch.autocast("cpu", torch.bfloat16, enabled=args.dtype == "bfloat16"):

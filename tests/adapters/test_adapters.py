@@ -33,6 +33,7 @@ from pretune.adapters.attach import (
 )
 from pretune.adapters.config import NoAdapterConfig
 from pretune.core.config import ConfigError, InputError
+from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pretune.model.counts import count_parameters
 
 SOURCES = Path(__file__).parents[2] / "src"
@@ -57,8 +58,10 @@ def test_what_libraries_say_of_other_machines_is_not_heard() -> None:
 def save(model: nn.Module, folder: Path) -> Path:
     """What a checkpoint writes of an adapter."""
     folder.mkdir()
-    save_file({name: tensor.detach() for name, tensor in files.adapter_tensors(model).items()}, folder / files.WEIGHTS)
-    (folder / files.CONFIG).write_text(json.dumps(files.adapter_config(model)))
+    save_file(
+        {name: tensor.detach() for name, tensor in files.adapter_tensors(model).items()}, folder / ADAPTER_WEIGHTS
+    )
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(files.adapter_config(model)))
     return folder
 
 
@@ -339,7 +342,7 @@ def test_folders_without_a_whole_adapter_are_refused(tmp_path: Path) -> None:
     for load in (lambda one: files.load_adapter(one, model), lambda one: files.attach_saved_adapter(one, tiny_model())):
         with pytest.raises(InputError, match="holds no adapter"):
             load(tmp_path / "nowhere")
-        for name, content in ((files.WEIGHTS, b"\x00" * 20), (files.CONFIG, b"{"), (files.CONFIG, b"[]")):
+        for name, content in ((ADAPTER_WEIGHTS, b"\x00" * 20), (ADAPTER_CONFIG, b"{"), (ADAPTER_CONFIG, b"[]")):
             broken = tmp_path / "broken"
             shutil.copytree(folder, broken)
             (broken / name).write_bytes(content)
@@ -349,5 +352,5 @@ def test_folders_without_a_whole_adapter_are_refused(tmp_path: Path) -> None:
 
 
 def _forget_base(folder: Path) -> None:
-    path = folder / files.CONFIG
+    path = folder / ADAPTER_CONFIG
     path.write_text(json.dumps({**json.loads(path.read_text()), "revision": None}))

@@ -9,7 +9,7 @@ import torch
 
 from pretune.core.config import validate
 from pretune.generation.config import DecodingConfig
-from pretune.generation.decode import Decoder, Vocabulary
+from pretune.generation.decode import Compiled, Decoder, Vocabulary
 from pretune.generation.texts import Decodes, Text, in_batches
 from pretune.model.transformer import Transformer
 
@@ -36,8 +36,8 @@ def decoding(**changes: Any) -> DecodingConfig:
     return validate(DecodingConfig, values | changes)
 
 
-def decoder(model: Transformer, *end_ids: int, vocab_size: int = 61, compiled_rows: int | None = None) -> Decoder:
-    return Decoder(model, Vocabulary(vocab_size, frozenset(end_ids or (EOS,))), CPU, compiled_rows)
+def decoder(model: Transformer, *end_ids: int, vocab_size: int = 61, compiled: Compiled | None = None) -> Decoder:
+    return Decoder(model, Vocabulary(vocab_size, frozenset(end_ids or (EOS,))), CPU, compiled)
 
 
 class Numbers:

@@ -9,9 +9,9 @@ import torch
 from decoding import EOS, PROMPTS, Numbers, decoder, decoding, numbers, texts
 from tiny import tiny_model
 
+from pretune.compute.compilation import compile_frozen
 from pretune.core.config import ConfigError, InputError
-from pretune.generation import decode
-from pretune.generation.decode import Decoder
+from pretune.generation.decode import Compiled, Decoder
 from pretune.model.transformer import Transformer
 
 
@@ -52,7 +52,7 @@ def test_batch_with_cache_equals_one_by_one_without(changes, seed) -> None:
     assert ids(decoder(model, *ends), rows=3, max_new_tokens=40) == alone
 
 
-def test_a_compiled_step_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiled_step_writes_the_same() -> None:
     # Every line but the compiler's: the batch keeps its shape, filled up with rows that are nobody's.
     compiled: list[torch.Size] = []
 
@@ -63,11 +63,10 @@ def test_a_compiled_step_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 
         return run
 
-    monkeypatch.setattr(decode, "compile_frozen", compile_nothing)
     model = tiny_model()
     plain = ids(decoder(model), max_new_tokens=20)
     end = plain[0][2]
-    static = decoder(model, end, compiled_rows=3)
+    static = decoder(model, end, compiled=Compiled(3, compile_nothing))
     assert ids(static, rows=3, max_new_tokens=20) == ids(decoder(model, end), max_new_tokens=20)
     assert set(compiled) == {(3, 1)}
 
@@ -77,7 +76,8 @@ def test_a_compiled_step_writes_the_same(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_compiler_changes_nothing() -> None:
     for seed in (1, 2):  # the second model must not be answered by the first one's weights
         model = tiny_model(seed, num_kv_heads=2, qk_norm=True)
-        assert ids(decoder(model, compiled_rows=4), rows=4, max_new_tokens=20) == ids(decoder(model), max_new_tokens=20)
+        compiled = decoder(model, compiled=Compiled(4, compile_frozen))
+        assert ids(compiled, rows=4, max_new_tokens=20) == ids(decoder(model), max_new_tokens=20)
 
 
 def test_texts_end_at_the_last_position() -> None:

@@ -174,7 +174,7 @@ def test_a_run_without_figures_is_refused(tmp_path: Path, content: str | None) -
     empty.mkdir()
     if content is not None:
         (empty / "metrics.jsonl").write_text(content)
-    with pytest.raises(InputError, match="empty has no figures yet"):
+    with pytest.raises(InputError, match="empty has no metrics yet"):
         report([good, empty], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -7,7 +7,9 @@ import re
 import pytest
 from rich.console import Console
 
-from pretune.tracker.console import Screen, duration, open_screen, short, show
+from pretune.core.units import duration, short
+from pretune.tracker.console import Screen, open_screen
+from pretune.tracker.metrics import METRICS, metric
 
 
 class Clock:
@@ -121,11 +123,25 @@ def test_an_old_terminal_can_show_anything() -> None:
     file.detach()
 
 
-def test_figures_as_people_read_them() -> None:
-    assert show("train/tokens_per_second", 12345.6) == "12,346 tokens/s"
-    assert show("val/token_accuracy", 0.4371) == "token accuracy 43.7%"
-    assert show("mathqa/problems", 480) == "mathqa/problems 480"
-    assert show("train/loss", math.nan) == "train/loss nan"
+def test_metrics_as_people_read_them() -> None:
+    assert metric("train/tokens_per_second").line(12345.6) == "12,346 tokens/s"
+    assert metric("val/token_accuracy").line(0.4371) == "token accuracy 43.7%"
+    assert metric("val_raw/token_accuracy").line(0.4371) == "val_raw/token_accuracy 43.7%"
+    assert metric("mathqa/problems").line(480) == "mathqa/problems 480"
+    assert metric("mathqa/accuracy").line(0.5, 0.021) == "mathqa/accuracy 50.0% ± 2.1%"
+    assert metric("train/loss").line(math.nan) == "loss nan"
+    assert metric("nobody/knows").line(0.12345) == "nobody/knows 0.1235"
+
+
+def test_losses_are_to_fall_and_accuracies_to_rise() -> None:
+    assert {metric(name).better for name in ("train/loss", "val/loss", "val_x/loss", "val/bits_per_byte")} == {"lower"}
+    assert {metric(name).better for name in ("val/token_accuracy", "gsm8k/accuracy", "preference/accuracy")} == {
+        "higher"
+    }
+    assert METRICS["train/lr"].better is None
+
+
+def test_units() -> None:
     assert [short(n) for n in (0, 950, 12345.6, 999_999, 4_180_000, 1.31e9)] == [
         "0",
         "950",

@@ -15,9 +15,8 @@ from pretune.adapters.attach import inject
 from pretune.adapters.layers import ADAPTER
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.core.config import InputError
+from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pretune.core.named_tensors import copy_over, misfit
-
-WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 PREFIX = "base_model.model."
 """What peft puts before the names of a model's layers."""
@@ -105,21 +104,21 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _content(folder: Path) -> dict[str, Any]:
     try:
-        content = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder} holds no adapter: it has no {CONFIG}") from None
+        raise InputError(f"{folder} holds no adapter: it has no {ADAPTER_CONFIG}") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {folder / CONFIG}: {error}") from None
+        raise InputError(f"cannot read {folder / ADAPTER_CONFIG}: {error}") from None
     if not isinstance(content, dict) or "peft_type" not in content:
-        raise InputError(f"{folder / CONFIG} is not peft's: it names no peft_type")
+        raise InputError(f"{folder / ADAPTER_CONFIG} is not peft's: it names no peft_type")
     return content
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     try:
-        return load_file(folder / WEIGHTS)
+        return load_file(folder / ADAPTER_WEIGHTS)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {folder / WEIGHTS} ({error})") from None
+        raise InputError(f"cannot read {folder / ADAPTER_WEIGHTS} ({error})") from None
 
 
 def _check_base(folder: Path, theirs: Mapping[str, Any], base: str) -> None:

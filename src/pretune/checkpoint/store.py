@@ -25,7 +25,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pretune.checkpoint.optimizer_state import load_optimizer, optimizer_state
 from pretune.checkpoint.tensors import DAMAGED, plain_name, read_tensors, write_tensors
 from pretune.core.config import InputError
-from pretune.core.files import atomic_folder, measure, read_sealed, write_json, write_sealed
+from pretune.core.files import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    atomic_folder,
+    measure,
+    read_sealed,
+    write_json,
+    write_sealed,
+)
 from pretune.core.named_tensors import copy_over, misfit
 
 if TYPE_CHECKING:
@@ -33,7 +41,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
-ADAPTER, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _NAME = re.compile(r"step_\d+")
 
 
@@ -75,7 +82,7 @@ def save(
             if adapter is None:
                 write_tensors(temporary / WEIGHTS, _weights(averaged or model), {})
             else:
-                write_tensors(temporary / ADAPTER, adapter.tensors, {})
+                write_tensors(temporary / ADAPTER_WEIGHTS, adapter.tensors, {})
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
             if averaged is not None:
                 write_tensors(temporary / RAW, _trained(model), {})
@@ -140,7 +147,7 @@ def load(
     """
     content = check(path)
     own = _weights(averaged or model) if adapter is None else adapter.tensors
-    weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER), own)
+    weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER_WEIGHTS), own)
     trained = {} if averaged is None else _trained(model)
     raw = {} if averaged is None else _fit(path / RAW, trained)
     if optimizer is not None:

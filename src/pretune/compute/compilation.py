@@ -1,5 +1,5 @@
-"""What is done to a training step from outside, for speed and memory: compilation, activation checkpointing, and what
-becomes of freed memory."""
+"""What is done to a step from outside, for speed and memory: compilation, activation checkpointing, and what becomes of
+freed memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 P = ParamSpec("P")
 R = TypeVar("R")
+T = TypeVar("T")
 
 MEMORY_BUDGET = 0.9
 """Share of what would be kept for the backward pass that may be kept. Anything below 1 makes the partitioner try cheap
@@ -41,6 +42,28 @@ def compile_step(loss: Callable[P, R], checkpointed: bool = False) -> Callable[P
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         with partitioner.patch(activation_memory_budget=MEMORY_BUDGET):
             return compiled(*args, **kwargs)
+
+    return run
+
+
+def compile_frozen(step: Callable[[Tensor, T], Tensor]) -> Callable[[Tensor, T], Tensor]:
+    """A step of generation, (tokens [B, 1], cache) -> logits, compiled for each shape that it meets with its weights as
+    constants: the compiler converts and lays them out for the processor once. Later changes of weights have no effect.
+    """
+    import torch
+    import torch._inductor.config as inductor
+
+    # What was compiled for another model's weights must not be taken for this one's.
+    torch.compiler.reset()
+    fixed, flexible = (torch.compile(step, dynamic=dynamic) for dynamic in (False, True))
+
+    def run(tokens: Tensor, cache: T) -> Tensor:
+        # For several rows in float32 the compiler lays weights out for MKL where it knows their number, and for oneDNN
+        # where it does not; MKL takes twice as long.
+        for_mkl = len(tokens) > 1 and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+        # Not `options`, which the tracer does not see: it would hand the weights in as inputs.
+        with inductor.patch(freezing=True):
+            return (flexible if for_mkl else fixed)(tokens, cache)
 
     return run
 

@@ -66,13 +66,22 @@ _COLUMNS = 64
 """Caches of compiled steps hold a multiple of this many columns, so that few shapes are ever compiled."""
 
 
-class Decoder:
-    """A model with the ids that it may write. All that lets it write goes through here.
+@dataclass(frozen=True)
+class Compiled:
+    """How steps after the prompt are compiled: for batches of `rows` rows, by `compile`, with the weights built in.
 
-    With `compiled_rows`, steps after the prompt are compiled for batches of that many rows, with the weights as they
-    then are built in. That takes a second or so per layer, and pays when many tokens are to be written. Otherwise steps
-    go through what `packed_copy` returns when the first is taken: the same model in a form that is faster for one token
-    at a time, or None.
+    It takes a second or so per layer and pays off when many tokens are generated.
+    """
+
+    rows: int
+    compile: Callable[[Step], Step]
+
+
+class Decoder:
+    """A model with the ids that it may write. All generation goes through it.
+
+    Steps that are not `compiled` go through what `packed_copy` returns when the first is taken: the same model in a
+    form that is faster for one token at a time, or None.
     """
 
     def __init__(
@@ -80,15 +89,14 @@ class Decoder:
         model: LanguageModel,
         vocabulary: Vocabulary,
         device: torch.device,
-        compiled_rows: int | None = None,
+        compiled: Compiled | None = None,
         packed_copy: Callable[[], LanguageModel | None] = lambda: None,
     ) -> None:
-        self.model, self.vocabulary, self.device, self.compiled_rows = model, vocabulary, device, compiled_rows
+        self.model, self.vocabulary, self.device = model, vocabulary, device
+        self.compiled_rows = compiled and compiled.rows
         self._packed_copy = packed_copy
         self.limit: int = model.config.max_sequence_length
-        self._compiled = None
-        if compiled_rows is not None:
-            self._compiled = compile_frozen(partial(self._logits, self.model))
+        self._compiled = compiled and compiled.compile(partial(self._logits, self.model))
 
     def read(self, prompts: Sequence[Sequence[int]], num_new: int) -> tuple[Tensor, Cache]:
         """Logits [B, V] after each prompt, and the cache that holds them, with room for `num_new` tokens more.
@@ -215,26 +223,6 @@ class Decoding:
         self._cache.keep(kept.to(self._decoder.device))
         if self._history is not None:
             self._history.keep(kept.to(self._decoder.device))
-
-
-def compile_frozen(step: Step) -> Step:
-    """`step` compiled for each shape that it meets, its weights constants: the compiler converts them and lays them out
-    for the processor once. From then on, other weights change nothing."""
-    import torch._inductor.config as inductor
-
-    # What was compiled for another model's weights must not be taken for this one's.
-    torch.compiler.reset()
-    fixed, flexible = (torch.compile(step, dynamic=dynamic) for dynamic in (False, True))
-
-    def run(tokens: Tensor, cache: Cache) -> Tensor:
-        # For several rows in float32 the compiler lays weights out for MKL where it knows their number, and for oneDNN
-        # where it does not; MKL takes twice as long.
-        for_mkl = len(tokens) > 1 and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        # Not `options`, which the tracer does not see: it would hand the weights in as inputs.
-        with inductor.patch(freezing=True):
-            return (flexible if for_mkl else fixed)(tokens, cache)
-
-    return run
 
 
 @contextlib.contextmanager

@@ -53,7 +53,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """Final figures; its presence says that the run is complete."""
+        """Final metrics; its presence says that the run is complete."""
         return self.path / "summary.json"
 
     def started(self) -> bool:
@@ -62,12 +62,12 @@ class RunFolder:
         return self.checkpoints.is_dir() or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def complete(self) -> dict[str, Any] | None:
-        """The final figures of a run that is complete, else None; InputError where they are damaged."""
+        """The final metrics of a complete run, else None; InputError where they are damaged."""
         if not self.summary.is_file():
             return None
         try:
-            figures = json.loads(self.summary.read_text(encoding="utf-8"))
-            return {"step": figures["step"], **figures}
+            metrics = json.loads(self.summary.read_text(encoding="utf-8"))
+            return {"step": metrics["step"], **metrics}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.summary} is damaged ({error}); delete it, and training completes the run anew"

@@ -9,6 +9,7 @@ from functools import partial
 
 import torch
 
+from pretune.compute.compilation import compile_frozen
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast, dtype_of
 from pretune.core.config import ConfigError, nearest
@@ -17,7 +18,7 @@ from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.config import DecodingConfig
-from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
+from pretune.generation.decode import Compiled, Decoder, LanguageModel, Vocabulary
 from pretune.generation.texts import Piece, Text, in_batches, stream
 from pretune.model.packed import packed
 from pretune.model.transformer import Transformer
@@ -70,7 +71,7 @@ def assemble_generator(
     device: torch.device,
     compiled_rows: int | None = None,
 ) -> TextGenerator:
-    """A run's text generator. Texts end with what ended them in training; for `compiled_rows` see Decoder.
+    """A run's text generator. Texts end with what ended them in training; for `compiled_rows` see Compiled.
 
     Raises ConfigError for an end token that the tokenizer lacks.
     """
@@ -87,5 +88,6 @@ def assemble_generator(
         ends |= set() if token is None else {token}
         stop += (formatter.end_of_turn,) if token is None else ()
     vocabulary = Vocabulary(tokenizer.vocab_size, frozenset(ends))
-    decoder = Decoder(model, vocabulary, device, compiled_rows, partial(_packed_copy, model, config.precision))
+    compiled = None if compiled_rows is None else Compiled(compiled_rows, compile_frozen)
+    decoder = Decoder(model, vocabulary, device, compiled, partial(_packed_copy, model, config.precision))
     return TextGenerator(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)

@@ -9,6 +9,7 @@ import torch
 from pretune.checkpoint import store as checkpoint
 from pretune.compute.compilation import checkpoint_activations
 from pretune.compute.precision import use_float8
+from pretune.core.files import ADAPTER_CONFIG
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig
 from pretune.run.config import RunConfig
@@ -104,7 +105,7 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
         check_adapter(newest, model)
     elif section.init_from is not None:
         folder = Path(section.init_from)
-        if not (folder / checkpoint.ADAPTER_CONFIG).is_file():
+        if not (folder / ADAPTER_CONFIG).is_file():
             folder = chosen_checkpoint(find_run(section.init_from, config.output_dir))
         load_adapter(folder, model)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import InputError, validate
+from pretune.core.files import ADAPTER_WEIGHTS
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
@@ -48,7 +49,7 @@ def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
     Of a quantized run, the numbers that its 4 bits stand for, and its adapter merged into these.
     """
     path = chosen_checkpoint(run)
-    if not (path / checkpoint.ADAPTER).is_file():
+    if not (path / ADAPTER_WEIGHTS).is_file():
         checkpoint.load_weights(path, model)
         return
     from pretune.adapters.attach import merge

@@ -1,1 +1,1 @@
-"""Where a run's figures go: files, the console, wandb."""
+"""Where a run's metrics go: files, the console, wandb."""

@@ -1,4 +1,4 @@
-"""Where a run's figures go besides its own folder, as YAML says it."""
+"""Where a run's metrics go besides its own folder, as YAML says it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's figures go: its own folder, the console and, if asked for, wandb."""
+"""Where a run's metrics go: its own folder, the console and, if asked for, wandb."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretune.tracker.wandb_run import STOPPED, WandbRun
 
 
 class Tracker:
-    """Takes every figure of one run, as a context: leaving it gives the terminal back and closes wandb's run.
+    """Takes every metric of one run, as a context: leaving it gives the terminal back and closes wandb's run.
 
     folder: the run's folder; name: the run's name; job_type: the kind of its stage; settings: the resolved
     configuration; screen: None is standard output.

@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from pretune.core.files import write_atomic
 from pretune.tracker.config import WandbConfig
+from pretune.tracker.metrics import METRICS
 
 if TYPE_CHECKING:
     import wandb
 
 STOPPED = 75
 """Exit code under which wandb shows a run as preempted, not failed."""
+
+_SUMMARY = {"lower": "min,last", "higher": "max,last"}
+"""What wandb's table of runs shows of a metric while the run goes on: the best value, and the newest."""
 
 _PROBE_SECONDS = 3.0
 _INIT_SECONDS = 30.0
@@ -44,7 +48,7 @@ class WandbRun:
         self._guarded(lambda: self._open(config, name, job_type, settings))
 
     def log(self, row: Mapping[str, float]) -> None:
-        """Send one row of figures; `step` is among them, and is the axis."""
+        """Send one row of metrics; `step` is among them, and is the axis."""
         # Without wandb's own step argument: after a resume it would refuse the steps that are done a second time.
         self._guarded(lambda: self._run and self._run.log({**row, **self._take_samples()}))
 
@@ -81,6 +85,9 @@ class WandbRun:
             self._run.define_metric(axis)
         # Charts open with steps across; tokens and seconds are in every row, so a chart's axis can be switched to them.
         self._run.define_metric("*", step_metric="step")
+        for name, known in METRICS.items():
+            if known.better is not None:
+                self._run.define_metric(name, step_metric="step", summary=_SUMMARY[known.better])
 
     def _init(self, config: WandbConfig, name: str, job_type: str, settings: Mapping[str, Any], mode: Any) -> wandb.Run:
         import wandb
@@ -135,7 +142,7 @@ class WandbRun:
         except Exception as error:
             self._run = None
             kept = _shown(self._folder / "metrics.jsonl")
-            self._say(f"wandb stopped working ({_one_line(error)}); the run goes on, its figures are in {kept}")
+            self._say(f"wandb stopped working ({_one_line(error)}); the run goes on, its metrics are in {kept}")
 
 
 def choose_mode(config: WandbConfig) -> tuple[str, str]:

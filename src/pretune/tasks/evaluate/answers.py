@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from pretune.core.files import write_atomic
+from pretune.core.progress_bar import counted
 from pretune.data.formats.documents import questions
 from pretune.data.formats.problems import Question
 from pretune.generation.texts import Text
@@ -15,7 +16,6 @@ from pretune.run.config import RunConfig
 from pretune.run.generator import assemble_generator
 from pretune.run.parts import Parts
 from pretune.run.weights import own_folder
-from pretune.tracker.console import counted
 
 
 def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import IGNORE, Batch
 from pretune.core.files import write_json
+from pretune.core.progress_bar import counted
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems
 from pretune.data.formats.problems import Problem
@@ -31,7 +32,7 @@ from pretune.run.parts import Parts
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics
-from pretune.tracker.console import counted
+from pretune.tracker.metrics import metric
 
 T = TypeVar("T")
 
@@ -52,7 +53,7 @@ def evaluate_run(config: RunConfig) -> int:
     rounded = f", quantization={kind}" if isinstance(config.quantization, FakeQuantizationConfig) else ""
     table = Table("metric", "value", title=f"{folder.name} at step {step:,}{rounded}")
     for name, value in metrics.items():
-        table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.4f}")
+        table.add_row(name, metric(name).text(value))
     Console().print(table)
     print(f"written to {folder.path / 'evaluation.json'}")
     if config.evaluation.answers.measure:

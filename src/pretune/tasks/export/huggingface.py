@@ -12,7 +12,7 @@ from torch import Tensor
 from pretune.adapters.huggingface import adapter_for_huggingface
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError
-from pretune.core.files import write_json
+from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
 from pretune.model.huggingface.architectures import huggingface_config
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.weights import split_layers, to_huggingface
@@ -49,8 +49,8 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     if config.model.attention_scale != 1 and not config.model.qk_norm:
         raise ConfigError("model.attention_scale goes into the queries' weights, not into an adapter's: merge it")
     tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
-    _save(tensors, folder / checkpoint.ADAPTER, config.export.dtype)
-    write_json(folder / checkpoint.ADAPTER_CONFIG, content)
+    _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
+    write_json(folder / ADAPTER_CONFIG, content)
     base = start_run(config)
     assert base is not None  # RunConfig sees to it
     return (

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pretune.core.config import ConfigError
+from pretune.core.progress_bar import counted
 from pretune.data.tokenizer import Tokenizer
 from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
@@ -21,7 +22,6 @@ from pretune.runtimes.executorch.lowering import STAGES, Interface, check_instal
 from pretune.runtimes.executorch.program import Program
 from pretune.runtimes.manifest import PROGRAM, write_manifest
 from pretune.runtimes.onnx_file import check_onnx_installed, onnx_logits, write_onnx
-from pretune.tracker.console import counted
 
 ONNX = "model.onnx"
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError, InputError
-from pretune.core.files import atomic_folder, write_json
+from pretune.core.files import ADAPTER_WEIGHTS, atomic_folder, write_json
 from pretune.quantization.config import FakeQuantizationConfig
 from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
@@ -21,7 +21,7 @@ def export(config: RunConfig) -> int:
     config = resolved_config(config, run)
     path = chosen_checkpoint(run)
     keep = config.export.adapter == "keep"
-    if keep and not (path / checkpoint.ADAPTER).is_file():
+    if keep and not (path / ADAPTER_WEIGHTS).is_file():
         raise ConfigError(f"{run.name} has no adapter to keep: export.adapter=merge exports its weights")
     rounded = isinstance(config.quantization, FakeQuantizationConfig)
     if keep and rounded:

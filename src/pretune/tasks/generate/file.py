@@ -8,11 +8,11 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
+from pretune.core.progress_bar import counted
 from pretune.data.formats.segments import Place, Segment
 from pretune.data.sources.config import FilesSource
 from pretune.run.config import RunConfig
 from pretune.run.generator import TextGenerator
-from pretune.tracker.console import counted
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")

@@ -21,7 +21,7 @@ from pretune.run.folder import find_trace
 from pretune.run.model import adapted_model
 from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
-from pretune.tasks.plan.loss import fitted_loss, scaled_loss
+from pretune.tasks.plan.loss import fitted_loss
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,6 @@ class Plan:
     compute_optimal_ratio: float
     fitted_loss: float | None
     """Nats per token; None for a fine-tuning, and for so few tokens that the fit does not hold."""
-    scaled_loss: float | None
     biggest: list[Biggest]
     notes: list[str]
 
@@ -104,7 +103,6 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_parameter=tokens / count,
         compute_optimal_ratio=config.plan.tokens_per_parameter,
         fitted_loss=fitted,
-        scaled_loss=None if fitted is None else scaled_loss(fitted),
         biggest=search(config, device, kind, config.budget.time or tokens / speed),
         notes=_notes(config, device, largest, micro_batch),
     )

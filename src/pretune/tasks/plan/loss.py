@@ -12,7 +12,6 @@ E, A, ALPHA, B, BETA = 1.8172, 482.01, 0.3478, 2085.43, 0.3658
 # Other data and tokenizers have other losses. Two runs with GPT-2's tokens say how far off the fit can be:
 #   180M parameters, 1.31e9 tokens of SlimPajama: 3.096 (the reference system); the fit says 3.43
 #   124M parameters, 1.0e10 tokens of FineWeb:    3.28 (llm.c, the baseline of modded-nanogpt); the fit says 3.01
-KNOWN_PARAMETERS, KNOWN_TOKENS, KNOWN_LOSS = 179_983_360, 1.31e9, 3.096
 
 
 def fitted_loss(parameters: float, tokens: float, vocab_size: int) -> float | None:
@@ -20,11 +19,3 @@ def fitted_loss(parameters: float, tokens: float, vocab_size: int) -> float | No
     cost: so few tokens are no business of its."""
     loss = E + A / parameters**ALPHA + B / tokens**BETA
     return loss if loss < math.log(vocab_size) else None
-
-
-def scaled_loss(fitted: float) -> float:
-    """A fitted loss, scaled to agree with the known run on SlimPajama.
-
-    One factor, from one run, for data, tokenizer and recipe together: of no use for other text or tokens.
-    """
-    return fitted * KNOWN_LOSS / (E + A / KNOWN_PARAMETERS**ALPHA + B / KNOWN_TOKENS**BETA)

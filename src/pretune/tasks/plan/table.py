@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from pretune.core.units import duration, memory, short
 from pretune.tasks.plan.estimate import Plan
 from pretune.tasks.plan.family import Biggest
 
@@ -29,7 +30,7 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    title = f"memory at the peak of a step, micro-batches of {plan.micro_batch} rows"
+    title = f"memory at the peak of a step, micro-batches of {plan.micro_batch} sequences"
     table = _table(title, "part", "memory", plan.precision)
     for part, size in plan.memory.items():
         table.add_row(part, memory(size), "")
@@ -50,11 +51,9 @@ def _budget(plan: Plan) -> Table:
     table.add_row("tokens", f"{plan.tokens:,}", "")
     optimum = f"compute-optimal is about {plan.compute_optimal_ratio:g} (arXiv:2203.15556)"
     table.add_row("tokens per parameter", f"{reach:.3g}", optimum)
-    if plan.fitted_loss is not None and plan.scaled_loss is not None:
+    if plan.fitted_loss is not None:
         published = "arXiv:2404.10102, for other data and tokens; off by +0.3 and -0.3 on two known runs"
         table.add_row("loss, by a published fit", f"{plan.fitted_loss:.2f}", published)
-        scaled = "only for SlimPajama in GPT-2's tokens: made to agree with one known run there"
-        table.add_row("the same, scaled", f"{plan.scaled_loss:.2f}", scaled)
     return table
 
 
@@ -72,7 +71,7 @@ def _biggest_row(one: Biggest) -> tuple[str, ...]:
         return (one.way, "none", "", "", "", "", one.limit)
     shape = f"{one.model.num_layers} x {one.model.dim}"
     time = "" if one.seconds is None else duration(one.seconds)
-    return (one.way, size(one.parameters), shape, memory(one.memory), f"{one.tokens_per_second:,.0f}", time, one.limit)
+    return (one.way, short(one.parameters), shape, memory(one.memory), f"{one.tokens_per_second:,.0f}", time, one.limit)
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -80,22 +79,3 @@ def _table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index in (1, 3, 4, 5) else "left", no_wrap=index == 0)
     return table
-
-
-def memory(size: float) -> str:
-    """Bytes in GiB, or in MiB where they are few."""
-    return f"{size / 2**30:,.2f} GiB" if size >= 2**28 else f"{size / 2**20:,.1f} MiB"
-
-
-def size(count: float) -> str:
-    """A number of parameters, short: 180M, 7.2B."""
-    return f"{count / 1e9:.3g}B" if count >= 1e9 else f"{count / 1e6:.3g}M"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 2h 05m, 3m 20s or 12s."""
-    whole = round(seconds)
-    hours, minutes = divmod(whole // 60, 60)
-    if hours:
-        return f"{hours:,}h {minutes:02}m"
-    return f"{minutes}m {whole % 60:02}s" if minutes else f"{whole}s"

@@ -9,6 +9,8 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from pretune.tracker.metrics import metric
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -86,7 +88,7 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
     colors = {group: _COLORS[index % len(_COLORS)] for index, group in enumerate(groups)}
     for stage in dict.fromkeys(run.stage for run in runs):
         group = [(run, colors[run.group]) for run in runs if run.stage == stage]
-        unit = "nats per pair" if stage == "dpo" else "nats per token"
+        unit = "nats per pair" if stage == "dpo" else metric("val/loss").unit
         panels.append((f"{stage}: loss", unit, partial(_losses, group=group)))
         for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
             panels.append((f"{stage}: {task} accuracy", "accuracy", partial(_accuracy, group=group, task=task)))
@@ -105,7 +107,7 @@ def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
             heights += _smooth(y)
         x, y = run.of("val/loss")
         if x:
-            label = f"{prefix}validation: {_final(run, group, 'val/loss'):.3f}" if first else None
+            label = f"{prefix}validation: {_final(run, group, 'val/loss')}" if first else None
             axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
             heights += y
     if heights:
@@ -123,7 +125,7 @@ def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> Non
         prefix, first = _legend(run, group)
         x, y = run.of(f"{task}/accuracy")
         if y:
-            label = f"{prefix}accuracy: {_final(run, group, f'{task}/accuracy'):.1%}" if first else None
+            label = f"{prefix}accuracy: {_final(run, group, f'{task}/accuracy')}" if first else None
             axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
             highest = max(highest, *y)
     chances = [run.of(f"{task}/chance")[1] for run, _ in group]
@@ -141,10 +143,10 @@ def _legend(run: Curves, group: Sequence[tuple[Curves, str]]) -> tuple[str, bool
     return ("" if len(set(names)) == 1 else f"{run.group}, "), first is run
 
 
-def _final(run: Curves, group: Sequence[tuple[Curves, str]], metric: str) -> float:
-    """The newest value of a figure, the mean over the run's group."""
-    series = [other.of(metric)[1] for other, _ in group if other.group == run.group]
-    return fmean(values[-1] for values in series if values)
+def _final(run: Curves, group: Sequence[tuple[Curves, str]], name: str) -> str:
+    """The newest value of a metric, averaged over the run's group."""
+    series = [other.of(name)[1] for other, _ in group if other.group == run.group]
+    return metric(name).text(fmean(values[-1] for values in series if values))
 
 
 def _smooth(values: Sequence[float]) -> list[float]:

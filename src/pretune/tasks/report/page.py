@@ -37,7 +37,7 @@ pre { margin: 0; padding: 0 1rem 1rem; font: 12.5px/1.5 ui-monospace, SFMono-Reg
 
 @dataclass(frozen=True)
 class Section:
-    """What the page tells of one run beside its figures."""
+    """What the page shows of one run beside its metrics."""
 
     name: str
     stage: str
@@ -61,7 +61,7 @@ def page(image: str, header: Sequence[str], body: Sequence[Sequence[str]], secti
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Turned: a row for each figure, a column for each run."""
+    """Transposed: a row for each metric, a column for each run."""
     head = "".join(f"<th>{escape(line[0])}</th>" for line in body)
     rows = "".join(
         f"<tr><th>{escape(title)}</th>" + "".join(f"<td>{escape(line[index])}</td>" for line in body) + "</tr>\n"
@@ -79,7 +79,7 @@ def _section(section: Section) -> str:
         parts.append(f"<details><summary>Configuration</summary><pre>{escape(section.config)}</pre></details>")
     if section.summary:
         text = escape(json.dumps(section.summary, indent=2))
-        parts.append(f"<details><summary>Final figures, versions and device</summary><pre>{text}</pre></details>")
+        parts.append(f"<details><summary>Final metrics, versions and device</summary><pre>{text}</pre></details>")
     return (
         f"<h2>{escape(section.name)} <small>{escape(section.stage)}</small></h2>\n"
         f'<div class="card">{"".join(parts)}</div>\n'

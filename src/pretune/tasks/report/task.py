@@ -10,20 +10,21 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
+from pretune.core.units import memory, short
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run, read_config
 from pretune.tasks.report.figure import Curves, draw
 from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report.page import Section, page
 from pretune.tasks.report.verdict import verdict
-from pretune.tracker.console import duration, short
 from pretune.tracker.files import read_rows
+from pretune.tracker.metrics import error_of, is_task_share, metric
 
 
 def report_runs(config: RunConfig) -> int:
@@ -48,7 +49,7 @@ def verify(folders: Sequence[Path]) -> int:
 def report(folders: Sequence[Path], destination: Path) -> None:
     """Write report.html, report.md, report.csv and curves.png about the runs in `folders`; show the table.
 
-    Raises InputError for a run without figures and for a destination that cannot be written.
+    Raises InputError for a run without metrics and for a destination that cannot be written.
     """
     runs = [read_run(folder) for folder in folders]
     columns = COLUMNS + mixed_columns(runs) + accuracy_columns(runs)
@@ -92,7 +93,7 @@ class RunRecord:
     config_text: str
 
     def last(self, name: str) -> Any:
-        """The newest value of a figure, None where there is none."""
+        """The newest value of a metric, or None."""
         return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
 
     def least(self, name: str) -> Any:
@@ -144,7 +145,7 @@ def read_run(folder: Path) -> RunRecord:
     )
     rows = read_rows(metrics) if metrics.is_file() else []
     if not rows:
-        raise InputError(f"{folder} has no figures yet (metrics.jsonl is missing or empty); let the run train first")
+        raise InputError(f"{folder} has no metrics yet (metrics.jsonl is missing or empty); let the run train first")
     mapping = read_config(config) if config.is_file() else {}
     return RunRecord(
         name=folder.resolve().name,
@@ -159,8 +160,8 @@ def read_run(folder: Path) -> RunRecord:
 
 @dataclass(frozen=True)
 class Column:
-    """A figure of the table: its header, its value for a run (None: none), how a person reads it, and its standard
-    error where it has one."""
+    """A column of the table: its header, its value for a run or None, how people read it, and its standard error if it
+    has one."""
 
     header: str
     of: Callable[[RunRecord], Any]
@@ -184,59 +185,48 @@ class Column:
         return f"{shown} ± {self.show(round(spread) if isinstance(values[0], int) else spread)}" if spread else shown
 
 
+def _last(header: str, name: str) -> Column:
+    """The newest value of a metric."""
+    return Column(header, lambda run: run.last(name), metric(name).text)
+
+
 COLUMNS = [
     Column("run", lambda run: run.name),
     Column("stage", lambda run: run.stage),
     Column("complete", lambda run: bool(run.summary), lambda done: "yes" if done else "no"),
     Column("parameters", lambda run: run.summary.get("parameters"), short),
     Column("trained", RunRecord.trained, short),
-    Column("steps", lambda run: run.last("step"), "{:,}".format),
-    Column("tokens", lambda run: run.last("tokens"), short),
-    Column("time", lambda run: run.last("seconds"), duration),
-    Column("tokens/s", RunRecord.speed, "{:,.0f}".format),
-    Column("scored tokens/s", RunRecord.scored_speed, "{:,.0f}".format),
-    Column("peak memory", lambda run: run.summary.get("peak_memory_bytes"), lambda size: f"{size / 2**30:.2f} GiB"),
-    Column("train loss", lambda run: run.last("train/loss"), "{:.4f}".format),
-    Column("val loss", lambda run: run.last("val/loss"), "{:.4f}".format),
-    Column("best val loss", lambda run: run.least("val/loss"), "{:.4f}".format),
-    Column("best at step", RunRecord.best_step, "{:,}".format),
-    Column("perplexity", lambda run: run.last("val/perplexity"), "{:,.2f}".format),
-    Column("bits/byte", lambda run: run.last("val/bits_per_byte"), "{:.4f}".format),
-    Column("token accuracy", lambda run: run.last("val/token_accuracy"), "{:.1%}".format),
+    Column("steps", lambda run: run.last("step"), metric("step").text),
+    _last("tokens", "tokens"),
+    _last("time", "seconds"),
+    Column("tokens/s", RunRecord.speed, metric("train/tokens_per_second").text),
+    Column("scored tokens/s", RunRecord.scored_speed, metric("train/scored_tokens_per_second").text),
+    Column("peak memory", lambda run: run.summary.get("peak_memory_bytes"), memory),
+    _last("train loss", "train/loss"),
+    _last("val loss", "val/loss"),
+    Column("best val loss", lambda run: run.least("val/loss"), metric("val/loss").text),
+    Column("best at step", RunRecord.best_step, metric("step").text),
+    _last("perplexity", "val/perplexity"),
+    _last("bits/byte", "val/bits_per_byte"),
+    _last("token accuracy", "val/token_accuracy"),
 ]
 
 
 def mixed_columns(runs: Sequence[RunRecord]) -> list[Column]:
     """A column for the validation loss of each set that any run mixes in (`val_pretraining/loss`...)."""
-    names = dict.fromkeys(
-        name for run in runs for row in run.rows for name in row if re.fullmatch(r"val_\w+/loss", name)
-    )
-    return [Column(name, lambda run, name=name: run.last(name), "{:.4f}".format) for name in names]
+    return [_last(name, name) for name in _names(runs, lambda name: bool(re.fullmatch(r"val_\w+/loss", name)))]
 
 
 def accuracy_columns(runs: Sequence[RunRecord]) -> list[Column]:
     """A column for each task's accuracy and chance (`mathqa/accuracy`...) that any run has."""
-    names = dict.fromkeys(name for run in runs for row in run.rows for name in row if is_task_accuracy(name))
     return [
-        Column(
-            name,
-            lambda run, name=name: run.last(name),
-            "{:.1%}".format,
-            lambda run, name=name: run.last(f"{name}_error"),
-        )
-        for name in names
+        replace(_last(name, name), error=lambda run, name=name: run.last(error_of(name)))
+        for name in _names(runs, is_task_share)
     ]
 
 
-def is_task_accuracy(name: str) -> bool:
-    task, _, figure = name.partition("/")
-    return task not in ("train", "val") and figure in (
-        "accuracy",
-        "accuracy_normalized",
-        "generated_accuracy",
-        "unanswered",
-        "chance",
-    )
+def _names(runs: Sequence[RunRecord], wanted: Callable[[str], bool]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for row in run.rows for name in row if wanted(name)))
 
 
 def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
@@ -261,7 +251,7 @@ def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """The table on the console, turned so that each run is a column: there are more figures than runs."""
+    """The table on the console, turned so that each run is a column: there are more metrics than runs."""
     from rich.console import Console
     from rich.table import Table
 
