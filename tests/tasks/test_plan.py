@@ -10,14 +10,17 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from tiny import tiny_config
+from torch import nn
 
 from pretune.compute import devices, hardware
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
+from pretune.model.costs import matrix_parameters, skeleton
 from pretune.run.config import RunConfig
 from pretune.tasks.plan.estimate import Plan, make_plan, planned_arithmetic
-from pretune.tasks.plan.family import Family
+from pretune.tasks.plan.family import Family, member
 from pretune.tasks.plan.loss import fitted_loss
 from pretune.tasks.plan.table import show
 
@@ -95,6 +98,18 @@ def test_the_family_agrees_with_the_run(composed: Compose) -> None:
     assert found.memory == pytest.approx(Footprint(config).peak(1), rel=0.1)
 
 
+@pytest.mark.parametrize("value_embeddings", [False, True])
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 6, 9])
+def test_a_member_is_counted_as_the_model_would_be(num_layers: int, value_embeddings: bool) -> None:
+    shape = tiny_config(num_layers=num_layers, value_embeddings=value_embeddings, num_kv_heads=2)
+    model, found = skeleton(shape), member(shape, rank=4)
+    assert found.parameters == sum(parameter.numel() for parameter in model.parameters())
+    assert found.matrices == matrix_parameters(model)[0]
+    layers = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
+    assert found.inside == sum(layer.weight.numel() for layer in layers)
+    assert found.adapter == sum(4 * sum(layer.weight.shape) for layer in layers)
+
+
 def test_a_plan_is_printed_and_written(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
     mapping = tiny("task=plan", "plan.device=a100-40gb", f"plan.file={file}", "precision.compile=false")
@@ -128,7 +143,7 @@ def test_what_does_not_fit_is_noted(tiny: Compose, monkeypatch: pytest.MonkeyPat
     plan = make_plan(config)
     assert plan.largest_micro_batch is None
     assert all(one.model is None for one in plan.biggest)
-    assert ["not even one row" in note for note in plan.notes].count(True) == 1
+    assert ["not even one sequence" in note for note in plan.notes].count(True) == 1
     assert any("no bfloat16" in note for note in plan.notes)
     show(plan, Console(file=io.StringIO()))
 

@@ -44,7 +44,12 @@ def matrix_parameters(model: Transformer) -> tuple[int, int]:
 def forward_flops(model: Transformer, sequence_length: int) -> float:
     """Operations of a forward pass, head included, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
     matrices, _ = matrix_parameters(model)
-    return 2 * matrices + 4 * _attention_width(model.config, sequence_length)
+    return forward_flops_of(matrices, model.config, sequence_length)
+
+
+def forward_flops_of(matrices: int, config: ModelConfig, sequence_length: int) -> float:
+    """The same, of a model of which the parameters of its matrices are known."""
+    return 2 * matrices + 4 * _attention_width(config, sequence_length)
 
 
 def training_flops(model: Transformer, sequence_length: int) -> float:
@@ -57,7 +62,12 @@ def training_flops(model: Transformer, sequence_length: int) -> float:
     is computed twice.
     """
     matrices, trained = matrix_parameters(model)
-    return 4 * matrices + 2 * trained + 12 * _attention_width(model.config, sequence_length)
+    return training_flops_of(matrices, trained, model.config, sequence_length)
+
+
+def training_flops_of(matrices: int, trained: int, config: ModelConfig, sequence_length: int) -> float:
+    """The same, of a model of which the parameters of its matrices are known, and how many of them are trained."""
+    return 4 * matrices + 2 * trained + 12 * _attention_width(config, sequence_length)
 
 
 def _attention_width(config: ModelConfig, sequence_length: int) -> int:

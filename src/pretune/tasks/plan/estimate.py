@@ -36,11 +36,11 @@ class Plan:
     parameters: dict[str, int]
     flops_per_token: float
     memory: dict[str, int]
-    """By part, with micro-batches of `micro_batch` rows."""
+    """By part, with micro-batches of `micro_batch` sequences."""
     usable_memory: int
     micro_batch: int
     largest_micro_batch: int | None
-    """The largest that divides the rows of a step and fits; None where not even one row does."""
+    """The largest that divides the sequences of a step and fits; None if not even one does."""
     cache_bytes_per_token: int
     tokens_per_second: float
     tokens: int
@@ -146,7 +146,7 @@ def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
 def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: int) -> list[str]:
     notes = []
     if largest is None:
-        notes.append(f"not even one row of {config.data.sequence_length} tokens fits into {device.name}")
+        notes.append(f"not even one sequence of {config.data.sequence_length} tokens fits into {device.name}")
     elif micro_batch > largest:
         notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
     if config.batch.warmup is not None:

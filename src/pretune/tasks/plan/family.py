@@ -1,8 +1,8 @@
 """The biggest model of a run's family that a device can train, fine-tune or serve.
 
 The family has the run's proportions (width to depth, heads, feed-forward width), vocabulary, sequence length and
-optimizer; only the size differs. Micro-batches are of one row, run eagerly: the least memory that training takes, with
-the run's choice of checkpointing activations.
+optimizer; only the size differs. Micro-batches are of one sequence, run eagerly: the least memory that training takes,
+with or without activation checkpointing as the run has it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from pretune.memory.estimate import Footprint
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.costs import (
     cache_bytes_per_token,
-    forward_flops,
+    forward_flops_of,
     matrix_parameters,
     parameters_by_part,
     skeleton,
-    training_flops,
+    training_flops_of,
 )
-from pretune.model.transformer import Transformer
 from pretune.quantization.config import NoQuantizationConfig
 from pretune.run.config import RunConfig
 
@@ -55,12 +54,25 @@ class Biggest:
     limit: str
 
 
+@dataclass(frozen=True)
+class Member:
+    """A model of the family, and its parameters: all, those of the matrices inside layers, those that every token is
+    multiplied with, and those of its adapters."""
+
+    shape: ModelConfig
+    parameters: int
+    inside: int
+    matrices: int
+    adapter: int
+
+
 class Family:
     """Models like that of `config`, and what each takes on `device` in `seconds`."""
 
     def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
         self.config, self.device, self.seconds = config, device, seconds
         self.memory = hardware.usable(device.memory, kind)
+        self._members: dict[int, Member] = {}
         full = {"adapter": NoAdapterConfig(kind="none"), "quantization": NoQuantizationConfig(kind="none")}
         config = config.model_copy(update=full)
         checkpointed = config.precision.activation_checkpointing
@@ -84,18 +96,18 @@ class Family:
 
     def _measure(self, way: Way, size: int, limit: str = "") -> tuple[str, Biggest]:
         """What a size runs out of ("" for nothing), and what it takes."""
-        shape = self.shape(size)
-        model = skeleton(shape)
-        parameters = sum(parameters_by_part(model).values())
-        memory = int(self._memory(way, model, parameters))
-        speed, seconds = self._speed(way, model, parameters)
+        if size not in self._members:  # the searches of all ways begin with the same sizes
+            self._members[size] = member(self.shape(size), self.config.plan.adapter_rank)
+        found = self._members[size]
+        memory = int(self._memory(way, found))
+        speed, seconds = self._speed(way, found)
         plan = self.config.plan
         lacking = "memory" if memory > self.memory else ""
         if seconds is not None and seconds > self.seconds:
             lacking = lacking or "time"
         if way == "inference" and speed < plan.tokens_per_second:
             lacking = lacking or "speed"
-        return lacking, Biggest(way, shape, parameters, memory, seconds, speed, limit)
+        return lacking, Biggest(way, found.shape, found.parameters, memory, seconds, speed, limit)
 
     def shape(self, size: int) -> ModelConfig:
         """The family's member number `size`, counted in steps of one group of query heads."""
@@ -107,9 +119,8 @@ class Family:
         changes = {"dim": dim, "mlp_dim": mlp_dim, "num_layers": num_layers}
         return base.model_copy(update={**changes, "num_heads": group * size, "num_kv_heads": size})
 
-    def _memory(self, way: Way, model: Transformer, parameters: int) -> float:
-        shape, length = model.config, self.config.data.sequence_length
-        inside = sum(module.weight.numel() for module in model.layers.modules() if isinstance(module, nn.Linear))
+    def _memory(self, way: Way, of: Member) -> float:
+        shape, parameters, length = of.shape, of.parameters, self.config.data.sequence_length
         if way == "inference":
             cache = cache_bytes_per_token(shape, 2) * shape.max_sequence_length
             return 2 * parameters + cache + 4 * shape.padded_vocab_size
@@ -121,28 +132,27 @@ class Family:
         casts = 0 if self.config.precision.activations == "float32" else 2 * parameters
         head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, kept apart until the backward pass
         passes = activations + work + logits
-        adapters = ADAPTER_BYTES * _adapter_parameters(model, self.config.plan.adapter_rank)
+        adapters = ADAPTER_BYTES * of.adapter
         match way:
             case "pretraining" | "full fine-tuning":
                 return self.state_bytes * parameters + casts + head + passes
             case "LoRA":
                 return 2 * parameters + adapters + passes
             case "QLoRA":
-                return NF4_BYTES * inside + 2 * (parameters - inside) + adapters + passes
+                return NF4_BYTES * of.inside + 2 * (parameters - of.inside) + adapters + passes
 
-    def _speed(self, way: Way, model: Transformer, parameters: int) -> tuple[float, float | None]:
+    def _speed(self, way: Way, of: Member) -> tuple[float, float | None]:
         """Tokens per second, and seconds that the whole takes."""
         plan, length = self.config.plan, self.config.data.sequence_length
         rate = plan.mfu * self.device.peak_flops
         if way == "inference":
             # A token at a time, every weight is read once for each, and the keys and values of half a context.
-            context = model.config.max_sequence_length // 2
-            read = 2 * parameters + cache_bytes_per_token(model.config, 2) * context
-            return min(self.device.bandwidth / read, rate / forward_flops(model, context)), None
-        flops = training_flops(model, length)
-        if way in ("LoRA", "QLoRA"):
-            flops -= 2 * matrix_parameters(model)[0]  # frozen weights need no gradient
-        tokens = plan.tokens_per_parameter * parameters if way == "pretraining" else plan.finetune_tokens
+            context = of.shape.max_sequence_length // 2
+            read = 2 * of.parameters + cache_bytes_per_token(of.shape, 2) * context
+            return min(self.device.bandwidth / read, rate / forward_flops_of(of.matrices, of.shape, context)), None
+        trained = 0 if way in ("LoRA", "QLoRA") else of.matrices  # frozen weights need no gradient
+        flops = training_flops_of(of.matrices, trained, of.shape, length)
+        tokens = plan.tokens_per_parameter * of.parameters if way == "pretraining" else plan.finetune_tokens
         return rate / flops, tokens * flops / rate
 
 
@@ -152,14 +162,33 @@ def _eager(config: RunConfig, checkpointed: bool) -> Footprint:
 
 
 def _saved_per_unit(footprint: Footprint) -> float:
-    """Bytes saved per row and layer, and per unit of width: saved tensors are proportional to the width."""
+    """Bytes saved per sequence and layer, and per unit of width: saved tensors are proportional to the width."""
     model = footprint.config.model
     return (footprint.saved(2) - footprint.saved(1)) / model.num_layers / model.dim
 
 
-def _adapter_parameters(model: Transformer, rank: int) -> int:
+def member(shape: ModelConfig, rank: int) -> Member:
+    """A member of the family, with adapters of `rank` on all of its layers' matrices.
+
+    Counted on its shallowest relatives, since building hundreds of layers takes seconds: two more layers add what two
+    more added (two, because value embeddings come with every other layer).
+    """
+    few = min(shape.num_layers, 2 + shape.num_layers % 2)
+    first, second = (_counts(shape.model_copy(update={"num_layers": few + more}), rank) for more in (0, 2))
+    pairs = (shape.num_layers - few) // 2
+    parameters, inside, matrices, adapter = (a + pairs * (b - a) for a, b in zip(first, second, strict=True))
+    return Member(shape, parameters, inside, matrices, adapter)
+
+
+def _counts(shape: ModelConfig, rank: int) -> tuple[int, int, int, int]:
+    model = skeleton(shape)
     linear: list[nn.Linear] = [module for module in model.layers.modules() if isinstance(module, nn.Linear)]
-    return sum(rank * (one.in_features + one.out_features) for one in linear)
+    return (
+        sum(parameters_by_part(model).values()),
+        sum(one.weight.numel() for one in linear),
+        matrix_parameters(model)[0],
+        sum(rank * (one.in_features + one.out_features) for one in linear),
+    )
 
 
 def search(config: RunConfig, device: Device, kind: str, seconds: float) -> list[Biggest]:
