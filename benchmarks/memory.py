@@ -103,7 +103,7 @@ def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
 def measured_peak(config: RunConfig, device: torch.device) -> int:
     """Bytes of a whole run at their highest, over its second step."""
     model = merged_model(config, None, device)
-    set_arithmetic(config, model)
+    set_arithmetic(config.precision, model)
     optimizer = build_optimizer(config.optimizer, model)
     loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]
     rows, length = config.batch.tokens // config.data.sequence_length, config.data.sequence_length

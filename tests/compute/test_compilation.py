@@ -55,7 +55,7 @@ def test_a_training_step_is_one_graph_compiled_once(
     config = validate(RunConfig, tiny(*settings, "model.dropout=0.1"))
     switches = {"window": {"size": 8, "pattern": "SL"}, "value_embeddings": True, "residual_scalars": True}
     model = tiny_model(dropout=0.1, num_layers=3, qk_norm=True, **switches).train()
-    set_arithmetic(config, model)
+    set_arithmetic(config.precision, model)
     parts: Any = Parts(torch.device("cpu"), None, None, model)  # type: ignore[arg-type]
     loss_of = training_loss(config, parts)
     torch.compiler.reset()

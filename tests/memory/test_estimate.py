@@ -32,8 +32,8 @@ class Measured:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
         attach(self.model, config.adapter, 0)
-        quantize(config, self.model)
-        set_arithmetic(config, self.model)
+        quantize(config.quantization, self.model)
+        set_arithmetic(config.precision, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
         self.batch = Batch(tokens, tokens, documents)

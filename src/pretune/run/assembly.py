@@ -32,6 +32,7 @@ from pretune.run.model import evaluation_model, learning_rate_factors, set_arith
 from pretune.run.parts import Parts
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import own_folder, start_run
+from pretune.training.config import EMAConfig
 from pretune.training.ema import EMA
 
 
@@ -51,11 +52,12 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
     is still to be loaded into them."""
     parts = _parts(config, lambda device: training_model(config, device, newest))
     parts = with_reference(config, parts)
-    ema = moving_average(config, parts.model)
-    set_arithmetic(config, parts.model)
+    ema = moving_average(config.ema, parts.model)
+    set_arithmetic(config.precision, parts.model)
     # It sees the parameters that are really trained.
     dtype = dtype_of(config.precision.activations)
-    optimizer = build_optimizer(config.optimizer, parts.model, learning_rate_factors(config, parts.model), dtype)
+    factors = learning_rate_factors(config.adapter, parts.model)
+    optimizer = build_optimizer(config.optimizer, parts.model, factors, dtype)
     return Training(parts, ema, optimizer, training_loss(config, parts))
 
 
@@ -95,7 +97,6 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     return tokenizer
 
 
-def moving_average(config: RunConfig, model: Transformer) -> EMA[Transformer] | None:
+def moving_average(config: EMAConfig, model: Transformer) -> EMA[Transformer] | None:
     """Averages of what is trained of `model`, which is in its final form, if the run keeps any."""
-    section = config.ema
-    return None if section.decay is None else EMA(model, section.decay, section.warmup)
+    return None if config.decay is None else EMA(model, config.decay, config.warmup)

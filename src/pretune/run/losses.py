@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pretune.compute.compilation import compile_step, keep_freed_memory
+from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.model.transformer import Transformer
@@ -47,21 +48,23 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str
 def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], Any]:
     """What the run's objective makes of each part of a batch, in evaluation mode and in the run's precision; nothing is
     compiled, because the shapes of validation batches vary."""
-    return _measuring(config, parts, objective_of(config.stage.objective).score)
+    return _measuring(config.precision, parts, objective_of(config.stage.objective).score)
 
 
 def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
     """The same for each token, whatever the objective is."""
     chunk = config.stage.objective.chunk_tokens
     parts = replace(parts, reference=None)
-    return _measuring(config, parts, lambda model, batch: score_tokens(model, batch, chunk))
+    return _measuring(config.precision, parts, lambda model, batch: score_tokens(model, batch, chunk))
 
 
-def _measuring(config: RunConfig, parts: Parts, score: Callable[[Transformer, Batch], T]) -> Callable[[Batch], T]:
+def _measuring(
+    precision: PrecisionConfig, parts: Parts, score: Callable[[Transformer, Batch], T]
+) -> Callable[[Batch], T]:
     reference = parts.reference
 
     def measured(batch: Batch) -> T:
-        with _evaluating(parts.model), autocast(config.precision, parts.device):
+        with _evaluating(parts.model), autocast(precision, parts.device):
             batch = batch.to(parts.device)
             return score(parts.model, batch if reference is None else reference.fill(batch))
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint import store as checkpoint
 from pretune.compute.compilation import checkpoint_activations
+from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import use_float8
 from pretune.core.files import ADAPTER_CONFIG
 from pretune.model.transformer import Transformer
-from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig
+from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run
 from pretune.run.weights import chosen_checkpoint, load_run, start_run
@@ -21,7 +23,7 @@ from pretune.training.neftune import add_embedding_noise
 def training_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Transformer:
     """The model as it is trained: build -> weights -> noise -> adapter -> quantization. See adapted_model."""
     model = adapted_model(config, device, newest)
-    quantize(config, model)
+    quantize(config.quantization, model)
     return model
 
 
@@ -110,40 +112,39 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
         load_adapter(folder, model)
 
 
-def learning_rate_factors(config: RunConfig, model: Transformer) -> dict[str, float]:
+def learning_rate_factors(config: AdapterConfig, model: Transformer) -> dict[str, float]:
     """Factors of the learning rate by parameter's name, for those that are not 1."""
-    if not config.adapter.freezes:
+    if not config.freezes:
         return {}
     from pretune.adapters.attach import learning_rate_factors
 
-    return learning_rate_factors(model, config.adapter)
+    return learning_rate_factors(model, config)
 
 
-def quantize(config: RunConfig, model: Transformer) -> None:
+def quantize(config: QuantizationConfig, model: Transformer) -> None:
     """What `quantization` does to a model in training, its adapter in place: store what is frozen in fewer bits, or
     round as its integers will one day (from the start of the budget, or switched on later); or nothing.
 
     Raises ConfigError for a layer that cannot be stored so.
     """
-    section = config.quantization
-    if isinstance(section, QloraConfig):
+    if isinstance(config, QloraConfig):
         from pretune.quantization.nf4 import quantize
 
-        quantize(model, section)
-    elif isinstance(section, QatConfig):
+        quantize(model, config)
+    elif isinstance(config, QatConfig):
         from pretune.quantization.fake_quantization import prepare_qat
 
-        prepare_qat(model, section, enabled=section.start == 0)
+        prepare_qat(model, config, enabled=config.start == 0)
 
 
-def set_arithmetic(config: RunConfig, model: Transformer) -> None:
+def set_arithmetic(config: PrecisionConfig, model: Transformer) -> None:
     """How the model in training is to compute: in 8 bits, its activations checkpointed; or as it is.
 
     Weights and adapter must be in place; compilation and the optimizer come after.
     """
-    if config.precision.compute == "float8":
+    if config.compute == "float8":
         use_float8(model)
-    if config.precision.activation_checkpointing:
+    if config.activation_checkpointing:
         checkpoint_activations(model.layers)
 
 

@@ -54,8 +54,8 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
     # An adapter that begins with an update, or goes on from another run's, is a part of the start.
     start = adapted_model(config, parts.device)
     weights = _fingerprint(start) if kind == "cached" else ""
-    quantize(config, start)
-    set_arithmetic(config, start)
+    quantize(config.quantization, start)
+    set_arithmetic(config.precision, start)
     reference, data = _reference(config, start.eval().requires_grad_(False), nullcontext), parts.data
     if kind != "cached":
         return dataclasses.replace(parts, reference=reference)

@@ -67,7 +67,7 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
     loader = Loader(parts.data.validation, config.data, config.seed)
     total = -(-loader.num_sequences // micro_batch)
-    batches = watched(config, loader.batches(micro_batch), "reading the validation set", total)
+    batches = watched(config.task, loader.batches(micro_batch), "reading the validation set", total)
     objective, score = objective_of(config.stage.objective), scorer(config, parts)
     metrics = objective.metrics(score, batches, token_bytes)
     for name, part in parts.data.parts.items():
@@ -78,7 +78,7 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
         formatter = build_formatter(config.data.format, parts.tokenizer.template_tokens)
         held_out = list(islice(problems(config.data, formatter), config.evaluation.max_problems))
         length = config.model.max_sequence_length
-        compared = watched(config, held_out, "comparing options", len(held_out))
+        compared = watched(config.task, held_out, "comparing options", len(held_out))
         metrics |= option_accuracy(
             token_scorer(config, parts), compared, parts.tokenizer, config.evaluation.micro_batch, length
         )
@@ -90,14 +90,14 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
 def validation_loss(config: RunConfig, parts: Parts) -> float:
     """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
     loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
-    batches = watched(config, loader.batches(rows), "reading the validation set", -(-loader.num_sequences // rows))
+    batches = watched(config.task, loader.batches(rows), "reading the validation set", -(-loader.num_sequences // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
     return token_metrics(token_scorer(config, parts), batches, token_bytes)["val/loss"]
 
 
-def watched(config: RunConfig, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """`items`, with a bar of their own; but not in training, which has one on the screen already."""
-    return items if config.task == "train" else counted(items, title, total)
+def watched(task: str, items: Iterable[T], title: str, total: int) -> Iterable[T]:
+    """`items`, counted by a bar, except in training, which has one on the screen already."""
+    return items if task == "train" else counted(items, title, total)
 
 
 def option_accuracy(

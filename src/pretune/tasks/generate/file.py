@@ -11,20 +11,21 @@ from pretune.core.files import write_atomic
 from pretune.core.progress_bar import counted
 from pretune.data.formats.segments import Place, Segment
 from pretune.data.sources.config import FilesSource
-from pretune.run.config import RunConfig
 from pretune.run.generator import TextGenerator
+from pretune.run.task_config import GenerateConfig
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
-def answer_file(generator: TextGenerator, config: RunConfig, folder: Path, model: str, interrupts: Interrupts) -> int:
+def answer_file(
+    generator: TextGenerator, section: GenerateConfig, folder: Path, model: str, interrupts: Interrupts
+) -> int:
     """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
 
     Where generate.output is null, the file is named after prompts and `model`, in `folder`. What is done when Ctrl-C
     comes is written.
     """
-    section = config.generate
     assert section.file is not None
     path = Path(section.file).expanduser()
     rows = read_prompts(path)

@@ -49,7 +49,7 @@ def generate(config: RunConfig) -> int:
             generator = assemble_generator(config, section, model, tokenizer, device, rows)
             with generator.autocast():
                 if section.file:
-                    return answer_file(generator, config, folder.path / "generated", named, interrupts)
+                    return answer_file(generator, section, folder.path / "generated", named, interrupts)
                 if section.prompt:
                     return answer_prompt(generator, section.prompt, section.template)
         except Stop:
