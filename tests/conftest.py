@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import os
 import random
@@ -12,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig
 
 from pretune.launch import compose
-from pretune.launch.groups import CONFIGS
+from pretune.launch.groups import CONFIGS, is_group
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,10 +56,24 @@ def composed() -> Callable[..., dict[str, Any]]:
 
     def compose_run(name: str, *overrides: str) -> dict[str, Any]:
         file = CONFIGS / "run" / f"{name}.yaml"
-        with compose.composed(file, overrides) as config:
-            return compose.plain(config, file)
+        groups = tuple(override for override in overrides if is_group(override.partition("=")[0]))
+        values = OverridesParser.create().parse_overrides([one for one in overrides if one not in groups])
+        config = copy.deepcopy(_chosen(file, groups))
+        try:
+            ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        except Exception:  # Hydra's own way explains it
+            with compose.composed(file, overrides) as config:
+                pass
+        return compose.plain(config, file)
 
     return compose_run
+
+
+@functools.cache
+def _chosen(file: Path, groups: tuple[str, ...]) -> DictConfig:
+    """A run file with these options of groups. Hydra takes half a second to compose it, and so many tests share it."""
+    with compose.composed(file, groups) as config:
+        return config
 
 
 @pytest.fixture

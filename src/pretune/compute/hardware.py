@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -39,10 +40,19 @@ def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> De
 
 def peak_flops(device: torch.device, arithmetics: Iterable[Activations]) -> float:
     """What `train/mfu` is a share of, FLOP/s: the table's dense peak in 16 bits; for a device that is not in it, the
-    fastest matrix product found in these arithmetics, with as many threads as torch has now. Measuring takes about a
-    second: ask once and keep the answer."""
+    fastest matrix product found in these arithmetics, with as many threads as torch has now; measured once in a
+    process."""
+    import torch
+
     known = by_reported_name(device_name(device))
-    return measure_peak(device, arithmetics) if known is None else known.peak_flops
+    if known is not None:
+        return known.peak_flops
+    return _measured_peak(device, frozenset(arithmetics), torch.get_num_threads())
+
+
+@functools.cache
+def _measured_peak(device: torch.device, arithmetics: frozenset[Activations], num_threads: int) -> float:
+    return measure_peak(device, arithmetics)
 
 
 def device_name(device: torch.device) -> str:
