@@ -1,14 +1,14 @@
-"""Claim: each switch of `budget_5m` buys loss in a fixed time; taken back alone, this is what it costs.
+"""Claim: each switch of `budget_5m` lowers the loss after a fixed time; this measures what removing one costs.
 
-The recipe, and the recipe with one thing undone, for the same training time, data and seeds, one run at a time. Time is
-training time, so that a switch pays for its own operations: the table has the steps that were reached beside the loss.
-A difference is of runs of the same seed, which read the same batches; its spread is over seeds.
+Trains the recipe, and the recipe with one change, for the same training time, with the same data and seeds, one run at
+a time. Time is training time, so a switch pays for its own operations; the table shows the number of steps beside the
+loss. A difference is between runs of the same seed, which read the same batches; its spread is over seeds.
 
     python benchmarks/ablations.py [--seconds 60] [--seeds 2] [--only NAME ...] [--data 'texts/*.jsonl.xz']
         [--validation held_out.jsonl.xz] [--runs runs/ablations] [--page docs/performance.md]
 
-Runs are kept in --runs; a run that is there already is not repeated. Prints a line of JSON a run and a table; the last
-line is one JSON object with all of it. `--page` puts the table into a page, between its two comments.
+Runs are kept in --runs; an existing run is not repeated. Prints a line of JSON per run and a table; the last line is
+one JSON object with all results. `--page` writes the table into a page, between its two comments.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "4,096 tokens a step": ("batch.tokens=4096",),
     "cosine, not a trapezoid": ("schedule=cosine", "~schedule.decay"),
 }
-"""What is undone or added, as overrides of the recipe. The rates of AdamW are those of the baseline's sweep."""
+"""What is removed or added, as overrides of the recipe. The rates of AdamW are those of the baseline's sweep."""
 
 
 def main() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     study, seeds = Study(data(args), args.runs.resolve()), range(1, args.seeds + 1)
     names = list(dict.fromkeys(["the recipe", *args.only]))
-    # Seed by seed, so that a measurement that is cut short has every switch once.
+    # Seed by seed, so that an interrupted measurement has every switch once.
     runs = {(name, seed): study.run(OURS, args.seconds, seed, *SWITCHES[name]) for seed in seeds for name in names}
     by_name = {name: [runs[name, seed] for seed in seeds] for name in names}
     rows = [row(name, by_name[name], by_name["the recipe"]) for name in names]
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def row(name: str, runs: list[dict[str, Any]], recipe: list[dict[str, Any]]) -> dict[str, Any]:
-    """A switch's line: means over seeds, and its difference to the recipe."""
+    """A switch's row of the table: means over seeds, and its difference from the recipe."""
     losses = [run["val/loss"] for run in runs]
     worse = [loss - plain["val/loss"] for loss, plain in zip(losses, recipe, strict=True)]
     return {

@@ -1,16 +1,16 @@
-"""Training step with each adapter against full fine-tuning, and against peft's own layers: seconds and peak memory.
-QLoRA (LoRA beside weights in 4 bits) against LoRA beside weights in bf16: the same.
+"""Training step with each adapter against full fine-tuning and against peft's own layers: seconds and peak memory.
+Also QLoRA (LoRA on 4-bit weights) against LoRA on bf16 weights.
 
-All sides: same model (6 layers x 384), same batch of 512-token rows, bf16 autocast, torch.compile, forward, backward,
-clipping, fused AdamW; adapters of rank 8 on all linear layers. Each side is a process of its own, warmed up first; then
-they take turns, a burst of steps each, while the others wait. A step's time is the shortest of all bursts' medians:
-what else the machine does only ever adds to it. On a machine that others use too, `--threads 1` counts the seconds that
-the process computes instead of those that pass.
+All sides have the same model (6 layers x 384), the same batch of 512-token sequences, bf16 autocast, torch.compile,
+forward, backward, clipping, fused AdamW; adapters of rank 8 on all linear layers. Each side is a separate process,
+warmed up first. The sides then take turns, a burst of steps each, while the others wait. A step's time is the lowest
+median of all bursts, because other load on the machine only ever adds to it. On a shared machine, `--threads 1` counts
+CPU time of the process instead of wall time.
 
-Memory is what training takes at its peak: weights, gradients, optimizer state and activations (on a CPU, resident
-memory at its peak, less that between two steps, plus weights and optimizer state). `process_bytes` is all of the
-process, with the same libraries loaded on all sides and what compiling left. Activations grow with `--rows`, weights do
-not: with one row more is seen of what they take.
+Memory is the peak that training takes: weights, gradients, optimizer state and activations (on a CPU, peak resident
+memory minus that between two steps, plus weights and optimizer state). `process_bytes` is the whole process; all sides
+load the same libraries, and it includes what compiling left. Activations grow with `--rows`, weights do not: with one
+sequence the weights are a larger share.
 
     python benchmarks/adapters_speed.py [--device cpu|cuda] [--threads N] [--bursts 7] [--seconds 4] [--rows 8]
         [--sides full ...]
@@ -97,8 +97,8 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
 
 
 def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
-    """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
-    import pretune.adapters.attach  # noqa: F401  # what importing takes is on every side
+    """One side: warm up, then, for each number on standard input, train for that many seconds and print the figures."""
+    import pretune.adapters.attach  # noqa: F401  # so that every side pays for the import
 
     torch.manual_seed(0)
     model, loss_of = pretune_side(SHAPE, device)
@@ -129,7 +129,7 @@ def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
 
     for _ in range(4):
         step()
-    # From here on a compilation would be a fault, and its time a wrong figure.
+    # A compilation from here on would be a mistake and would falsify the time.
     with torch._dynamo.config.patch(error_on_recompile=True):
         print("ready", flush=True)
         for line in sys.stdin:
@@ -139,7 +139,7 @@ def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
 
 
 def weights(model: nn.Module) -> list[Tensor]:
-    """What is stored of the model's parameters."""
+    """The tensors that store the model's parameters."""
     layers = [module for module in model.modules() if hasattr(module, "stored")]
     compressed = {id(layer.weight) for layer in layers}
     plain = [parameter for parameter in model.parameters() if id(parameter) not in compressed]
@@ -147,7 +147,7 @@ def weights(model: nn.Module) -> list[Tensor]:
 
 
 def adapt(model: nn.Module, kind: str, quick: bool) -> None:
-    """Put an adapter on the model, with our layers or with peft's."""
+    """Attach an adapter to the model, with our layers or with peft's."""
     import pydantic
 
     from pretune.adapters import attach

@@ -1,10 +1,10 @@
-"""The loss from hidden states to gradients: ours, torch's own `linear_cross_entropy` (2.13 has it), and written out.
+"""The loss, from hidden states to gradients: ours, torch's own `linear_cross_entropy` (2.13 has it), and written out.
 
     python benchmarks/cross_entropy.py [--device cpu|cuda] [--rounds 5] [--shapes nano gpt2 ...]
 
-Forward and backward of the head and the loss alone, in bf16, on random hidden states. The sides take turns;
-milliseconds of the fastest call, since what else a machine does only ever adds to it. Memory is what is allocated at
-most on top of hidden states, head and their gradients. With Liger's kernels installed (liger-kernel, CUDA alone) they
+Measures forward and backward of head and loss alone, in bf16, on random hidden states. The sides take turns. Times are
+milliseconds of the fastest call, because other load on a machine only ever adds to it. Memory is the peak allocated on
+top of the hidden states, the head and their gradients. If Liger's kernels are installed (liger-kernel, CUDA only), they
 are one more side.
 """
 
@@ -38,7 +38,7 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def main() -> None:
-    """Measure every side on every shape, print a line each, a table per shape, and the claim last."""
+    """Measure every side on every shape; print a line for each, a table per shape, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def sides() -> dict[str, Loss]:
-    """What can be measured here."""
+    """The sides that can be measured on this machine."""
     found: dict[str, Loss] = {
         "ours": torch.compile(
             lambda hidden, head, targets: linear_cross_entropy(hidden, head, targets, len(head), None, CHUNK)
@@ -68,7 +68,7 @@ def sides() -> dict[str, Loss]:
         ),
     }
     if hasattr(F, "linear_cross_entropy"):
-        # It knows nothing of autocast, and under torch.compile its chunks run as they are: so it is not compiled.
+        # It ignores autocast, and torch.compile leaves its chunks uncompiled: so it is not compiled.
         options = torch.nn.LinearCrossEntropyOptions()
         found["torch's, in chunks"] = lambda hidden, head, targets: F.linear_cross_entropy(
             hidden.bfloat16(), head.bfloat16(), targets, reduction="sum", options=options
@@ -84,7 +84,7 @@ def sides() -> dict[str, Loss]:
 
 
 def compare(shape: tuple[int, int, int], options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Milliseconds, memory and loss of every side."""
+    """Milliseconds, memory and loss of each side."""
     torch.compiler.reset()
     positions, dim, vocab = shape
     generator = torch.Generator().manual_seed(0)
@@ -109,7 +109,7 @@ def compare(shape: tuple[int, int, int], options: argparse.Namespace) -> dict[st
     for _ in range(options.rounds):
         for side, loss_of in found.items():
             times.setdefault(side, []).append(milliseconds(lambda f=loss_of: once(f), options.device))
-    # Hidden states and head have gradients at the end, whoever computes them.
+    # Hidden states and head have gradients at the end, on every side.
     gradients = hidden.nbytes + head.nbytes
     return {
         side: {"milliseconds": round(min(times[side]), 2), **figures, "work_bytes": figures["work_bytes"] - gradients}
@@ -118,7 +118,7 @@ def compare(shape: tuple[int, int, int], options: argparse.Namespace) -> dict[st
 
 
 def milliseconds(call: Callable[[], Tensor], device: str) -> float:
-    """How long a call takes until its device has finished."""
+    """Time of a call until its device has finished."""
     started = time.perf_counter()
     call()
     if device == "cuda":
@@ -127,7 +127,7 @@ def milliseconds(call: Callable[[], Tensor], device: str) -> float:
 
 
 def work(call: Callable[[], Tensor], device: str) -> int:
-    """Bytes that a call allocates at most, on top of what was there before."""
+    """Peak bytes that a call allocates, on top of what was allocated before."""
     if device == "cpu":
         return highest(call)
     before = torch.cuda.memory_allocated()

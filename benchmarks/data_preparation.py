@@ -2,9 +2,10 @@
 
     python benchmarks/data_preparation.py [--files 'texts/*.jsonl.xz'] [--tokenizer tokenizer.json] [--rounds 3]
 
-Ours reads the files through `datasets`, formats, tokenizes and writes whole shards to disk; the other side only
-tokenizes, from texts that are in memory already, on all cores. Without --files the texts are this machine's own Python
-documentation, written to a file. The sides take turns; tokens per second, median. `datasets`' own cache is warm.
+Our side reads the files through `datasets`, formats, tokenizes and writes complete shards to disk. The other side only
+tokenizes texts that are already in memory, on all cores. Without --files the texts are this machine's own Python
+documentation, written to a file. The sides take turns; figures are median tokens per second. `datasets`' own cache is
+warm.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pretune.data.tokenizer import Tokenizer, load_tokenizer
 
 
 def main() -> None:
-    """Prepare and encode in turn, print a line each, and the claim last."""
+    """Prepare and encode in turn; print a line for each, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--files", nargs="*")
     parser.add_argument("--tokenizer")
@@ -39,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_tokenizer(config.tokenizer, config, Path(folder))
         texts = list(training_texts(config, build_formatter(config.format, tokenizer.template_tokens)))
-        if options.files is None:  # collecting the documentation takes longer than what is measured here
+        if options.files is None:  # collecting the documentation takes longer than the measured part
             written = Path(folder) / "documentation.jsonl"
             written.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
             config = validate(DataConfig, section([str(written)], options.tokenizer))
@@ -57,7 +58,7 @@ def main() -> None:
 
 
 def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
-    """The data section that reads `files`, or the documentation of this machine's Python."""
+    """The data section that reads `files`, or this machine's Python documentation."""
     docs = {"kind": "python_docs", "packages": None, "max_bytes": 20_000_000}
     source = {"kind": "files", "files": files, "format": "auto", "max_rows": None} if files else docs
     trained = {"kind": "trained", "vocab_size": 8192, "max_bytes": 8_000_000, "split_digits": False}
@@ -75,7 +76,7 @@ def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
 
 
 def prepared(config: DataConfig, tokenizer: Tokenizer, cache: Path) -> float:
-    """Tokens per second of a whole preparation, from files to shards."""
+    """Tokens per second of a complete preparation, from files to shards."""
     started = time.perf_counter()
     data = prepare(config, tokenizer, cache)
     return (data.train.num_tokens + data.validation.num_tokens) / (time.perf_counter() - started)

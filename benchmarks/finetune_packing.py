@@ -1,15 +1,15 @@
-"""Claims: packed, fine-tuning learns from at least 5 times as many scored tokens a second as when records are padded:
-MathQA to 1,024 tokens, which is what the reference system does, or Alpaca to 512; and after the same time it has a
-lower validation loss.
+"""Claims: packed fine-tuning reads at least 5 times as many scored tokens per second as fine-tuning on padded
+records (MathQA padded to 1,024 tokens, as in the reference system, or Alpaca padded to 512), and reaches a lower
+validation loss in the same time.
 
     python benchmarks/finetune_packing.py [--set mathqa|alpaca] [--train FILE [--validation FILE]] [--tokenizer FILE]
                                           [--no-preamble] [--seconds 30]
 
-Both sides are the command line's own training of a nano model, bf16, compiled, with the same tokens in a step, the
-padded side first; without --train they read generated word problems. An epoch has the same scored tokens on both sides,
-so the ratio is that of epochs a second over the whole run: which records a short run happens to read is no part of it.
-The validation loss is over the same held-out records, a share of --train without --validation. --no-preamble leaves
-Alpaca's opening sentence out, on both sides.
+Both sides train a nano model through the command line, in bf16, compiled, with the same tokens per step, the padded
+side first. Without --train they use generated word problems. An epoch has the same scored tokens on both sides, so the
+ratio is that of epochs per second over the whole run: it does not depend on which records a short run happens to read.
+The validation loss is over the same held-out records; without --validation these are a share of --train.
+--no-preamble leaves out Alpaca's opening sentence on both sides.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PADDED = ["data.packing.mode=none", "data.packing.isolate=false"]
 
 
 def main() -> None:
-    """Train both sides in turn, print a line each, and the claims last."""
+    """Train both sides in turn; print a line for each, and the claims last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=sorted(PADDED_TO), default="mathqa")
     parser.add_argument("--train", type=Path)
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def data(options: argparse.Namespace) -> list[str]:
-    """Overrides that name the records and the tokenizer."""
+    """Overrides that set the records and the tokenizer."""
     tokenizer = ["data/tokenizer=trained", "data.tokenizer.max_bytes=2000000"]
     if options.tokenizer:
         tokenizer = ["data/tokenizer=file", f"data.tokenizer.path={options.tokenizer.resolve()}"]
@@ -76,14 +76,14 @@ def data(options: argparse.Namespace) -> list[str]:
 
 
 def run(options: argparse.Namespace) -> list[str]:
-    """Overrides that both sides share."""
+    """Overrides common to both sides."""
     batch = ["batch.tokens=8192", "batch.micro_batch=8", "model.max_sequence_length=1024", "log_every=5"]
     quiet = ["evaluation.every=null", "evaluation.at_start=false", "checkpoint.every=null", "samples.prompts=[]"]
     return [*batch, *quiet, "model=nano", "precision=bf16", "budget.steps=null", f"budget.time={options.seconds}"]
 
 
 def trained(side: str, overrides: list[str], folder: Path) -> dict[str, Any]:
-    """What the summary of a run says."""
+    """The summary of a run."""
     config = folder / "packing.yaml"
     config.write_text("defaults:\n  - /base\n  - _self_\n")
     command = [sys.executable, str(ROOT / "src" / "main.py"), "--config", str(config), f"name={side}"]

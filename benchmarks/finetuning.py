@@ -1,21 +1,21 @@
 """Which fine-tuning? Full, LoRA, DoRA, LoHa, LoKr and QLoRA from one pretrained run, each at its best learning rate.
 
-Every run is the command line's own training of src/config/run/mathqa_<method>.yaml, in a process of its own: the same
-data, batches and steps. First a sweep of the learning rate with one seed, then more seeds at the best rate (the lowest
-validation loss at the end). Runs that are complete are not repeated: the same command goes on where it stopped.
+Each run trains src/config/run/mathqa_<method>.yaml through the command line, in a separate process, with the same data,
+batches and steps. First the learning rate is swept with one seed, then more seeds are trained at the best rate (the
+lowest final validation loss). Complete runs are not repeated: after an interruption, the same command continues.
 
     python benchmarks/finetuning.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
         [--methods full lora ...] [--factors 0.25 0.5 1 2 4] [--seeds 3] [--page docs/which-fine-tuning.md]
         [-- key=value]
 
-Without --base (or with --quick) a tiny model is pretrained and tuned on generated problems: that shows that it works,
-and nothing else. The last line is one JSON object; beside the runs lie finetuning.md, .csv and .png.
-`--page` puts table and picture into a page of the documentation, between its two comments. Keys after `--` go to every
-run.
+Without --base (or with --quick) a tiny model is pretrained and fine-tuned on generated problems, only to check that the
+script works. The last line is one JSON object; the output folder also gets finetuning.md, .csv and .png. `--page`
+writes the table and the figure into a page of the documentation, between its two comments. Keys after `--` apply to
+every run.
 
-Validation loss is that of the last evaluation. The error of accuracy is that of one run's finite number of problems;
-where there are several seeds, the spread over them is given too. Scored tokens/s are the median of all reports.
-Memory is measured apart, on three steps of the run at the best rate: what training holds at its peak (weights,
+Validation loss is that of the last evaluation. The error of the accuracy comes from one run's finite number of
+problems; if there are several seeds, the spread over them is given too. Scored tokens/s is the median of all reports.
+Memory is measured separately, on three steps of the run at the best rate: the peak that training holds (weights,
 gradients, optimizer state, activations), without the libraries.
 """
 
@@ -53,26 +53,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs share."""
+    """Settings shared by all runs."""
 
     folder: Path
     shared: tuple[str, ...]
     jobs: int
 
     def figures(self, job: Job) -> dict[str, Any] | None:
-        """What a complete run measured."""
+        """The measurements of a complete run."""
         summary = self.folder / job.name / "summary.json"
         return json.loads(summary.read_text()) if summary.is_file() else None
 
     def memory(self, job: Job) -> int:
-        """What its training holds at the peak, measured once."""
+        """The peak memory of its training, measured once."""
         kept = self.folder / job.name / "training_memory.json"
         if not kept.is_file():
             command([__file__, "--memory-of", str(kept.parent)], kept.with_suffix(".log"))
         return json.loads(kept.read_text())["bytes"]
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Run those that are not complete yet."""
+        """Run the jobs that are not complete yet."""
         missing = [job for job in dict.fromkeys(jobs) if self.figures(job) is None]
         with ThreadPoolExecutor(self.jobs) as pool:
             for number, (job, seconds) in enumerate(pool.map(self._train, missing), 1):
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def study(options: argparse.Namespace, given: Setting) -> None:
-    """Sweep, repeat, and write down what came of it."""
+    """Sweep, train more seeds, and write the results."""
     folder, factors, num_seeds = given.folder, options.factors, options.seeds
     if given.quick:
         factors, num_seeds = [0.5, 1], 1
@@ -138,7 +138,7 @@ def loss_of(runs: Study, job: Job) -> float:
 
 
 def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) -> dict[str, Any]:
-    """A method's line of the table: means over seeds."""
+    """A method's row of the table: means over seeds."""
     found = [figures for job in seeds if (figures := runs.figures(job)) is not None]
 
     def over(key: str) -> list[float]:
@@ -172,7 +172,7 @@ def row(runs: Study, method: str, seeds: Sequence[Job], sweep: Sequence[Job]) ->
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table for a page."""
+    """The table for a page of the documentation."""
     lines = [
         "| method | learning rate | validation loss | accuracy | scored tokens/s | peak memory | trained parameters |",
         "|---|---|---|---|---|---|---|",
@@ -199,8 +199,8 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: Path) -> None:
-    """Loss over the learning rate, where each method's valley is, and over steps at the best rate: training's and, as
-    dots, validation's."""
+    """Loss over the learning rate, which shows each method's optimum, and loss over steps at the best rate: lines are
+    training, dots are validation."""
     import matplotlib.pyplot as plt
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
@@ -220,7 +220,7 @@ def draw(runs: Study, sweep: dict[str, list[Job]], best: dict[str, Job], path: P
 
 
 def rate(method: str) -> float:
-    """The learning rate of the method's run file, or of the one that it builds on."""
+    """The learning rate in the method's run file, or in the run file it builds on."""
     import yaml
 
     name: str | None = f"mathqa_{method}"
@@ -233,7 +233,7 @@ def rate(method: str) -> float:
 
 
 def measure_memory(run: Path) -> int:
-    """Bytes that training the run holds at its peak, on steps of its own data that are then forgotten."""
+    """Peak bytes that training the run holds, measured on a few steps of its data whose results are discarded."""
     from pretune.core.config import validate
     from pretune.data.mixture import training_loader
     from pretune.optim.optimizers import clip_gradients

@@ -1,9 +1,10 @@
 """Greedy generation against transformers' `generate`: new tokens per second, 30M and 135M parameters, batch 1 and 8.
 
-All sides: the same random weights, the same prompts, the same type of arithmetic, no end token, `--new` tokens; one
-process, sides in turn, the median of `--repeats`. Ours is measured as it comes (eager) and with the step compiled;
-compilation comes before and its seconds are shown apart. `same_tokens` is the share of tokens up to the first that
-differs from transformers': 1.0 in float32; in bfloat16 two ways of rounding part where two tokens are nearly tied.
+All sides use the same random weights, prompts and precision, no end token, and `--new` tokens. They run in one process
+and take turns; figures are the median of `--repeats`. Ours is measured with the default settings (eager) and with a
+compiled step; compilation happens before the measurement and its seconds are reported separately. `same_tokens` is the
+share of tokens before the first that differs from transformers': 1.0 in float32. In bfloat16 two ways of rounding
+diverge where two tokens are nearly tied.
 
     python benchmarks/generation.py [--shapes 30m 135m] [--batches 1 8] [--dtype bfloat16|float32] [--threads N]
         [--uncompiled]
@@ -34,7 +35,7 @@ SHAPES: dict[str, dict[str, int]] = {
 }
 PROMPT = 32
 Write = Callable[[], list[list[int]]]
-"""Writes after the prompts; returns the new tokens."""
+"""Generates text for the prompts; returns the new tokens."""
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def measure(shape: str, batch: int, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def writers(shape: str, prompts: list[list[int]], args: argparse.Namespace) -> tuple[dict[str, Write], float]:
-    """Each side's way to write, warmed up; and how long compiling took."""
+    """Each side's generation function, warmed up, and the seconds that compiling took."""
     theirs, model = models(shape)
     sides = {"eager": ours(model, prompts, args, None), "transformers": transformers_side(theirs, prompts, args)}
     started = time.perf_counter()
@@ -93,7 +94,7 @@ def writers(shape: str, prompts: list[list[int]], args: argparse.Namespace) -> t
 
 
 def models(shape: str) -> tuple[Any, Any]:
-    """transformers' Llama with random weights, and our model with the same."""
+    """transformers' Llama with random weights, and our model with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from pretune.core.config import validate
@@ -112,7 +113,7 @@ def models(shape: str) -> tuple[Any, Any]:
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
         tie_word_embeddings=True,
-        initializer_range=0.06,  # wide enough that a text is not one token again and again
+        initializer_range=0.06,  # spread widely enough that a text does not repeat one token
     )
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(config).eval()

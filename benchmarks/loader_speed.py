@@ -2,8 +2,8 @@
 
     python benchmarks/loader_speed.py [--tokens 62000000] [--step-ms 220]
 
-The step is that of `quickstart_pretrain` (16 rows of 256 tokens); --step-ms is what it takes on the machine, which
-`train/tokens_per_second` tells. The data set is made up and then opened as a resume would: at its last position.
+A step has 16 sequences of 256 tokens. --step-ms is the time of such a step on this machine, which follows from
+`train/tokens_per_second`. The data set is synthetic, and is opened as in a resume: at its last position.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROWS, LENGTH = 16, 256
 
 
 def main() -> None:
-    """Measure each packing, print a line each, and the claim last."""
+    """Measure each kind of packing; print a line for each, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=62_000_000)
     parser.add_argument("--step-ms", type=float, default=220.0)
@@ -37,7 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         shards = made_up(Path(folder), options.tokens)
         for mode, isolate in (("stream", False), ("stream", True), ("documents", True)):
-            # The first opening lays whole documents into rows, once; a resume is the second.
+            # Opening the data for the first time packs whole documents into sequences; a resume is the second time.
             for attempt in ("first", "resume"):
                 started = time.perf_counter()
                 config = section(mode, isolate)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def made_up(folder: Path, num_tokens: int) -> list[Counts]:
-    """Shards of random tokens in documents of 20 to 180 tokens, as the preparation would have written them."""
+    """Shards of random tokens in documents of 20 to 180 tokens, as data preparation would have written them."""
     random, shards = np.random.default_rng(1), []
     for number, start in enumerate(range(0, num_tokens, 1 << 24)):
         size = min(1 << 24, num_tokens - start)
@@ -77,7 +77,7 @@ def made_up(folder: Path, num_tokens: int) -> list[Counts]:
 
 
 def section(mode: str, isolate: bool) -> DataConfig:
-    """A data section with that packing."""
+    """A data section with this packing."""
     return validate(
         DataConfig,
         {

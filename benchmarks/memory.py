@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py [--device cpu|cuda] [--cases CASE ...]
 
-Each case is the training step of a configuration (two micro-batches or more, clipping, update), in a process of its
-own, on rows of random tokens. Measured over the second step: on CUDA what torch has allocated at most; on a CPU what
-torch's allocator has handed out at most, on top of parameters and optimizer state. Predicted: from the configuration
-alone, before anything is allocated. Workspace that libraries take for themselves is in neither figure.
+Each case is the training step of a configuration (two micro-batches or more, clipping, update), in a separate process,
+on sequences of random tokens. The measurement covers the second step: on CUDA the peak that torch has allocated; on a
+CPU the peak that torch's allocator has handed out, on top of parameters and optimizer state. The prediction uses the
+configuration alone, before anything is allocated. Neither figure includes workspace that libraries allocate themselves.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CASES = {
 
 
 def main() -> None:
-    """Measure every case, print a line each, a table, and the claim last."""
+    """Measure every case; print a line for each, a table, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
@@ -82,7 +82,7 @@ def main() -> None:
 
 
 def configured(case: str) -> RunConfig:
-    """The case's run, from base.yaml."""
+    """The configuration of a case, from base.yaml."""
     file = CONFIGS / "base.yaml"
     with composed(file, ["name=memory", "budget.steps=1", *CASES[case]]) as config:
         return validate(RunConfig, plain(config, file))
@@ -101,7 +101,7 @@ def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
 
 
 def measured_peak(config: RunConfig, device: torch.device) -> int:
-    """Bytes of a whole run at their highest, over its second step."""
+    """Peak bytes of the whole training, over its second step."""
     model = merged_model(config, None, device)
     set_arithmetic(config.precision, model)
     optimizer = build_optimizer(config.optimizer, model)
@@ -129,14 +129,14 @@ def measured_peak(config: RunConfig, device: torch.device) -> int:
 
 
 def kept_bytes(model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    """Parameters and optimizer state."""
+    """Bytes of parameters and optimizer state."""
     state = [value for slots in optimizer.state.values() for value in slots.values() if torch.is_tensor(value)]
     return sum(tensor.nbytes for tensor in [*model.parameters(), *state])
 
 
 def highest(work: Callable[[], object]) -> int:
-    """Bytes that torch's CPU allocator has handed out at once while `work` runs, on top of what was there before."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # the profiler would announce itself
+    """Peak bytes that torch's CPU allocator hands out while `work` runs, on top of what was allocated before."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # silences the profiler's startup message
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         work()
     assert profile.profiler is not None

@@ -1,9 +1,10 @@
-"""A .pte in ExecuTorch's runtime against the same model in eager PyTorch: decoding, memory, size, on this CPU.
+"""A .pte in ExecuTorch's runtime against the same model in eager PyTorch: decoding speed, memory, size, on this CPU.
 
-Sides, each a process of its own, in turns: `eager` (float32, our decoder), `pte_float` (float32), `pte` (int8_int4:
-4-bit weights and tables, 8-bit inputs). Random weights, one text, `--new` tokens after a prompt of 64, the median of
-`--repeats`; memory is what loading and writing add to a process that has its libraries loaded; size is the file's, over
-that of the weights in bfloat16. ExecuTorch takes all cores that it is given: compare on one, by `taskset -c 0`.
+Sides, each in a separate process, taking turns: `eager` (float32, our decoder), `pte_float` (float32), `pte`
+(int8_int4: 4-bit weights and tables, 8-bit inputs). All use random weights, one text, and `--new` tokens after a prompt
+of 64; figures are the median of `--repeats`. Memory is what loading and generation add to a process whose libraries are
+loaded. Size is that of the file over that of the weights in bfloat16. ExecuTorch uses all available cores, so compare
+on one, with `taskset -c 0`.
 
     taskset -c 0 python benchmarks/phone.py [--shape 14m|30m] [--sides eager pte_float pte]
 """
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, folder: Path) -> None:
-    """Lower what is needed, let each side run in a process, print what came of it."""
+    """Lower the models, run each side in a process, print the results."""
     seconds = {side: write(side, args.shape, folder) for side in args.sides if side != "eager"}
     command = [sys.executable, __file__, "--shape", args.shape, "--folder", str(folder), "--new", str(args.new)]
     command += ["--repeats", str(args.repeats), "--threads", str(args.threads), "--side"]
@@ -97,7 +98,7 @@ def random_model(shape: str) -> Transformer:
 
 
 def write(side: str, shape: str, folder: Path) -> float:
-    """Lower a side's model into the folder; the seconds that it took."""
+    """Lower a side's model into the folder; return the seconds it took."""
     begun, model = time.perf_counter(), random_model(shape)
     if side == "pte":
         convert(model, ROUNDED)
@@ -107,7 +108,7 @@ def write(side: str, shape: str, folder: Path) -> float:
 
 
 def measure(args: argparse.Namespace) -> Figures:
-    """One side: new tokens a second, milliseconds for the prompt, bytes that it added to the process."""
+    """One side: new tokens per second, milliseconds for the prompt, bytes added to the process."""
     torch.set_num_threads(args.threads)
     if args.side != "eager":
         load_runtime()
@@ -126,7 +127,7 @@ def measure(args: argparse.Namespace) -> Figures:
 
 
 def burst(decoder: Decoder, num_new: int) -> tuple[float, float]:
-    """Seconds for a prompt, and for what follows it."""
+    """Seconds for the prompt, and for the tokens after it."""
     begun = time.perf_counter()
     logits, cache = decoder.read([list(range(PROMPT))], num_new)
     read = time.perf_counter()

@@ -1,14 +1,14 @@
-"""Claims: float16 with a scaled loss learns what bfloat16 does; and `precision=auto` takes the fastest arithmetic here.
+"""Claims: float16 with loss scaling learns as well as bfloat16, and `precision=auto` chooses the fastest one here.
 
-Losses: the same runs in fp32, bf16 and fp16, uncompiled, --seeds of each: a small model, so that a CPU without
-instructions for 16 bits gets through it. The last line has the means, their spread over seeds, and whether fp16's mean
-is within the larger spread of bf16's. Speed: tokens per second of each, the median of the runs' reports, and which one
+Losses: the same runs in fp32, bf16 and fp16, uncompiled, with --seeds of each. The model is small enough for a CPU
+without 16-bit instructions. The last line has the means, their spread over seeds, and whether fp16's mean is within the
+larger spread of bf16's. Speed: tokens per second of each (the median of the runs' reports), and the precision that
 `auto` chose.
 
     python benchmarks/precision.py [--steps 300] [--seeds 3] [--data 'texts/*.jsonl.xz'] [--runs runs/precision]
         [--only fp32 bf16 fp16 auto] [-- key=value ...]
 
-Runs are kept in --runs; a run that is there already is not repeated.
+Runs are kept in --runs; an existing run is not repeated.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def trained(options: argparse.Namespace, precision: str, seed: int) -> Path:
-    """The folder of a run, which is trained now unless it is there."""
+    """The folder of a run, which is trained first if it does not exist."""
     folder = options.runs.resolve() / f"{precision}-seed{seed}"
     if not (folder / "summary.json").is_file():
         data = [] if options.data is None else ["data=files", f"data.source.files=[{options.data}]"]
@@ -91,7 +91,7 @@ def trained(options: argparse.Namespace, precision: str, seed: int) -> Path:
 
 
 def chosen(folder: Path) -> str:
-    """The arithmetic that a run was trained in."""
+    """The precision that a run was trained in."""
     from pretune.run.folder import read_config
 
     return read_config(folder / "config.yaml")["precision"]["compute"]

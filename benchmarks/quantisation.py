@@ -1,23 +1,25 @@
-"""What do fewer bits cost? One pretrained run, fine-tuned on MathQA: in bf16, rounded afterwards (PTQ), and trained
-under the rounding (QAT). Validation loss, bits per byte, accuracy, size of the file, speed and memory of decoding here.
+"""What does quantization cost? One pretrained run, fine-tuned on MathQA in bf16, quantized after training (PTQ), and
+trained with quantization-aware training (QAT). Measures validation loss, bits per byte, accuracy, file size, and speed
+and memory of decoding on this machine.
 
-For each seed two runs of the command line's own training, of src/config/run/mathqa_full.yaml and mathqa_qat.yaml: the
-same data, batches, steps and learning rate. Each is then measured and exported as its variants say. What is complete is
-not repeated: the same command goes on where it stopped.
+For each seed, two runs are trained through the command line, src/config/run/mathqa_full.yaml and mathqa_qat.yaml, with
+the same data, batches, steps and learning rate. Each is then measured and exported in its variants. Complete parts are
+not repeated: after an interruption, the same command continues.
 
     python benchmarks/quantisation.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
         [--seeds 3] [--group-size 32] [--stored int4] [--page docs/how-to/quantization.md] [-- key=value]
 
-Without --base (or with --quick) a tiny model is pretrained and tuned on generated problems: that shows that it works,
-and nothing else. One JSON line for each variant and seed, one for all at the end; beside the runs lie quantisation.md
-and .png. `--page` puts table and picture into a page of the documentation, between its two comments. Keys after `--` go
-to every run.
+Without --base (or with --quick) a tiny model is pretrained and fine-tuned on generated problems, only to check that the
+script works. Prints one JSON line per variant and seed, and one with all results at the end; the output folder also
+gets quantisation.md and .png. `--page` writes the table and the figure into a page of the documentation, between its
+two comments. Keys after `--` apply to every run.
 
-Recovered is the part of what rounding afterwards costs that training under the rounding wins back, on int8_int4, of the
-means over seeds: (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain, both as trained here, from tokens per
-second, the median of all reports (of QAT: of those since it rounds). Speed and memory of decoding are those of
-task=generate on this machine, where PyTorch multiplies with floats, whatever they stand for; and, where ExecuTorch is
-installed, those of the .pte of the first seed (of bf16: in float32), as a phone's runtime runs it on this CPU.
+"Recovered" is the share of PTQ's loss increase that QAT avoids, for int8_int4, from the means over seeds:
+(PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain training's, both as trained here, from the median tokens per
+second of all reports (for QAT, of those since fake quantization began). Speed and memory of decoding are those of
+task=generate on this machine, where PyTorch multiplies in floating point whatever the weights are stored as. If
+ExecuTorch is installed, they are also measured for the .pte of the first seed (for bf16: in float32), which a phone's
+runtime runs on this CPU.
 """
 
 from __future__ import annotations
@@ -37,22 +39,22 @@ from studies import MAIN, ROOT, RUN_FILES, Setting, command, publish, series, se
 
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
            "qat_int8_int4": "qat"}  # fmt: skip
-"""Which training each variant is measured on."""
+"""The training that each variant is measured on."""
 PROGRAMS = ("bf16", "int8_int4", "qat_int8_int4")
-"""Variants that become a .pte too: XNNPACK multiplies floats, or integers by integers."""
+"""Variants that are also exported as a .pte: XNNPACK multiplies floats, or integers with integers."""
 PROMPT, NEW, REPEATS = 32, 64, 3
 
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs share, and how weights are stored."""
+    """Settings shared by all runs, and how weights are stored."""
 
     folder: Path
     shared: tuple[str, ...]
     rounding: tuple[str, ...]
 
     def train(self, kind: str, seed: int) -> None:
-        """Train, unless that is done."""
+        """Train the run, unless it is complete."""
         run = self.folder / f"{kind}-seed{seed}"
         if (run / "summary.json").is_file():
             return
@@ -61,7 +63,7 @@ class Study:
         print(f"{run.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
     def measure(self, variant: str, seed: int) -> dict[str, Any]:
-        """A variant's figures, measured once."""
+        """The figures of a variant, measured once."""
         kept, run = self.folder / f"{variant}-seed{seed}.json", self.folder / f"{TRAINED[variant]}-seed{seed}"
         if not kept.is_file():
             log = kept.with_suffix(".log")
@@ -90,7 +92,7 @@ class Study:
         return found
 
     def program(self, variant: str) -> dict[str, Any]:
-        """Size, speed and memory of a variant's .pte, of the first seed, measured once."""
+        """Size, speed and memory of a variant's .pte, for the first seed, measured once."""
         kept, files = self.folder / f"{variant}.program.json", self.folder / "files" / f"{variant}-program"
         if not kept.is_file():
             log = kept.with_suffix(".log")
@@ -103,7 +105,7 @@ class Study:
         return found
 
     def tokens_per_second(self, kind: str, seeds: Sequence[int]) -> float:
-        """The median over all reports of a training's seeds; of QAT, of those since it rounds."""
+        """The median over all reports of a training's seeds; for QAT, of those since fake quantization began."""
         from pretune.run.folder import read_config
 
         speeds = []
@@ -137,7 +139,7 @@ def main() -> None:
 
 
 def study(options: argparse.Namespace, given: Setting) -> None:
-    """Train, measure, and write down what came of it."""
+    """Train, measure, and write the results."""
     folder, num_seeds = given.folder, 1 if given.quick else options.seeds
     keys = (f"group_size={options.group_size}", f"embedding={options.stored}", f"head={options.stored}")
     runs, seeds = Study(folder, given.shared, tuple(f"quantization.{key}" for key in keys)), range(num_seeds)
@@ -170,7 +172,7 @@ def study(options: argparse.Namespace, given: Setting) -> None:
 
 
 def means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Figures of a variant over its seeds, and the spread of its loss."""
+    """The figures of a variant over its seeds, and the spread of its loss."""
     names = [name for name, value in found[0].items() if isinstance(value, int | float) and name != "seed"]
     losses = [one["val_loss"] for one in found]
     spread = statistics.stdev(losses) if len(losses) > 1 else None
@@ -178,13 +180,13 @@ def means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def recovered(rows: Mapping[str, Mapping[str, Any]]) -> float:
-    """The part of what rounding afterwards costs that training under it wins back."""
+    """The share of PTQ's loss increase that QAT avoids."""
     whole, after, trained = (rows[name]["val_loss"] for name in ("bf16", "int8_int4", "qat_int8_int4"))
     return (after - trained) / (after - whole)
 
 
 def markdown(rows: Mapping[str, Mapping[str, Any]], whole: Mapping[str, Any]) -> str:
-    """The table for a page."""
+    """The table for a page of the documentation."""
     lines = [
         "| | validation loss | bits per byte | accuracy | file | decoding in PyTorch | .pte | decoding the .pte |",
         "|---|---|---|---|---|---|---|---|",
@@ -216,13 +218,13 @@ def speed(tokens_per_second: float, peak_bytes: float) -> str:
 
 
 def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """Loss against size."""
+    """Loss against file size."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
     for (name, one), marker in zip(rows.items(), "os^vD", strict=True):
         size, loss = one["file_bytes"] / 2**20, one["val_loss"]
-        # Hollow: two of them may lie on each other.
+        # Hollow, because two of them may overlap.
         axes.errorbar(
             size, loss, yerr=one["val_loss_spread"], fmt=marker, markerfacecolor="none", capsize=3, label=name
         )
@@ -235,7 +237,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
 
 
 def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]:
-    """New tokens per second after one prompt, and the memory that it takes at its peak, the model's included."""
+    """New tokens per second after one prompt, and the peak memory this takes, including the model."""
     sys.path.insert(0, str(ROOT / "src"))
 
     from pretune.compute.device import pick_device
@@ -262,7 +264,7 @@ def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]
 
 
 def decode_program(files: Path) -> dict[str, float]:
-    """The same of an exported .pte in ExecuTorch's runtime, and its size."""
+    """The same for an exported .pte in ExecuTorch's runtime, and its size."""
     sys.path.insert(0, str(ROOT / "src"))
     import torch
 
@@ -283,9 +285,9 @@ def decode_program(files: Path) -> dict[str, float]:
 
 
 def writing_speed(decoder: Any) -> float:
-    """New tokens a second after one prompt, the likeliest each time, reading the prompt included."""
+    """New tokens per second after one prompt, with greedy decoding, including the time to read the prompt."""
     seconds = []
-    for _ in range(REPEATS + 1):  # the first warms up
+    for _ in range(REPEATS + 1):  # the first is a warm-up
         started = time.perf_counter()
         logits, cache = decoder.read([list(range(1, PROMPT + 1))], NEW)
         for _ in range(NEW - 1):

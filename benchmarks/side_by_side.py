@@ -1,6 +1,6 @@
-"""What the scripts share: sides as processes that take turns, the memory that a process takes, a table of the figures.
+"""Shared by the scripts: sides as processes that take turns, the memory of a process, a table of the figures.
 
-Run by itself it measures nothing.
+On its own it measures nothing.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Figures = dict[str, float]
 def take_turns(
     script: str, sides: Sequence[str], shape: str, args: argparse.Namespace, more: Sequence[str] = ()
 ) -> dict[str, list[Figures]]:
-    """Figures of `args.bursts` bursts of each side. A side is a process of `script`, called with `shape` and `more`,
-    which answers "ready", and then each number of seconds on its standard input with a line of figures; the others wait
-    meanwhile."""
+    """Figures of `args.bursts` bursts of each side. A side is a process of `script`, called with `shape` and `more`.
+    It prints "ready"; then, for each number of seconds on its standard input, it prints a line of figures. The other
+    sides wait meanwhile."""
     workers = {side: start([script, shape, *more], side, args.device, args.threads) for side in sides}
     results: dict[str, list[Figures]] = {side: [] for side in sides}
     for _ in range(args.bursts):
@@ -59,7 +59,7 @@ def ask(worker: subprocess.Popen[str], seconds: float) -> Figures:
 
 
 def medians(results: Mapping[str, list[Figures]]) -> dict[str, Figures]:
-    """Each side's figures, the median over its bursts."""
+    """Each side's figures: the median over its bursts."""
     return {
         side: {figure: statistics.median(burst[figure] for burst in bursts) for figure in bursts[0]}
         for side, bursts in results.items()
@@ -67,7 +67,7 @@ def medians(results: Mapping[str, list[Figures]]) -> dict[str, Figures]:
 
 
 def reset_peak_memory(device: str) -> int:
-    """Bytes in use now, between two steps, from which the peak is counted anew."""
+    """Reset the peak, between two steps, and return the bytes in use now."""
     gc.collect()
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -78,17 +78,17 @@ def reset_peak_memory(device: str) -> int:
 
 
 def peak_memory(device: str) -> int:
-    """Bytes in use at most since then."""
+    """Peak bytes in use since then."""
     return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
 
 
 def _status(field: str) -> int:
-    """A figure of /proc/self/status, in bytes."""
+    """A value of /proc/self/status, in bytes."""
     return 1024 * int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
 
 
 def show(title: str, rows: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print figures as a table: a row for each side, bytes as MiB."""
+    """Print figures as a table: a row for each side, bytes in MiB."""
     columns = list(dict.fromkeys(figure for figures in rows.values() for figure in figures))
     table = Table("side", title=title, title_justify="left")
     for column in columns:

@@ -2,8 +2,8 @@
 
     python benchmarks/startup.py [--runs 5]
 
-Sides: a mistyped key, a value out of range, and `import torch` alone for comparison. Seconds of whole processes,
-median.
+Sides: a mistyped key, a value out of range, and, for comparison, `import torch` alone. Figures are the median seconds
+of whole processes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SIDES = {
 
 
 def main() -> None:
-    """Time every side in turn, print a line each, and the claim last."""
+    """Time every side in turn; print a line for each, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5)
     runs = parser.parse_args().runs

@@ -1,6 +1,6 @@
-"""What the studies share: fine-tuning runs of one pretrained run, as the command line makes them, and pages to show.
+"""Shared by the studies: fine-tuning runs of one pretrained run, through the command line, and pages for the results.
 
-Run by itself it measures nothing.
+On its own it measures nothing.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ QUICK = (
 
 
 def tuning_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options of a study of MathQA runs from one base."""
+    """The options of a study of MathQA runs from one base run."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="the pretrained run: its name in --output-dir, or its folder")
     parser.add_argument("--output-dir", type=Path, default=Path("runs"))
@@ -48,7 +48,7 @@ def tuning_parser(description: str | None) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class Setting:
-    """What all runs of a study share: where they lie, and the keys that name start, steps, shape and records."""
+    """Common to all runs of a study: their folder, and the keys that set start, steps, model and records."""
 
     folder: Path
     base: str
@@ -60,7 +60,7 @@ class Setting:
 
 @contextmanager
 def setting(parser: argparse.ArgumentParser, options: argparse.Namespace, study: str) -> Iterator[Setting]:
-    """The setting of a study of that name (`{}`: the pretrained run's), for as long as its runs are needed."""
+    """The setting of the study `study` (`{}`: the name of the base run), for as long as its runs are needed."""
     if (options.train is None) != (options.validation is None):
         parser.error("--train and --validation belong together")
     sys.path.insert(0, str(ROOT / "src"))
@@ -80,24 +80,24 @@ def setting(parser: argparse.ArgumentParser, options: argparse.Namespace, study:
 
 
 def start(base: Path, steps: int) -> list[str]:
-    """Overrides that start from the run `base`, for so many steps."""
+    """Overrides that start from the run `base` and train for this many steps."""
     return [f"stage.init_from={base.resolve()}", f"budget.steps={steps}", *shape_of(base)]
 
 
 def series(run: Path, name: str, by: str = "step") -> list[tuple[float, float]]:
-    """A figure of a run's metrics, by step or another figure."""
+    """A metric of a run, over steps or over another metric."""
     rows = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [(row[by], row[name]) for row in rows if name in row]
 
 
 def shape_of(base: Path) -> list[str]:
-    """Overrides that make the model that of the run `base`."""
+    """Overrides that give the model the configuration of the run `base`."""
     from pretune.run.folder import read_config
 
     def flat(mapping: dict[str, Any], prefix: str) -> list[str]:
         lines = []
         for key, value in mapping.items():
-            # A section that is null in the one may be a mapping in the other: `++` replaces either.
+            # A section that is null in one may be a mapping in the other: `++` replaces both.
             inner = isinstance(value, dict)
             lines += flat(value, f"{prefix}{key}.") if inner else [f"++{prefix}{key}={json.dumps(value)}"]
         return lines
@@ -106,7 +106,7 @@ def shape_of(base: Path) -> list[str]:
 
 
 def records(options: argparse.Namespace) -> list[str]:
-    """Overrides that name the records."""
+    """Overrides that set the records."""
     if options.train is None:
         return []
     held_out = "data/source@data.validation.source=files"
@@ -115,14 +115,14 @@ def records(options: argparse.Namespace) -> list[str]:
 
 
 def quick_base(folder: Path) -> Path:
-    """A tiny model that has seen twenty steps."""
+    """A tiny model pretrained for twenty steps."""
     settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]"]
     command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
     return folder / "base"
 
 
 def command(arguments: Sequence[str], log: Path) -> None:
-    """Run a Python script to its end, and end with it where it fails."""
+    """Run a Python script to its end; exit if it fails."""
     with log.open("w") as file:
         done = subprocess.run([sys.executable, *arguments], stdout=file, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
@@ -132,7 +132,7 @@ def command(arguments: Sequence[str], log: Path) -> None:
 
 
 def publish(page: Path, table: str, place: str, picture: Path | None = None, title: str = "") -> None:
-    """Put a table, and perhaps a picture, into a page, between the comments `PLACE: begin` and `PLACE: end`."""
+    """Write a table, and optionally a figure, into a page, between the comments `PLACE: begin` and `PLACE: end`."""
     marks = f"<!-- {place}: begin -->", f"<!-- {place}: end -->"
     before, begin, rest = page.read_text().partition(marks[0])
     _, end, after = rest.partition(marks[1])

@@ -1,17 +1,17 @@
 r"""Training step of Pretune's transformer against transformers' LlamaForCausalLM and litgpt's GPT: tokens per second
 and peak memory.
 
-All sides: same shape, same batch and arithmetic, torch.compile, forward, backward, clipping, fused AdamW. Each side is
-a process of its own, warmed up first; then they take turns, a burst of steps each, while the others wait. Pretune sets
-the C library's allocator for training on a CPU, so there is one more side: transformers with the same setting.
+All sides have the same shape, batch and precision, torch.compile, forward, backward, clipping, fused AdamW. Each side
+is a separate process, warmed up first; then the sides take turns, a burst of steps each, while the others wait. Pretune
+sets the C library's allocator for training on a CPU, so there is one more side: transformers with the same setting.
 
-`matmul_share` is the model's arithmetic (PaLM's formula) as a share of the rate of a matrix product in that arithmetic,
-measured on the same device in the same run. Memory is what training takes at its peak: parameters, optimizer state,
-gradients and activations. On CUDA that is what torch has allocated; on a CPU, resident memory at its peak, less that
-between two steps, plus parameters and optimizer state, so that the Python process and the libraries (400 MB) are not in
-it. `process_bytes` is all of the process.
+`matmul_share` is the model's FLOP/s (by PaLM's formula) as a share of the rate of a large matrix product in the same
+precision, measured on the same device in the same run. Memory is the peak that training takes: parameters, optimizer
+state, gradients and activations. On CUDA it is what torch has allocated. On a CPU it is peak resident memory minus that
+between two steps, plus parameters and optimizer state, so it does not include the Python process and the libraries (400
+MB). `process_bytes` is the whole process.
 
-litgpt is left out unless it is there. It asks for older libraries than Pretune does, so it has a folder of its own:
+litgpt is left out unless it is installed. It needs older libraries than Pretune, so it gets its own folder:
 
     pip install --no-deps --target .cache/litgpt litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 \
         torchmetrics==1.9.0
@@ -87,7 +87,7 @@ def main() -> None:
 
 
 def fastest(device: str, shape: Shape) -> str:
-    """What `precision=auto` comes to."""
+    """The precision that `precision=auto` chooses."""
     from pretune.compute.choice import capabilities, choose
     from pretune.compute.config import OPTIONS
     from pretune.compute.hardware import measure_product
@@ -98,7 +98,7 @@ def fastest(device: str, shape: Shape) -> str:
 
 
 def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:
-    """Let the sides take turns; the figures of a side are the median over its bursts."""
+    """Let the sides take turns; a side's figures are the median over its bursts."""
     from pretune.compute.hardware import measure_matmul
 
     matmul = measure_matmul(torch.device(args.device), NAMES[args.precision])
@@ -129,7 +129,7 @@ def compare(args: argparse.Namespace, shape: str) -> dict[str, object]:
 
 
 def sides_here(device: str) -> list[str]:
-    """The sides that can be measured; says which is left out, and why."""
+    """The sides that can be measured; prints which are left out, and why."""
     left_out = {"transformers_tuned_allocator"} if device == "cuda" else set()
     if not LITGPT.is_dir():
         left_out.add("litgpt")
@@ -138,14 +138,14 @@ def sides_here(device: str) -> list[str]:
 
 
 def flops_per_token(shape: Shape) -> float:
-    """Floating-point operations of a training step per token, as `train/mfu` counts them."""
+    """Floating-point operations per token of a training step, as `train/mfu` counts them."""
     from pretune.model.costs import skeleton, training_flops
 
     return training_flops(skeleton(model_config(shape)), shape.sequence_length)
 
 
 def work(side: str, shape: Shape, device: str, dtype: torch.dtype) -> None:
-    """One side: warm up, then for each line on standard input train for that many seconds and print the figures."""
+    """One side: warm up, then, for each number on standard input, train for that many seconds and print the figures."""
     from pretune.compute.compilation import keep_freed_memory
 
     torch.manual_seed(0)
@@ -272,8 +272,8 @@ def transformers_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
 
 
 def litgpt_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
-    """As `litgpt pretrain` puts it together: the model compiled, the loss beside it, in chunks."""
-    sys.path.append(str(LITGPT))  # last, so that what both want is taken from here
+    """As in `litgpt pretrain`: the model compiled, the loss outside it, in chunks."""
+    sys.path.append(str(LITGPT))  # last, so that shared dependencies come from Pretune's environment
     from litgpt.config import Config  # pyright: ignore[reportMissingImports]
     from litgpt.model import GPT  # pyright: ignore[reportMissingImports]
     from litgpt.utils import chunked_cross_entropy  # pyright: ignore[reportMissingImports]

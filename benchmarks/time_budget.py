@@ -1,9 +1,9 @@
-"""Claim: runs that go by the clock end within 1% of their time, with the learning rate at its final value.
+"""Claim: time-limited runs end within 1% of their budget, with the learning rate at its final value.
 
     python benchmarks/time_budget.py [--runs 10] [--seconds 6] [--micro_batch 8]
 
-The smoke run on the command line, with about fifty steps of 32 sequences, evaluated and saved on the way, which is not
-counted. Training seconds over the budget, and the last learning rate, which is to be 0.
+Runs smoke.yaml through the command line, with about fifty steps of 32 sequences. Evaluations and checkpoints on the way
+do not count toward the time. Reports training seconds over the budget, and the last learning rate, which must be 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def main() -> None:
-    """Train run after run, print a line each, and the claim last."""
+    """Train one run after the other; print a line for each, and the claim last."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=6)
@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def trained(seed: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """The summary of a run of its own."""
+    """The summary of one run."""
     budget = ["schedule=linear", "budget.steps=null", f"budget.time={options.seconds}"]
     batch = ["batch.tokens=4096", f"batch.micro_batch={options.micro_batch}", "evaluation.every=20"]
     command = [sys.executable, "src/main.py", "--config", "src/config/run/smoke.yaml", f"output_dir={folder}"]

@@ -1,16 +1,16 @@
 """Claim: `budget_5m` reaches the final validation loss of `budget_5m_baseline` in a quarter of its time.
 
-Same data, same tokenizer, same machine, one run at a time. The baseline (AdamW, cosine) trains for --minutes; then our
-recipe for shares of that time, from the shortest to the first whose final loss is no higher, each an annealed run of
-its own. Time is training time: compilation and evaluation are left out on both sides. The baseline's learning rate is
-the best of --rates, swept at the full time with the first seed (one rate: no sweep).
+Same data, same tokenizer, same machine, one run at a time. The baseline (AdamW, cosine) trains for --minutes. Then our
+recipe trains for shares of that time, from the shortest to the first whose final loss is no higher; each is a complete
+run with its own learning-rate decay. Time is training time: compilation and evaluation do not count on either side. The
+baseline's learning rate is the best of --rates, swept at the full time with the first seed (one rate: no sweep).
 
     python benchmarks/time_to_loss.py [--minutes 5] [--seeds 3] [--rates 1e-3 2e-3 4e-3] [--data 'texts/*.jsonl.xz']
         [--validation held_out.jsonl.xz] [--shares 0.2 0.25 0.3 0.4 0.6 1] [--runs runs/time_to_loss]
         [--picture docs/how-to/budget.png]
 
-Runs are kept in --runs; a run that is there already is not repeated, so that an interrupted measurement goes on. Prints
-a line of JSON a run and a table; the last line has `ratio`: the mean over seeds of our seconds over the baseline's.
+Runs are kept in --runs; an existing run is not repeated, so an interrupted measurement can be continued. Prints a line
+of JSON per run and a table. The last line has `ratio`: the mean over seeds of our seconds over the baseline's.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ OURS, BASELINE = "budget_5m", "budget_5m_baseline"
 
 @dataclass(frozen=True)
 class Study:
-    """What all runs have in common."""
+    """Settings shared by all runs."""
 
     data: list[str]
     folder: Path
 
     def run(self, recipe: str, seconds: float, seed: int, *more: str) -> dict[str, Any]:
-        """The summary of a run of a recipe, trained now unless it is there."""
+        """The summary of a run of a recipe, which is trained first if it does not exist."""
         name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(_as_name(one) for one in more)])
         keys = [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}", "tracker=none"]
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -87,13 +87,13 @@ def main() -> None:
 
 
 def _as_name(override: str) -> str:
-    """The last part of a key and its value, as a piece of a folder's name."""
+    """The last part of a key and its value, as part of a folder's name."""
     key, _, value = override.partition("=")
     return re.sub(r"[^A-Za-z0-9.-]+", "_", f"{key.rpartition('.')[2]} {value}" if value else key)
 
 
 def compare(study: Study, seconds: float, seed: int, rate: str, shares: list[float]) -> dict[str, Any]:
-    """The baseline of a seed, and our shortest run that ends no higher; `ratio` is None where none does."""
+    """A seed's baseline, and our shortest run with a loss no higher; `ratio` is None if there is none."""
     baseline, runs = study.run(BASELINE, seconds, seed, f"optimizer.lr={rate}"), []
     for share in sorted(shares):
         runs.append(study.run(OURS, share * seconds, seed))
@@ -108,7 +108,7 @@ def compare(study: Study, seconds: float, seed: int, rate: str, shares: list[flo
 
 
 def data(args: argparse.Namespace) -> list[str]:
-    """Overrides for the texts: those given, the corpus beside the repository, or this machine's documentation."""
+    """Overrides for the texts: the given files, the corpus beside the repository, or this machine's documentation."""
     files, held_out = args.data, args.validation
     if files is None and CORPUS.is_dir():
         files, held_out = str(CORPUS / "train-*.jsonl.xz"), str(CORPUS / "validation.jsonl.xz")
@@ -131,7 +131,7 @@ def show(results: list[dict[str, Any]]) -> None:
 
 
 def draw(results: list[dict[str, Any]], folder: Path, path: Path) -> None:
-    """Loss against training seconds: the baselines, and of ours each seed's last run."""
+    """Loss against training seconds: the baselines, and each seed's last run of ours."""
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
@@ -139,12 +139,12 @@ def draw(results: list[dict[str, Any]], folder: Path, path: Path) -> None:
     for color, (recipe, runs) in zip(("#ea580c", "#2563eb"), sides.items(), strict=True):
         for number, run in enumerate(runs):
             training, validation = (series(folder / run, name, "seconds") for name in ("train/loss", "val/loss"))
-            first = number == 0  # a run of each side is named
+            first = number == 0  # one run of each side gets a label
             label = f"{recipe}: training" if first else None
             axes.plot(*zip(*training, strict=True), color=color, lw=1, label=label)
             label = "validation at the end" if first else None
             axes.plot(*zip(*validation, strict=True), color=color, ls="", marker="o", ms=5, label=label)
-    # Above it are the first few steps, below it nothing.
+    # Only the first few steps lie above, and nothing lies below.
     axes.set(xlabel="training seconds", ylabel="nats a token", ylim=(None, 7.2))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
