@@ -1,4 +1,4 @@
-"""Fixtures that every room's tests may use."""
+"""Fixtures shared by all tests."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ ROOT = Path(__file__).parent.parent
 # Set before any test imports wandb or a Hugging Face library: the suite never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_MODE"] = "offline"
-# Tests run side by side, one thread each: threads that wait for each other's cores are slower than one.
+# Tests run in parallel, one thread each: several threads that wait for each other's cores are slower than one.
 os.environ["OMP_NUM_THREADS"] = "1"
-# What torch compiles is kept from one session of tests to the next, whatever becomes of their caches. The keys of torch
-# 2.13 do not hold the instructions that it was written for, so that what is compiled as for another CPU
-# (ATEN_CPU_CAPABILITY=avx2) has to be kept apart.
+# Compiled code is kept between test sessions, although each test has its own data cache. torch 2.13's cache keys do not
+# include the instruction set that code was compiled for, so code for a restricted CPU (ATEN_CPU_CAPABILITY=avx2) needs
+# a separate folder.
 kept = f"pretune-tests-compiled-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / kept))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Real data that is not part of the repository; tests that want it skip where it is absent."""
+    """Real data that is not part of the repository; tests that need it are skipped if it is absent."""
     folder = ROOT.parent / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}; the other tests do not need it")
@@ -46,13 +46,13 @@ def shared_data() -> Path:
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each test has a data cache of its own, so that none passes because of what another one left."""
+    """Each test has its own data cache, so that none passes because of what another one left."""
     monkeypatch.setenv("PRETUNE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture
 def composed() -> Callable[..., dict[str, Any]]:
-    """`composed(name, *overrides)`: the plain mapping that the command line would hand over for a run file."""
+    """`composed(name, *overrides)`: the plain mapping that the command line passes on for a run file."""
 
     def compose_run(name: str, *overrides: str) -> dict[str, Any]:
         file = CONFIGS / "run" / f"{name}.yaml"
@@ -78,11 +78,11 @@ def _chosen(file: Path, groups: tuple[str, ...]) -> DictConfig:
 
 @pytest.fixture
 def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
-    """`with power_cut(14): run(...)`: the power goes in the middle of the fourteenth step of training. Nothing that the
-    run does catches it, and the block sees that it came."""
+    """`with power_cut(14): run(...)`: the power fails in the middle of the fourteenth step of training. Nothing in the
+    run catches it, and the block checks that it happened."""
 
     class Killed(Exception):
-        """Stands for a power cut."""
+        """Simulates a power cut."""
 
     @contextmanager
     def cut_in(step: int) -> Iterator[None]:
@@ -107,7 +107,7 @@ def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContex
 
 @pytest.fixture
 def texts(tmp_path: Path) -> Path:
-    """A file of 60 short documents, each a line of JSON."""
+    """A file of 60 short documents, one line of JSON each."""
     rng = random.Random(5)
     words = [
         "the",
@@ -137,10 +137,10 @@ def texts(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def tiny(composed: Callable[..., dict[str, Any]], texts: Path, tmp_path: Path) -> Callable[..., dict[str, Any]]:
-    """`tiny(*overrides)`: a run that trains in a second or two, on `texts`, into a folder of its own.
+    """`tiny(*overrides)`: a run that trains in a second or two, on `texts`, into its own folder.
 
-    It computes in float32, with which numbers agree to 1e-6 on any CPU: where bfloat16 rounds depends on the CPU, and
-    one without instructions for it takes many times as long. A test that is about bfloat16 says `precision=bf16`.
+    It computes in float32, whose results agree to 1e-6 on any CPU. bfloat16 rounds differently on different CPUs, and
+    without instructions for it takes many times as long. A test about bfloat16 sets `precision=bf16`.
     """
 
     def compose_tiny(*overrides: str) -> dict[str, Any]:

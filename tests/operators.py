@@ -1,4 +1,4 @@
-"""Which operators of torch a piece of code calls on certain tensors."""
+"""Record the torch operators that a piece of code calls on certain tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Operators(TorchDispatchMode):
-    """Collects, while it is active, the names of operators that take or make a tensor of which `wanted` is true."""
+    """While active, collects the names of operators that take or return a tensor for which `wanted` is true."""
 
     def __init__(self, wanted: Callable[[Tensor], bool]) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ _WORDS = ["the", "a", "house", "red", "blue", "runs", "sees", "under", "over", "
 
 
 def preferences(number: int = 60, seed: int = 3) -> list[dict[str, Any]]:
-    """Rows of prompt, chosen and rejected: the chosen side speaks of cats, the rejected one of dogs."""
+    """Rows of prompt, chosen and rejected: the chosen side is about cats, the rejected one about dogs."""
     rng = random.Random(seed)
 
     def answer(animal: str) -> str:

@@ -1,4 +1,4 @@
-"""What a run has recorded in its folder."""
+"""The metrics that a run has recorded in its folder."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl, a mapping for each row."""
+    """metrics.jsonl, one mapping per row."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def series(folder: Path, name: str) -> list[float]:
-    """A figure of every row that has it."""
+    """The values of a metric, from every row that has it."""
     return [row[name] for row in rows(folder) if name in row]

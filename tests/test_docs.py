@@ -1,4 +1,4 @@
-"""What is generated from the configuration's types is current, whole, and true to the run files."""
+"""The files generated from the configuration's types are current, complete, and consistent with the run files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RUN_FILES = sorted((ROOT / "src" / "config" / "run").glob("*.yaml"))
 
 @pytest.fixture(scope="module")
 def generator() -> types.ModuleType:
-    """docs/generate.py, which is a script and no package."""
+    """docs/generate.py, which is a script, not a package."""
     spec = importlib.util.spec_from_file_location("generate_docs", ROOT / "docs" / "generate.py")
     assert spec is not None
     assert spec.loader is not None
@@ -57,7 +57,7 @@ def test_the_reference_has_every_key(generator: types.ModuleType) -> None:
     page = generator.reference_text()
     headings = set(re.findall(r"^##+ ([\w.]+)", page, re.MULTILINE))
     keys = set(re.findall(r"^\| `([\w.]+)` \|", page, re.MULTILINE)) | headings
-    # The kind of a union is told by its headings.
+    # The headings show the kinds of a union.
     kinds = {f"{path}.kind" for path in re.findall(r"^### ([\w.]+), kind", page, re.MULTILINE)}
     assert {path for path, _ in field_paths(RunConfig)} <= keys | kinds
 
@@ -125,7 +125,7 @@ def test_the_site_builds_and_asks_nothing_of_other_hosts(tmp_path: Path) -> None
 
 
 def test_pages_link_only_to_what_exists() -> None:
-    # mkdocs --strict sees to docs/; these pages are read beside the code.
+    # mkdocs --strict checks docs/; these pages are read beside the code.
     for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"):
         for target in re.findall(r"\]\(([^)#\s]+)", page.read_text()):
             assert target.startswith(("https:", "http:")) or (page.parent / target).exists(), f"{page.name}: {target}"

@@ -15,17 +15,17 @@ from house import FLOORS, PICTURE, SRC, Tree, imports, module_of, parse, picture
 ROOT = Path(__file__).parent.parent
 
 CALLS = {"train": {"evaluate", "generate", "report"}, "export": {"evaluate"}}
-"""The verbs that a verb may call; all others stand alone."""
+"""The tasks that a task may call; all others stand alone."""
 
 HEAVY = {"torch", "wandb", "datasets", "transformers", "tokenizers", "safetensors", "matplotlib", "huggingface_hub"}
 LIGHT = ("main", "pretune.dispatch", "pretune.run.config", "pretune.run.folder", "pretune.core.files")
-"""Modules that a mistake in a configuration goes through before it is reported; so does every config.py."""
+"""Modules loaded before a configuration mistake is reported; so is every config.py."""
 
 MAX_LINES, MAX_FUNCTION_LINES = 300, 60
 
 
 def upward_imports(tree: Tree) -> list[str]:
-    """Imports that go up, or sideways into another room or verb."""
+    """Imports that go up, or sideways into another room or task."""
     faults = []
     for name, module in tree.items():
         floor, room = place(name)
@@ -40,7 +40,7 @@ def upward_imports(tree: Tree) -> list[str]:
 
 
 def cycles(tree: Tree) -> list[str]:
-    """Modules that import themselves by way of others."""
+    """Modules that import themselves through other modules."""
     graph = {
         name: {found for found in (module_of(one, tree) for one in imports(name, module)) if found and found != name}
         for name, module in tree.items()
@@ -59,7 +59,7 @@ def cycles(tree: Tree) -> list[str]:
 
 
 def loads(start: str, tree: Tree) -> dict[str, str]:
-    """Top-level names of other libraries that importing `start` brings in, each with the module that does it."""
+    """Top-level names of other libraries that importing `start` loads, each with the module that imports it."""
     brought: dict[str, str] = {}
     seen, pending = set(), [start]
     while pending:
@@ -67,7 +67,7 @@ def loads(start: str, tree: Tree) -> dict[str, str]:
         if name in seen:
             continue
         seen.add(name)
-        # Importing a module imports the packages around it.
+        # Importing a module imports its parent packages.
         pending.extend(parent for parent in (name.rpartition(".")[0],) if parent in tree)
         for target in imports(name, tree[name], at_import=True):
             inner = module_of(target, tree)
@@ -79,7 +79,7 @@ def loads(start: str, tree: Tree) -> dict[str, str]:
 
 
 def heavy_imports(tree: Tree) -> list[str]:
-    """Libraries that configuration would wait for, and Hydra outside of launch."""
+    """Slow libraries imported by the configuration, and Hydra outside launch."""
     light = [name for name in tree if name in LIGHT or name.endswith("config")]
     faults = [
         f"importing {name} imports {library} (in {through})"
@@ -113,7 +113,7 @@ def test_the_picture_of_the_house_is_current() -> None:
 
 
 def oversized(sources: dict[str, str]) -> list[str]:
-    """Files and functions that have outgrown one idea."""
+    """Files and functions that are too long."""
     faults = [
         f"{name} has {text.count(chr(10))} lines" for name, text in sources.items() if text.count("\n") > MAX_LINES
     ]
@@ -137,7 +137,7 @@ def test_files_and_functions_stay_small() -> None:
 
 @pytest.mark.parametrize("folder", ["src", "benchmarks"])
 def test_nothing_shadows_a_library(folder: str) -> None:
-    # These folders are on sys.path when their scripts run: `src/queue.py` would be everybody's queue.
+    # These folders are on sys.path when their scripts run: `src/queue.py` would shadow the standard `queue`.
     taken = set(sys.stdlib_module_names) | set(importlib.metadata.packages_distributions())
     here = {path.stem for path in (ROOT / folder).iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
     assert here & taken == set()

@@ -1,4 +1,4 @@
-"""`make` on any machine: which Python it takes, what it says when it cannot go on, and that the next one can."""
+"""`make` on any machine: the Python it chooses, its error messages, and that the next `make` continues."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What the Makefile and its script call. None of the machine's own Pythons is among them.
+# The programs that the Makefile and its script call, without any of the machine's own Pythons.
 TOOLS = ["make", "sh", "cat", "cp", "grep", "mkdir", "rm", "sed", "sleep", "tail", "touch", "tr", "uname"]
 VERSIONS = re.findall(r"3\.\d+", re.findall(r"^PYTHONS := (.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)[0])
 
-# A Python of any version that makes an environment of nothing but itself, and whose pip says what $PIP_SAYS holds.
+# A fake Python of any version: its environments contain only itself, and its pip prints $PIP_SAYS.
 FAKE = """#!/bin/sh
 case "$*" in
 *sys.version_info*) echo {version} ;;
@@ -44,7 +44,7 @@ def executable(path: Path, text: str) -> None:
 
 
 class Machine:
-    """A copy of what `make` needs, and a PATH of our own."""
+    """A copy of the files that `make` needs, and a separate PATH."""
 
     def __init__(self, folder: Path) -> None:
         self.project, self.commands, self.says = folder / "project", folder / "commands", folder / "says"
@@ -71,7 +71,7 @@ class Machine:
         return subprocess.run(
             ["make", "--no-print-directory", *(arguments or (".venv/.ready",))],
             cwd=self.project,
-            # pip's own settings on this machine stay out.
+            # Exclude pip's settings on this machine.
             env={"PATH": str(self.commands), "PIP_SAYS": str(self.says), "PIP_CONFIG_FILE": os.devnull, **environment},
             capture_output=True,
             text=True,
@@ -79,7 +79,7 @@ class Machine:
         )
 
     def made(self, *arguments: str, **environment: str) -> str:
-        """The name of the Python that .venv was made with."""
+        """The name of the Python that .venv was created with."""
         done = self.make(*arguments, **environment)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr == ""
@@ -87,7 +87,7 @@ class Machine:
         return (self.project / ".venv" / "made-by").read_text().strip()
 
     def refused(self, *arguments: str, **environment: str) -> str:
-        """The one line that says why not."""
+        """The one line that states the cause."""
         done = self.make(*arguments, **environment)
         assert done.returncode != 0, done.stdout
         assert not (self.project / ".venv" / ".ready").exists()
@@ -222,7 +222,7 @@ def test_what_stops_pip_is_said_in_one_line(
     assert expected in line
     assert line.endswith(f" All of pip's output: {machine.project}/.venv/install.log")
     assert "secret" not in line
-    # Where pip did not say why, it was asked again.
+    # If pip did not give a cause, it was run again.
     assert (machine.project / ".venv" / "install.log").read_text() in (says, says * 2)
     machine.says.write_text("")
     assert machine.made() == "python3.12"
@@ -290,7 +290,7 @@ def test_a_link_to_an_environment_is_taken_away_and_not_what_it_leads_to(machine
 
 
 def wheel(folder: Path, name: str) -> None:
-    """A package of one module and one command."""
+    """A package with one module and one command."""
     info = f"{name}-1.0.dist-info"
     with zipfile.ZipFile(folder / f"{name}-1.0-py3-none-any.whl", "w") as archive:
         archive.writestr(f"{name}.py", "def main(): print('here')\n")
@@ -302,7 +302,7 @@ def wheel(folder: Path, name: str) -> None:
 
 @pytest.fixture
 def real(machine: Machine) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`make` with the Python and the pip of these tests, and no index but what the environment names."""
+    """`make` with the Python and pip of these tests, and no index except those in the environment."""
     pytest.importorskip("ensurepip")
     own = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
 
@@ -334,7 +334,7 @@ def test_with_a_real_pip(
     command = machine.project / ".venv" / "bin" / "thing"
     assert subprocess.run([command], capture_output=True, text=True, check=True).stdout == "here\n"
 
-    # As an interruption leaves it, just before the commands are written; the next make would believe it complete.
+    # As left by an interruption just before the commands are written; the next make would consider it complete.
     command.unlink()
     next((machine.project / ".venv").glob("lib/python*/site-packages/thing-1.0.dist-info/INSTALLER")).unlink()
     (machine.project / "req.txt").write_text("thing==1.0\n\n")

@@ -1,4 +1,4 @@
-"""A run that is stopped goes on where it was: 20 steps = 10 + stop + 10, bit for bit."""
+"""A stopped run resumes where it was: 20 steps = 10 + stop + 10, bit for bit."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def test_every_option_of_every_group_validates(option: str) -> None:
     if option == "quantization=qlora_nf4":
         extra = [*extra, "adapter=lora"]
     if option.startswith("quantization=int"):
-        extra = [*extra, "task=export"]  # what has been trained is stored so
+        extra = [*extra, "task=export"]  # only trained models are stored in this form
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
     file = CONFIGS / "base.yaml"

@@ -1,4 +1,4 @@
-"""A transformer small enough for a test, in whatever variation the test is about."""
+"""A transformer small enough for a test, in the variant under test."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _TINY: dict[str, Any] = {
 
 
 def transformers_shape(config: ModelConfig) -> dict[str, Any]:
-    """What transformers' Llama and its relatives call the numbers of `config`."""
+    """The values of `config` under the names that transformers' Llama and similar models use."""
     return {
         "hidden_size": config.dim,
         "num_hidden_layers": config.num_layers,
@@ -55,12 +55,12 @@ def transformers_shape(config: ModelConfig) -> dict[str, Any]:
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """The tiny shape with other top-level values."""
+    """The tiny configuration with other top-level values."""
     return validate(ModelConfig, _TINY | changes)
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> Transformer:
-    """A tiny transformer with seeded weights, norms, biases and gates included: none is left at 0 or 1."""
+    """A tiny transformer with seeded weights, including norms, biases and gates: none stays at 0 or 1."""
     model, generator = Transformer(tiny_config(**changes)), torch.Generator().manual_seed(seed)
     model.reset_parameters(generator)
     with torch.no_grad():

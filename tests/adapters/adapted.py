@@ -1,4 +1,4 @@
-"""Adapter sections and adapted models that are small enough for a test."""
+"""Adapter sections and adapted models small enough for a test."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ class _Run(Section):
 
 
 def adapter_section(kind: str, **changes: Any) -> AdapterConfig:
-    """The section of an adapter; `changes` are keys of it."""
+    """An adapter's section, with `changes` to its keys."""
     return validate(_Run, {"adapter": {**_COMMON, **_OWN[kind], "kind": kind, **changes}}).adapter
 
 
 def perturb(model: nn.Module, scale: float = 0.1) -> None:
-    """Move every adapter parameter away from where it starts, as training would."""
+    """Move every adapter parameter away from its initial value, as training would."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,4 +1,4 @@
-"""Adapters against peft: driving transformers' Llama with the same weights, and its own layers in our model."""
+"""Adapters against peft: on transformers' Llama with the same weights, and with peft's own layers in our model."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def llama(model: Any) -> transformers.LlamaForCausalLM:
 
 
 def twins(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
-    """Trained parameters of ours, and their names in the Llama."""
+    """Our trained parameters, and their names in the Llama."""
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             theirs = f"model.{name}"
@@ -152,7 +152,7 @@ def test_gradients_equal_finite_differences_in_float64(form: str) -> None:
 
 
 def test_lora_on_a_fused_layer_is_peft_on_its_parts_with_one_first_factor() -> None:
-    """The difference to adapters on q, k and v apart: they share the first factor, each has its rows of the second."""
+    """Unlike separate adapters on q, k and v, these share the first factor; each has its own rows of the second."""
     model = tiny_model(num_kv_heads=2)
     reference = llama(model)
     attach(model, section("lora", targets=["qkv"]), seed=0)
@@ -180,7 +180,7 @@ def test_compiled_in_bfloat16_it_trains_and_is_compiled_once(form: str) -> None:
     def sum_of_loss(inputs: Tensor, targets: Tensor) -> Tensor:
         return language_modeling(model, Batch(inputs, targets, None), 64)
 
-    # Guards and graphs are the same without the code generator, which takes most of the time.
+    # Guards and graphs do not depend on the code generator, which takes most of the time.
     compiled = torch.compile(sum_of_loss, dynamic=False, fullgraph=True, backend="aot_eager")
     optimizer = torch.optim.AdamW(trained(model), lr=1e-2)
     losses = []

@@ -42,7 +42,7 @@ TOKENS = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(1
 
 
 def adapted(kind: str, seed: int = 0, model_seed: int = 0, **changes: Any) -> Any:
-    """A tiny model with an adapter that has been moved away from its start."""
+    """A tiny model with an adapter moved away from its initial values."""
     model = tiny_model(model_seed)
     attach(model, adapter_section(kind, **changes), seed)
     perturb(model)
@@ -56,7 +56,7 @@ def test_what_libraries_say_of_other_machines_is_not_heard() -> None:
 
 
 def save(model: nn.Module, folder: Path) -> Path:
-    """What a checkpoint writes of an adapter."""
+    """The part of an adapter that a checkpoint writes."""
     folder.mkdir()
     save_file(
         {name: tensor.detach() for name, tensor in files.adapter_tensors(model).items()}, folder / ADAPTER_WEIGHTS

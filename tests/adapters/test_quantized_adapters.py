@@ -1,4 +1,4 @@
-"""Adapters beside weights in 4 bits: the same as beside the numbers that these stand for."""
+"""Adapters on 4-bit weights: the same as on the dequantized weights."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def test_the_partitioner_keeps_no_weight_for_the_backward_pass(form: str) -> Non
         kept.add(tuple(tensor.shape))
         return tensor
 
-    backend = "aot_eager_decomp_partition"  # the partitioner of the real compiler, without its code generator
+    backend = "aot_eager_decomp_partition"  # the real compiler's partitioner, without its code generator
     compiled = torch.compile(lambda i, t: loss_of(model, i, t), dynamic=False, fullgraph=True, backend=backend)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
         compiled(INPUTS[:, :20].contiguous(), TARGETS[:, :20].contiguous())  # no activation has the shape of a weight

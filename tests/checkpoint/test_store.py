@@ -1,4 +1,4 @@
-"""Checkpoints: resuming bit for bit, and every way in which one can be wrong."""
+"""Checkpoints: resuming bit for bit, and every way in which a checkpoint can be invalid."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ every_optimizer = pytest.mark.parametrize(
 
 
 class Model(nn.Module):
-    """Dropout, a tied head, a buffer, and a parameter that never has a gradient."""
+    """Dropout, a tied head, a buffer, and a parameter that never gets a gradient."""
 
     def __init__(self, seed: int = 1, dim: int = 8, tied: bool = True) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ def fresh(config: OptimizerConfig = ADAMW) -> tuple[Model, Optimizer]:
 
 @every_optimizer
 def test_ten_steps_and_ten_resumed_are_twenty(config: OptimizerConfig, tmp_path: Path):
-    dim = 64 if config.kind == "adamw_8bit" else 8  # 4,096 weights are the fewest that it keeps in 8 bits
+    dim = 64 if config.kind == "adamw_8bit" else 8  # the smallest parameter that it keeps in 8 bits has 4,096 weights
     model = Model(dim=dim)
     optimizer = build_optimizer(config, model)
     torch.manual_seed(7)
@@ -113,7 +113,7 @@ def test_ten_steps_and_ten_resumed_are_twenty(config: OptimizerConfig, tmp_path:
 
 
 def test_the_generators_of_an_earlier_moment_can_be_saved(tmp_path: Path):
-    """A run that is stopped in the middle of a step goes back to the step's beginning."""
+    """A run stopped in the middle of a step returns to the beginning of the step."""
     model, optimizer = fresh()
     random = checkpoint.random_state(model)
     expected = torch.rand(3)
@@ -183,7 +183,7 @@ def test_keep_deletes_the_oldest_and_neither_the_newest_nor_the_best(tmp_path: P
     assert steps(tmp_path) == [6]
     saved(tmp_path, 7, keep=1, loss=0.6)
     assert steps(tmp_path) == [6, 7]
-    saved(tmp_path, 2, keep=1)  # a run that was started anew beside an old one's checkpoints
+    saved(tmp_path, 2, keep=1)  # a run started from scratch beside an old run's checkpoints
     assert steps(tmp_path) == [2, 6]
 
 
@@ -221,7 +221,7 @@ def test_averages_are_what_is_used_and_the_raw_weights_are_what_goes_on(tmp_path
     its_optimizer = build_optimizer(ADAMW, resumed)
     checkpoint.load(path, resumed, its_optimizer, averaged=its_twin)
     assert equal(dict(its_twin.state_dict()), dict(twin.state_dict()))
-    for name, buffer in model.named_buffers():  # the two models of one run have them in common
+    for name, buffer in model.named_buffers():  # shared by the two models of one run
         resumed.get_buffer(name).copy_(buffer)
     assert equal(everything(resumed, its_optimizer), everything(model, optimizer))
 
@@ -301,7 +301,7 @@ def test_any_changed_byte_is_noticed(tmp_path: Path, data: st.DataObject):
     file.write_bytes(whole[:position] + bytes([whole[position] ^ change]) + whole[position + 1 :])
     model, optimizer = fresh()
     try:
-        # White space in the JSON file is the only thing that may change.
+        # Only white space in the JSON file may change.
         assert checkpoint.load(path, model, optimizer) == {"step": 3}
         assert json.loads(file.read_text()) == json.loads(whole)
     except InputError:
@@ -393,7 +393,7 @@ def test_a_read_only_folder_says_so(tmp_path: Path):
 
 
 def save_with_little_room(folder: str) -> None:
-    """Run in a process of its own: files may grow to 64 bytes less than the optimizer's needs."""
+    """Run in a separate process: files may grow to 64 bytes less than the optimizer needs."""
     path = saved(Path(folder), 1)
     room = (path / "optimizer.safetensors").stat().st_size - 64
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))

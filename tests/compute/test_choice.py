@@ -1,4 +1,4 @@
-"""Which arithmetic a device gets: a dozen devices as torch describes them, none of which is needed here."""
+"""The precision chosen for a device: a dozen devices as torch describes them; the tests need none of them."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 
 def rates(**found: float) -> choice.Rate:
-    """What would be measured; anything else must not be asked for."""
+    """The rates that would be measured; no other may be asked for."""
     return lambda arithmetic: found[arithmetic]
 
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch):
-    """`gpu(name, capability)`: torch with that NVIDIA GPU, as it answers itself."""
+    """`gpu(name, capability)`: torch's own answers on a machine with that NVIDIA GPU."""
 
     def install(name: str, capability: tuple[int, int]) -> torch.device:
-        # Torch emulates bfloat16 on older GPUs, and by default says that it is supported there.
+        # Torch emulates bfloat16 on older GPUs, and by default reports it as supported there.
         def supported(including_emulation: bool = True) -> bool:
             return including_emulation or capability >= (8, 0)
 
@@ -133,7 +133,7 @@ def test_this_machine_gets_an_answer() -> None:
     able = capabilities(CPU)
     found = choose(able, lambda arithmetic: measure_product(CPU, arithmetic, 256, 704))
     measured = {one: measure_product(CPU, one, 256, 704) for one in ("float32", "bfloat16")}
-    # A factor of 4 lies between bfloat16 with instructions for it and without, whatever else the machine does.
+    # bfloat16 with and without instructions for it differ by more than a factor of 4, even on a busy machine.
     other = "float32" if found.compute == "bfloat16" else "bfloat16"
     assert measured[found.compute] > measured[other] / 4
 

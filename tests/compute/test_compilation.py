@@ -28,7 +28,7 @@ torchs_own = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # its com
 
 
 def batch(seed: int, isolated: bool, rows: int = 2) -> Batch:
-    """Rows of 32 tokens in documents of any length, some of it not scored."""
+    """Sequences of 32 tokens, with documents of any length and some tokens not scored."""
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.randint(0, 61, (rows, 33), generator=generator)
     targets = tokens[:, 1:].masked_fill(torch.rand(rows, 32, generator=generator) < 0.2, IGNORE)
@@ -60,7 +60,7 @@ def test_a_training_step_is_one_graph_compiled_once(
     loss_of = training_loss(config, parts)
     torch.compiler.reset()
     counters.clear()
-    # As the loop does it: micro-batches are slices of a step's rows, and the first one finds no gradients.
+    # As in the loop: micro-batches are slices of a step's sequences, and the first one finds no gradients.
     with torch._dynamo.config.patch(error_on_recompile=True):
         for seed in range(3):
             data = batch(seed, isolated, rows=4)
@@ -89,7 +89,7 @@ def test_checkpointing_changes_no_gradient(isolated: bool) -> None:
 @pytest.mark.slow
 @torchs_own
 def test_compiled_and_checkpointed_the_gradient_is_that_of_the_loss() -> None:
-    """Of the very loss whose dropout was drawn: against its slope, for torch draws other numbers in compiled code."""
+    """The gradient uses the dropout of its loss: checked by the slope, since compiled code draws other numbers."""
     model = tiny_model(dropout=0.3, num_layers=1).train()
     checkpoint_activations(model.layers)
     compiled = compile_step(lambda data: language_modeling(model, data, 64), checkpointed=True)

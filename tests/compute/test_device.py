@@ -1,4 +1,4 @@
-"""Devices that are not here, and GPUs that torch does not see."""
+"""Devices that this machine lacks, and GPUs that torch does not see."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _linux(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def machine(root: Path, *cards: tuple[str, str], driver: str | None = None) -> Path:
-    """A machine with these cards on its PCI bus: vendor and class."""
+    """A machine with these cards on its PCI bus, given by vendor and class."""
     for number, (vendor, kind) in enumerate(cards):
         folder = root / f"sys/bus/pci/devices/0000:0{number}:00.0"
         folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Matrix products in 8 bits, rounded as the hardware does and multiplied on the CPU."""
+"""8-bit matrix products, rounded as in hardware and multiplied on the CPU."""
 
 from __future__ import annotations
 
@@ -75,14 +75,14 @@ def test_hardware_without_it_is_named(tiny: Compose, monkeypatch: pytest.MonkeyP
     with pytest.raises(ConfigError, match=r"this machine's cpu has no 8-bit .* precision=fp32"):
         check_float8(config.precision, CPU, "fp32")
     check_float8(validate(RunConfig, tiny("precision=bf16")).precision, CPU, "fp32")
-    # What torch says of an A100 and of an L4.
+    # What torch reports for an A100 and an L4.
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     with pytest.raises(ConfigError, match=r"NVIDIA A100-SXM4-40GB \(compute capability 8.0\)"):
         check_float8(config.precision, torch.device("cuda"), "bf16")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     check_float8(config.precision, torch.device("cuda"), "bf16")
-    # An MI250 calls itself 9.0, as an H100 does.
+    # An MI250 reports itself as 9.0, like an H100.
     monkeypatch.setattr(torch.version, "hip", "6.4")
     for name, has_it in (("gfx90a:sramecc+", False), ("gfx942:sramecc+", True)):
         properties = SimpleNamespace(gcnArchName=name)

@@ -1,4 +1,4 @@
-"""The device table, and what is found out about a device that is not in it."""
+"""The device table, and what is measured for a device that is not in it."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_the_peak_is_that_of_the_fastest_arithmetic(monkeypatch: pytest.MonkeyPa
 
 
 def test_start_up_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first product of a process takes as long as it takes to load a library.
+    # The first product of a process includes the time to load a library.
     calls = []
 
     def seconds(device: torch.device, arithmetic: str, shape: tuple[int, int, int], seconds: float) -> float:

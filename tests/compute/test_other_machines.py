@@ -1,4 +1,4 @@
-"""What another machine does otherwise: a CPU without bfloat16, Apple's GPU, TensorFloat-32."""
+"""What differs on other machines: a CPU without bfloat16, Apple's GPU, TensorFloat-32."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="holds back an x86 CPU")
 def test_the_smoke_run_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
-    """As it is shipped, on AVX2 alone: what nearly every laptop has."""
+    """The run file as shipped, with AVX2 only, as on nearly every laptop."""
     held_back = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
     settings = ["precision=auto", f"output_dir={tmp_path}", "budget.steps=10"]
     done = subprocess.run(
@@ -45,12 +45,12 @@ def test_the_smoke_run_on_a_cpu_without_bfloat16(tmp_path: Path) -> None:
 
 
 def doubles_elsewhere(tensor: Tensor) -> bool:
-    """float64 numbers anywhere but on the CPU."""
+    """Whether this is a float64 tensor outside the CPU."""
     return tensor.dtype == torch.float64 and tensor.device.type != "cpu"
 
 
 def test_no_float64_leaves_the_cpu() -> None:
-    """Apple's GPU has none. The meta device stands for it: tensors without values, on a device of their own."""
+    """Apple's GPU has no float64. The meta device stands in for it: tensors without values, on a separate device."""
     model, tokens = tiny_model(), torch.zeros(2, 8, dtype=torch.int64)
     with Operators(doubles_elsewhere) as doubles:
         model.to("meta").unembed(model(tokens.to("meta"))).float().sum().backward()
@@ -84,6 +84,6 @@ def test_tensor_float_32_is_what_is_asked_for(
     config = validate(RunConfig, tiny(*overrides))
     set_tf32(config.precision, torch.device("cuda"))
     assert found == [expected]
-    # A CPU is left alone: there it would allow other roundings.
+    # The CPU setting is not changed: there it would allow other rounding.
     assert str(resolve(config, None)) == "fp32"
     assert found == [expected]

@@ -10,7 +10,7 @@ from pretune.model.transformer import Transformer
 
 @pytest.fixture
 def tiny_model() -> Transformer:
-    """A model over bytes, in evaluation mode."""
+    """A byte-level model, in evaluation mode."""
     section = {
         "num_layers": 2, "dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64,
         "vocab_size": 257, "vocab_multiple_of": 1, "max_sequence_length": 256, "activation": "swiglu",

@@ -18,7 +18,7 @@ Repositories = dict[str, dict[str, bytes]]
 
 @contextlib.contextmanager
 def serve(repositories: Repositories) -> Iterator[str]:
-    """The endpoint of a hub that has these repositories, for as long as the block lasts."""
+    """The endpoint of a hub with these repositories, available inside the block."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"

@@ -1,4 +1,4 @@
-"""Data sections and small tokenizers for the tests of this room."""
+"""Data sections and small tokenizers for the tests of `data`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _BASE: dict[str, Any] = {
 MATHQA = {"kind": "mathqa", "options": True, "rationale": "none", "score_prompt": False}
 
 TOKENS = TemplateTokens(None, "", TRAINED_EOS, (TRAINED_EOS,))
-"""What a tokenizer that was trained on the spot brings to a chat template."""
+"""The special tokens that a tokenizer trained for the run offers a chat template."""
 
 CHAT: dict[str, Any] = {
     "kind": "chat", "columns": ["messages", "conversations"], "role_keys": ["role", "from"],
@@ -38,7 +38,7 @@ CHAT: dict[str, Any] = {
 
 
 def data_config(**changes: Any) -> DataConfig:
-    """A data section with other values; a mapping changes only the keys that it names, unless it has a `kind`."""
+    """A data section with changes; a mapping changes only the keys it names, unless it has a `kind`."""
     merged = dict(_BASE)
     for key, value in changes.items():
         partial = isinstance(value, dict) and "kind" not in value

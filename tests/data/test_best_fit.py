@@ -8,7 +8,7 @@ from pretune.data.packing import best_fit
 
 
 def textbook(lengths: list[int], capacity: int) -> list[int]:
-    """Room left in each row: longest first, each piece into the fullest row that takes it."""
+    """Space left in each sequence: longest first, each piece into the fullest sequence that has room for it."""
     rooms: list[int] = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -25,4 +25,4 @@ def test_packing_many_at_once_is_the_textbook_algorithm(lengths: list[int], more
     loads = np.bincount(rows, weights=np.array(lengths, dtype=np.int64))
     assert sorted((capacity - loads).astype(int).tolist()) == textbook(lengths, capacity)
     firsts = [int(np.flatnonzero(rows == row)[0]) for row in range(len(loads))]
-    assert firsts == sorted(firsts)  # rows keep the documents' order, roughly
+    assert firsts == sorted(firsts)  # sequences roughly keep the order of the documents

@@ -33,12 +33,12 @@ def test_a_cycle_has_every_rank_of_every_set_once_and_never_lags_far(counts: lis
 
 
 def spelt(number: int, letter: str) -> str:
-    """A number in bits, small letters for 0 and capitals for 1."""
+    """A number in binary, with lower-case letters for 0 and capitals for 1."""
     return format(number, "07b").replace("0", letter).replace("1", letter.upper())
 
 
 def part(folder: Path, name: str, share: float, **changes: Any) -> dict[str, Any]:
-    """A set of sixty texts."""
+    """A data set of sixty texts."""
     source = files(write_texts(folder, [spelt(number, name) * 6 for number in range(60)], f"{name}.jsonl"))
     validation = {"source": None, "fraction": 0.2, "seed": 3, "group_by": None}
     return {"share": share, "source": source, "validation": validation, "format": TEXT, "packing": STREAM} | changes
@@ -51,7 +51,7 @@ def mixed(folder: Path, mix: dict[str, Any], **changes: Any) -> tuple[DataConfig
 
 
 def owner(row: torch.Tensor) -> str:
-    """Which set a row of bytes is from: the letter that only it has."""
+    """The data set that a sequence of bytes comes from: the letter that only this set has."""
     text = byte_tokenizer().decode(row.tolist())
     return next(letter for letter in "xym" if letter in text.lower())
 
@@ -98,7 +98,7 @@ def test_sets_keep_their_own_packing(tmp_path: Path) -> None:
     batch = rows.batch(0, 40)
     assert batch.document_ids is not None
     for row, ids in zip(batch.inputs, batch.document_ids, strict=True):
-        # Texts of the stream are one document to attention, records of the main set are apart.
+        # Texts of the stream are one document to attention; records of the main set are isolated.
         assert (ids.max() == 0) == (owner(row) == "x")
 
 

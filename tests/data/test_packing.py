@@ -30,7 +30,7 @@ PACKINGS = [
 
 
 def scored_transitions(data: TokenData, length: int, packing: dict[str, Any]) -> list[tuple[int, int]]:
-    """Every (input, target) that should be scored, from the documents alone."""
+    """Every (input, target) that should be scored, derived from the documents alone."""
     ends = data.document_ends
     tokens, flags = data.read(0, data.num_tokens)
     flags = np.ones(len(tokens), dtype=bool) if flags is None else flags
@@ -57,7 +57,7 @@ def scored_transitions(data: TokenData, length: int, packing: dict[str, Any]) ->
 def test_every_transition_is_scored_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], length: int, packing: dict[str, Any]
 ) -> None:
-    """Whatever the packing: each scored token is predicted once, EOS included, and nothing else is."""
+    """With any packing, each scored token is predicted exactly once, EOS included, and no other token is."""
     folder = tmp_path_factory.mktemp("data")
     changes = {"sequence_length": length, "packing": packing, "validation": {"fraction": 0.01, "seed": 0}}
     config = data_config(source=files(write_texts(folder, texts)), **changes)
@@ -74,13 +74,13 @@ def test_every_transition_is_scored_exactly_once(
         found += list(zip(batch.inputs[keep].tolist(), batch.targets[keep].tolist(), strict=True))
         if batch.document_ids is not None:
             assert batch.document_ids.shape == batch.inputs.shape
-            # Within a row, a document is one stretch: ids never go back.
+            # Within a sequence, a document is contiguous: its ids never decrease.
             assert (batch.document_ids.diff(dim=1) >= 0).all()
     assert sorted(found) == expected
 
 
 def test_packed_is_unpacked(tmp_path: Path, tiny_model: Transformer) -> None:
-    """The same loss for every token, whichever neighbours a document is packed with."""
+    """The loss of a token does not depend on the documents that its document is packed with."""
     losses = {}
     for mode in ("documents", "none"):
         packing = {"mode": mode, "too_long": "drop", "isolate": True}
@@ -115,7 +115,7 @@ def test_best_fit_overfills_no_row_and_beats_first_come(lengths: list[int]) -> N
     fill = np.bincount(rows, weights=sizes)
     assert fill.max() <= 32
     assert (fill > 0).all()
-    # Best fit decreasing needs at most 11/9 of the optimum plus one row (Johnson 1973).
+    # Best fit decreasing needs at most 11/9 of the optimum plus one sequence (Johnson 1973).
     assert len(fill) <= max(11 / 9 * np.ceil(sizes.sum() / 32) + 1, 2 * sizes.sum() / 32 + 1)
 
 
@@ -126,7 +126,7 @@ def test_a_million_documents_are_packed_without_a_loop_over_them() -> None:
 
 
 def everything(start: int, stop: int) -> bool:
-    """Of these documents everything is scored."""
+    """All tokens of these documents are scored."""
     return start < stop
 
 
@@ -139,7 +139,7 @@ def test_what_is_too_long_is_counted(too_long: Any, lost: int) -> None:
     if too_long == "cut":
         assert sorted(plan.lengths.tolist()) == [5, 16, 16, 16, 16]
     if too_long == "split":
-        # 17 = 16 inputs and a last target; 33 = 16 + 16 inputs and a last target.
+        # 17 = 16 inputs and one last target; 33 = 16 + 16 inputs and one last target.
         assert sorted(plan.lengths.tolist()) == [5, 8, 16, 16, 16, 16, 16, 16]
 
 
@@ -175,7 +175,7 @@ def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path,
     eos, text = byte_tokenizer().eos_id, byte_tokenizer().decode([token for token in targets if token])
     assert loader.report["too_long"] == 3
     if too_long == "cut":
-        # A cut answer has no end to learn; of what is cut before its answer, nothing is left.
+        # A truncated answer has no end to learn; a document cut before its answer is left out.
         assert sorted(text) == sorted("yes" + "abcdefg")
         assert targets.count(eos) == 1
         assert loader.num_sequences == 2
@@ -221,7 +221,7 @@ def test_pairs_stay_whole_side_by_side_and_fit(sizes: list[tuple[int, int]], cap
 
 
 def test_a_pair_that_loses_an_answer_is_left_out() -> None:
-    # The last four tokens of each side are its answer; the second pair has prompts of half a row and more.
+    # The last four tokens of each side are its answer; the second pair's prompts fill half a sequence or more.
     ends = np.cumsum([6, 6, 14, 14, 7, 5])
     begins = np.concatenate([[0], ends[:-1]])
 

@@ -1,4 +1,4 @@
-"""Preparing what is partly unusable, and what a preparation leaves behind."""
+"""Preparing partly unusable data, and what a preparation leaves behind."""
 
 from __future__ import annotations
 

@@ -150,7 +150,7 @@ def test_a_second_preparation_reads_nothing(tmp_path: Path) -> None:
     config = data_config(source=files(source))
     first = prepare(config, byte_tokenizer(), tmp_path / "cache")
     stat = source.stat()
-    source.write_text("x" * stat.st_size)  # no JSON: reading it would fail
+    source.write_text("x" * stat.st_size)  # not JSON, so reading it would fail
     os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert prepare(config, byte_tokenizer(), tmp_path / "cache").train.num_tokens == first.train.num_tokens
 

@@ -73,7 +73,7 @@ def test_a_trained_tokenizer_is_deterministic_and_kept(tmp_path: Path, monkeypat
     assert first.fingerprint == second.fingerprint
     assert first.vocab_size <= 300
     assert first.eos_id == 0
-    monkeypatch.setattr(tokenizer_module, "train_byte_level", None)  # from here on nothing may train
+    monkeypatch.setattr(tokenizer_module, "train_byte_level", None)  # from here on, training a tokenizer is an error
     assert trained(tmp_path / "one", source).fingerprint == first.fingerprint
     with pytest.raises(TypeError):
         trained(tmp_path / "one", source, vocab_size=290)

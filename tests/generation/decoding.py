@@ -1,4 +1,4 @@
-"""What tests of generation start from: a decoding configuration, a decoder, and letters for tokens."""
+"""Shared by the tests of generation: a decoding configuration, a decoder, and letters as tokens."""
 
 from __future__ import annotations
 
@@ -41,19 +41,19 @@ def decoder(model: Transformer, *end_ids: int, vocab_size: int = 61, compiled: C
 
 
 class Numbers:
-    """A tokenizer whose text spells the ids."""
+    """A tokenizer whose text consists of the ids."""
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f"<{token}>" for token in ids)
 
 
 def numbers(text: str) -> list[int]:
-    """The ids in a text of `Numbers`."""
+    """The ids in a text made by `Numbers`."""
     return [int(part) for part in text.replace("<", " ").replace(">", " ").split()]
 
 
 def texts(
     decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig, rows: int = 99
 ) -> list[Text]:
-    """The text after each prompt, in their order."""
+    """The text after each prompt, in the order of the prompts."""
     return [text for _, text in sorted(in_batches(decoder, tokenizer, prompts, config, rows), key=lambda one: one[0])]

@@ -1,4 +1,4 @@
-"""Beam search against transformers' generate on the same weights, and against looking at every text."""
+"""Beam search against transformers' generate on the same weights, and against exhaustive search."""
 
 from __future__ import annotations
 

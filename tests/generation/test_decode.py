@@ -1,4 +1,4 @@
-"""Continuing prompts: the cache changes nothing, texts end where they must, and batches do not matter."""
+"""Decoding: the cache changes nothing, texts end where they must, and batches make no difference."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_batch_with_cache_equals_one_by_one_without(changes, seed) -> None:
     model = tiny_model(seed=seed, **changes)
     alone = [greedy_without_cache(model, prompt, 40, (EOS,)) for prompt in PROMPTS]
     assert ids(decoder(model), max_new_tokens=40) == alone
-    # Ids that are really produced, as ends: rows then end at different steps.
+    # End tokens that are really generated, so that rows end at different steps.
     ends = (alone[0][2], alone[2][4])
     alone = [greedy_without_cache(model, prompt, 40, ends) for prompt in PROMPTS]
     assert len({len(text) for text in alone}) > 1
@@ -53,7 +53,7 @@ def test_batch_with_cache_equals_one_by_one_without(changes, seed) -> None:
 
 
 def test_a_compiled_step_writes_the_same() -> None:
-    # Every line but the compiler's: the batch keeps its shape, filled up with rows that are nobody's.
+    # As compiled, but without the compiler: the batch keeps its shape, filled up with unused rows.
     compiled: list[torch.Size] = []
 
     def compile_nothing(step):
@@ -74,7 +74,7 @@ def test_a_compiled_step_writes_the_same() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_compiler_changes_nothing() -> None:
-    for seed in (1, 2):  # the second model must not be answered by the first one's weights
+    for seed in (1, 2):  # the second model must not use the weights of the first
         model = tiny_model(seed, num_kv_heads=2, qk_norm=True)
         compiled = decoder(model, compiled=Compiled(4, compile_frozen))
         assert ids(compiled, rows=4, max_new_tokens=20) == ids(decoder(model), max_new_tokens=20)
@@ -109,7 +109,7 @@ def test_same_seed_same_text_whoever_else_is_in_the_batch() -> None:
     assert ids(one, **warm) == new
     assert ids(one, **warm, seed=1) != new
     assert ids(one, [[20, 21], *PROMPTS[1:]], **warm)[1:] == new[1:]
-    # Nor does the size of the batch matter, nor what comes after.
+    # Neither the batch size nor the prompts after it make a difference.
     for rows in (1, 2, 3):
         assert ids(one, rows=rows, **warm) == new
     assert ids(one, PROMPTS[:2], **warm) == new[:2]
@@ -120,7 +120,7 @@ def test_penalties_see_the_prompt_or_the_text() -> None:
     assert len(set(ids(decoder(model, -1), [[5]], max_new_tokens=12)[0])) < 12
     never_twice = ids(decoder(model, -1), [[5]], max_new_tokens=12, frequency_penalty=1000.0)[0]
     assert len(set(never_twice)) == 12
-    # A prompt of all ids but one: a repetition penalty leaves that one, frequency does not look there.
+    # The prompt has all ids but one: the repetition penalty favours that one; the frequency penalty ignores the prompt.
     prompt = [token for token in range(27) if token != 9]
     (free,) = ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1)
     (repelled,) = ids(decoder(model, -1, vocab_size=27), [prompt], max_new_tokens=1, repetition_penalty=1000.0)

@@ -1,4 +1,4 @@
-"""Filters and penalties against transformers' own processors, and the draw against arithmetic."""
+"""Filters and penalties against transformers' own processors, and sampling against exact probabilities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pretune.core.config import ConfigError
 from pretune.generation.sampling import History, choose, filtered, penalized
 
-V = 700  # more than the first look at the nucleus
+V = 700  # more than the first attempt at the nucleus reads
 
 
 def random_logits(rows: int = 5, scale: float = 4.0) -> torch.Tensor:
@@ -83,7 +83,7 @@ def test_the_frequency_penalty_counts_what_was_written() -> None:
 
 @settings(deadline=None, max_examples=80)
 @given(
-    # Exact in float32, and never nearer to each other than the coldest temperature can tell apart.
+    # Exact in float32, and far enough apart to stay distinct at the lowest temperature.
     logits=st.lists(st.integers(-20_000, 20_000).map(lambda n: n / 1024), min_size=1, max_size=12, unique=True),
     temperature=st.sampled_from([1e-320, 1e-30, 0.3, 1.0, 5.0]),
     top_k=st.one_of(st.none(), st.integers(1, 15)),
@@ -113,7 +113,7 @@ def test_a_penalty_that_would_overflow_is_refused(key) -> None:
 
 def test_tokens_come_as_often_as_they_are_probable() -> None:
     logits = torch.tensor([[2.0, 0.0, 1.0, -1.0, 1.5]])
-    luck = torch.arange(0.0005, 1, 0.001, dtype=torch.float64)  # evenly over the scale
+    luck = torch.arange(0.0005, 1, 0.001, dtype=torch.float64)  # evenly spaced
     for changes, kept in (({}, [0, 1, 2, 3, 4]), ({"top_k": 3}, [0, 2, 4]), ({"top_p": 0.7}, [0, 4])):
         chosen = choose(logits.expand(1000, -1), decoding(temperature=0.7, **changes), luck)
         share = torch.bincount(chosen, minlength=5) / 1000

@@ -1,4 +1,4 @@
-"""Text as it comes: whole characters only, and nothing of a stop string."""
+"""Streamed text: only complete characters, and no part of a stop string."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ def test_a_text_ends_before_the_first_stop_string(text, stop, wanted) -> None:
 def test_whatever_comes_the_pieces_are_the_whole_cut_at_the_first_stop(tokens, stop) -> None:
     shown, writer = write(tokens, stop)
     whole = decode_bytes(tokens)
-    # The text up to where a stop string is whole for the first time.
+    # The text up to the first complete stop string.
     read = next((whole[:n] for n in range(len(whole) + 1) if any(one in whole[:n] for one in stop)), whole)
     ends = [at for at in (read.find(one) for one in stop) if at >= 0]
     assert "".join(shown) == writer.text == (whole[: min(ends)] if ends else whole)
-    # Never does a piece show what a later one would take back.
+    # A piece never shows text that a later one would take back.
     assert writer.stopped == bool(ends)
 
 

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: what is printed, and the exit code."""
+"""The command line from a user's view: the output and the exit code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`-m`: what a sweep runs, what a sweeper is told, and the exit code."""
+"""`-m`: the jobs of a sweep, the value returned to the sweeper, and the exit code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SMOKE = Path(__file__).parents[2] / "src" / "config" / "run" / "smoke.yaml"
 
 @pytest.fixture
 def short(texts: Path, tmp_path: Path) -> list[str]:
-    """Overrides that make the smoke run two steps long."""
+    """Overrides that shorten the smoke run to two steps."""
     return [
         "data=files",
         f"data.source.files=[{texts}]",
@@ -40,7 +40,7 @@ def short(texts: Path, tmp_path: Path) -> list[str]:
 def test_each_combination_is_a_run_of_its_own(
     short: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    # One job is refused, the others run; the shell hears of it.
+    # One job is refused, the others run; the exit code reports it.
     assert sweep(SMOKE, [*short, "optimizer.lr=1e-3,-1", "seed=1"]) == 2
     assert "'optimizer.lr' = -1" in capfd.readouterr().err
     done = [path.parent.name for path in (tmp_path / "runs").glob("*/summary.json")]

@@ -1,4 +1,4 @@
-"""Memory as predicted on fake tensors, against the memory that real ones take."""
+"""Memory predicted on fake tensors, against the memory that real tensors take."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_d
 
 
 class Measured:
-    """A real run's parts, for one micro-batch."""
+    """The parts of a real run, for one micro-batch."""
 
     def __init__(self, config: RunConfig, rows: int) -> None:
         self.config, self.model = config, Transformer(config.model)
@@ -43,7 +43,7 @@ class Measured:
             return language_modeling(self.model, self.batch, self.config.stage.objective.chunk_tokens)
 
     def saved(self) -> int:
-        """Bytes of the tensors that autograd keeps, parameters left out."""
+        """Bytes of the tensors that autograd keeps, without parameters."""
         own = {parameter.data_ptr() for parameter in self.model.parameters() if type(parameter) is torch.nn.Parameter}
         layers = [layer for layer in self.model.modules() if isinstance(layer, NF4Linear)]
         own |= {tensor.data_ptr() for layer in layers for tensor in layer.stored()}
@@ -61,7 +61,7 @@ class Measured:
         return sum(storage.nbytes() for storage in kept.values())
 
     def peak(self) -> int:
-        """Most bytes that torch's allocator has handed out at once over a second forward and backward pass."""
+        """Peak bytes that torch's allocator hands out over a second forward and backward pass."""
         self.loss().backward()
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             self.loss().backward()

@@ -1,4 +1,4 @@
-"""Masks as blocks, for kernels that skip what is forbidden, against the same masks written out."""
+"""Block masks, for kernels that skip masked blocks, against the same masks written out."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pretune.model.attention import attend, mask_of, skips_blocks
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 
-LENGTH = 300  # two blocks of 128 and a piece
-# Written out step by step, flex attention says that it is slow; torch's compiler does what it deprecates.
+LENGTH = 300  # two blocks of 128 and part of a third
+# Uncompiled flex attention warns that it is slow; torch's compiler uses what torch deprecates.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:flex_attention called without"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -28,7 +28,7 @@ pytestmark = [
 
 @pytest.fixture
 def with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU torch has no kernel for the backward pass; without one, and on CUDA, there is."""
+    """Skip torch's check: CPUs have no flex attention kernel for the backward pass, but uncompiled it works."""
     monkeypatch.setattr(torchs_flex, "_validate_device", lambda *tensors: None)
 
 
@@ -51,7 +51,7 @@ def test_blocks_allow_what_the_mask_allows(isolated: bool, window: int | None) -
     rows, columns = torch.arange(LENGTH)[:, None], torch.arange(LENGTH)[None, :]
     for row in range(len(mask)):
         assert torch.equal(blocks.mask_mod(torch.tensor(row), torch.tensor(0), rows, columns), mask[row, 0])
-    # What is above the diagonal is skipped, and far below it where a window is.
+    # Blocks above the diagonal are skipped, and so are those far below it if there is a window.
     dense = blocks.to_dense()[0, 0]
     assert dense.triu(1).sum() == 0
     if window is not None:
@@ -115,7 +115,7 @@ def test_a_model_with_windows_and_documents_is_one_graph_with_blocks(
 
 @pytest.mark.slow
 def test_torchs_own_kernel_agrees() -> None:
-    """The generated kernel for CPUs, forward only: the one for CUDA is made from the same mask."""
+    """The generated kernel for CPUs, forward only; the one for CUDA is generated from the same mask."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 256, 16, generator=generator) for _ in range(3))
     tokens, ids = torch.zeros(1, 256, dtype=torch.int64), documents(1, 256)

@@ -1,4 +1,4 @@
-"""Parameters and operations, against the model itself and torch's own counter."""
+"""Counts of parameters and operations, against the model itself and torch's own counter."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_packed_twin_computes_the_same(
 
 
 def test_a_type_that_the_cpu_lacks_is_not_packed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # oneDNN would raise RuntimeError in the middle of a text.
+    # oneDNN would raise RuntimeError in the middle of generation.
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
     assert packed(tiny_model(), torch.bfloat16) is None
     assert packed(tiny_model(), torch.float16) is None
@@ -84,7 +84,7 @@ def test_layers_that_do_more_than_multiply_stay_as_they_are() -> None:
     tokens = torch.arange(9)[None]
     with torch.no_grad():
         expected, found = (one.unembed(one(tokens)) for one in (model, twin))
-    assert (found - expected).abs().max() < 0.05 * expected.std()  # a rounding of 8 bits may go the other way
+    assert (found - expected).abs().max() < 0.05 * expected.std()  # 8-bit rounding may go the other way
 
 
 def test_other_types_are_not_packed() -> None:

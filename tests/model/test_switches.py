@@ -1,4 +1,4 @@
-"""Architecture switches: what each does to the model, and that it is neutral where it should be."""
+"""Architecture switches: their effect on the model, and that they are neutral where they should be."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_windows_are_those_of_transformers() -> None:
         )
     ).eval()
     theirs.load_state_dict(to_huggingface(plain.state_dict(), plain.config), strict=False)
-    windowed = with_weights_of(plain, window={"size": 5, "pattern": "SL"}, **shape)  # S, L, and the last is long
+    windowed = with_weights_of(plain, window={"size": 5, "pattern": "SL"}, **shape)  # S, L, and the last layer is long
     with torch.no_grad():
         torch.testing.assert_close(windowed.unembed(windowed(TOKENS)), theirs(TOKENS).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(windowed(TOKENS)[:, 6:], plain(TOKENS)[:, 6:])
@@ -67,7 +67,7 @@ def test_value_embeddings_add_the_token_times_a_gate_to_the_values() -> None:
     for one in attention[::2]:
         nn.init.zeros_(one.value_embedding.weight)
     torch.testing.assert_close(model(TOKENS), plain(TOKENS))
-    # A first layer whose every token has the same vector: 2 sigmoid(gate) times it is added to an average of values.
+    # In the first layer every token has the same vector: 2 sigmoid(gate) times it is added to an average of values.
     vector = torch.arange(32.0) / 10
     one = attention[0]
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_residual_scalars_start_neutral_and_mix_the_stream_with_the_embedding() 
         one.reset_parameters(torch.Generator().manual_seed(0))
     torch.testing.assert_close(model(TOKENS), plain(TOKENS))
     with torch.no_grad():
-        model.stream_scale[1] = 0  # the second layer reads the embedding alone, as the only layer of a model would
+        model.stream_scale[1] = 0  # the second layer reads only the embedding, like the only layer of a model
         model.embedding_scale[1] = 1
     alone = tiny_model(num_layers=1)
     alone.layers[0] = model.layers[1]
@@ -128,7 +128,7 @@ def test_what_switches_cost() -> None:
     gates = 2 * (4 * 32) * 2
     assert forward_flops(values, 20) == forward_flops(plain, 20) + gates
     windowed = skeleton(tiny_config(num_layers=3, window={"size": 5, "pattern": "S"}))
-    assert forward_flops(plain, 20) - forward_flops(windowed, 20) == 4 * 32 * 2 * 15  # two layers, 15 tokens less
+    assert forward_flops(plain, 20) - forward_flops(windowed, 20) == 4 * 32 * 2 * 15  # two layers, 15 tokens fewer
 
 
 def test_what_other_libraries_have_no_name_for_is_named() -> None:

@@ -1,4 +1,4 @@
-"""The transformer: its shapes, its starting weights, its documents and its cache."""
+"""The transformer: shapes, initial weights, documents and cache."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_hidden_states_and_logits_have_their_shapes_and_no_position_sees_the_fut
 
 
 def test_order_matters_only_with_rotary_positions() -> None:
-    # The last of three tokens sees the first two in either order; one layer, so that they have not seen each other.
+    # The last of three tokens sees the first two in either order; with one layer they have not seen each other.
     for fraction, differs in ((1.0, True), (0.0, False)):
         model = tiny_model(num_layers=1, rope={"theta": 1e4, "fraction": fraction})
         there, back = model(torch.tensor([[5, 9, 7]]))[0, -1], model(torch.tensor([[9, 5, 7]]))[0, -1]
@@ -69,7 +69,7 @@ def test_order_matters_only_with_rotary_positions() -> None:
 def test_documents_in_one_row_are_as_if_alone(lengths, variant) -> None:
     model, length = tiny_model(**VARIANTS[variant]), sum(lengths) + 2
     read = tokens(1, length)
-    ids = [number for number, n in enumerate(lengths) for _ in range(n)] + [-1, -1]  # two of padding
+    ids = [number for number, n in enumerate(lengths) for _ in range(n)] + [-1, -1]  # two tokens of padding
     packed = model(read, torch.tensor([ids], dtype=torch.int32))
     assert packed.isfinite().all()
     start = 0
@@ -101,7 +101,7 @@ def test_gradients_are_finite_where_a_row_is_all_padding() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_reading_piece_by_piece_equals_reading_at_once(variant) -> None:
     model, read = tiny_model(**VARIANTS[variant]).eval(), tokens(3, 20)
-    starts = torch.tensor([0, 4, 7])  # columns of padding on the left
+    starts = torch.tensor([0, 4, 7])  # padding columns on the left
     with torch.no_grad():
         cache = KVCache(model.config, starts, 20, torch.float32)
         pieces = []

@@ -1,4 +1,4 @@
-"""The training loss and the scores of evaluation: what they sum, and what they agree on."""
+"""The training loss and the scores of evaluation: what they sum, and where they agree."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_compiled_equals_eager() -> None:
 def test_compiled_as_one_graph_and_never_again() -> None:
     model, packed = tiny_model(), batch()
     plain = Batch(packed.inputs, packed.targets, None)
-    # What is traced and when does not depend on the code generator, which takes most of the time.
+    # Tracing does not depend on the code generator, which takes most of the time.
     loss_of = torch.compile(language_modeling, fullgraph=True, dynamic=False, backend="aot_eager")
     scores_of = torch.compile(score_tokens, fullgraph=True, dynamic=False, backend="aot_eager")
 

@@ -1,4 +1,4 @@
-"""DPO: against the published formula on log-probabilities of transformers' Llama, and against TRL where it is there."""
+"""DPO against the published formula on log-probabilities of transformers' Llama, and against TRL if installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pretune.objectives.config import DPOConfig
 from pretune.objectives.preference import dpo, num_pairs, pair_log_probs, score_pairs
 
 LENGTH = 24
-# Prompt, chosen and rejected tokens of each pair of each row.
+# Prompt, chosen and rejected tokens of each pair of each sequence.
 ROWS = [[(2, 4, 3), (1, 2, 5)], [(3, 5, 6)], [(1, 1, 1), (1, 3, 1), (2, 2, 2)], []]
 
 
@@ -30,7 +30,7 @@ def config(**changes: Any) -> DPOConfig:
 
 
 def pairs(seed: int = 0) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
-    """Prompt, chosen and rejected token ids of every pair, row by row."""
+    """Prompt, chosen and rejected token ids of every pair, sequence by sequence."""
     generator = torch.Generator().manual_seed(seed)
     return [
         [tuple(torch.randint(0, 61, (size,), generator=generator) for size in sizes) for sizes in row] for row in ROWS
@@ -38,7 +38,7 @@ def pairs(seed: int = 0) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
 
 
 def packed(rows: list[list[tuple[Tensor, Tensor, Tensor]]]) -> Batch:
-    """The pairs side by side, as the loader lays them."""
+    """The pairs side by side, as the loader packs them."""
     inputs = torch.zeros(len(rows), LENGTH, dtype=torch.int64)
     targets, ids = torch.full_like(inputs, IGNORE), torch.zeros(len(rows), LENGTH, dtype=torch.int32)
     for row, content in enumerate(rows):
@@ -84,7 +84,7 @@ def llama(model: Transformer, dtype: torch.dtype = torch.float64) -> Any:
 
 
 def published_loss(model: Any, reference: Any, section: DPOConfig) -> tuple[Tensor, int]:
-    """Equation 7 of arXiv 2305.18290 on one sequence at a time, in the models' precision; and how many pairs."""
+    """Equation 7 of arXiv 2305.18290, one sequence at a time, in the models' precision; and the number of pairs."""
 
     def log_prob(which: Any, prompt: Tensor, side: Tensor) -> Tensor:
         logits = which(torch.cat([prompt, side])[None]).logits[0]
@@ -164,7 +164,7 @@ def test_what_comes_before_or_beside_an_answer_is_not_scored() -> None:
     model, batch = tiny_model(), packed(pairs())
     with torch.no_grad():
         before = pair_log_probs(model, batch, 10)
-    # Another chosen side in the first pair of the first row: the rest of the row does not move.
+    # Changes the chosen side of the first pair in the first sequence: the rest of the sequence is unaffected.
     inputs = batch.inputs.clone()
     inputs[0, 2:6] = (inputs[0, 2:6] + 1) % 61
     with torch.no_grad():
@@ -221,7 +221,7 @@ def trl_trainer(trl: Any, policy: Any, start: Any, folder: Path, **settings: Any
 
 
 def trl_batch(rows: list[tuple[Tensor, Tensor, Tensor]]) -> dict[str, Tensor]:
-    """Pairs as TRL's collator lays them: a sequence a row, all chosen ones first."""
+    """Pairs as in TRL's collator: one side per row, all chosen sides first."""
     sequences = [(prompt, side) for index in (1, 2) for prompt, side in ((row[0], row[index]) for row in rows)]
     batch = {name: torch.zeros(len(sequences), LENGTH, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     batch["completion_mask"] = torch.zeros_like(batch["input_ids"])

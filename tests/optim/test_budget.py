@@ -21,7 +21,7 @@ def budget(steps: int | None = None, tokens: int | None = None, time: float | No
 def simulate(
     budget: BudgetConfig, tokens: int = 100, seconds: Callable[[], float] = lambda: 1.0, micro_batch: int | None = None
 ) -> tuple[Spent, list[float]]:
-    """Run until the last step, as the loop does; `seconds` draws what a whole step takes."""
+    """Run until the last step, as the loop does; `seconds` draws the duration of a whole step."""
     spent, newest, trace = Spent(0, 0, 0.0), [], [0.0]
     while trace[-1] < 1:
         cost = Spent(1, tokens, tokens * usual(newest[-REMEMBERED:]))
@@ -38,7 +38,7 @@ def simulate(
 
 
 def noisy(seed: int, noise: float, hiccups: float = 0.0) -> Callable[[], float]:
-    """Steps of about a second, and a share of them three times as long."""
+    """Steps of about a second, with a share of them three times as long."""
     generator = random.Random(seed)
     return lambda: generator.uniform(1 - noise, 1 + noise) * (3.0 if generator.random() < hiccups else 1.0)
 
@@ -71,14 +71,14 @@ def test_time_ends_within_one_percent_where_a_step_has_parts(seed: int, steps: f
 
 @given(st.integers(0, 2**32), st.floats(60, 2000), st.sampled_from([0.0, 0.02, 0.05, 0.3]))
 def test_steps_of_one_micro_batch_end_within_half_a_step(seed: int, steps: float, noise: float):
-    """Give or take what the last two differ from the usual: 1% from 60 steps on, where they hardly do."""
+    """Within what the last two steps differ from the usual: 1% from 60 steps on, if they hardly differ."""
     spent, trace = simulate(budget(time=steps), seconds=noisy(seed, noise))
     assert abs(spent.seconds - steps) <= 0.5 + 3.5 * noise
     assert trace[-1] == 1.0
 
 
 def test_of_many_uneven_runs_nearly_all_end_within_one_percent():
-    """One step in fifty takes three times as long; only one of the last two can do harm."""
+    """One step in fifty takes three times as long; only a slow one among the last two does harm."""
     runs = [simulate(budget(time=100), 100, noisy(seed, 0.1, 0.02), micro_batch=25)[0] for seed in range(300)]
     within = sum(abs(spent.seconds - 100) <= 1 for spent in runs)
     assert within >= 0.95 * len(runs)

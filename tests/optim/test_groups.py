@@ -1,4 +1,4 @@
-"""Which parameters are trained, and as what."""
+"""Which parameters are trained, and in which group."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretune.optim.optimizers import build_optimizer
 
 
 class GridNorm(nn.Module):
-    """A norm with one scale per head: two-dimensional, and yet no matrix."""
+    """A norm with one scale per head: two-dimensional, but not a matrix."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The YAML options of the two groups are what the sections ask for."""
+"""The YAML options of both groups match the sections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optimizers: equal to the libraries' own, driven directly."""
+"""Optimizers: equal to the libraries' own, called directly."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def train(model: nn.Module, steps: int, update: Callable[[int], None]) -> dict[s
 
 def train_ours(config: OptimizerConfig) -> dict[str, Tensor]:
     model = Model()
-    optimizer = build_optimizer(config, model, dtype=torch.bfloat16)  # torch's Muon knows no other
+    optimizer = build_optimizer(config, model, dtype=torch.bfloat16)  # torch's Muon supports no other
 
     def update(step: int) -> None:
         set_progress(optimizer, config, SCHEDULE, 1 - FACTORS[step])
@@ -76,7 +76,7 @@ def train_ours(config: OptimizerConfig) -> dict[str, Tensor]:
 
 
 def train_reference(make: Callable[[Model], list[tuple[Optimizer, list[float]]]]) -> dict[str, Tensor]:
-    """Train with optimizers that `make` builds, each with the peak learning rates of its groups."""
+    """Train with the optimizers built by `make`, each with the peak learning rates of its groups."""
     model = Model()
     optimizers = make(model)
 
@@ -99,7 +99,7 @@ def test_adamw_is_torchs():
     def make(model: Model) -> list[tuple[Optimizer, list[float]]]:
         return [(torch.optim.AdamW(split(model), betas=(0.9, 0.95), eps=1e-8), [0.01, 0.01])]
 
-    torch.testing.assert_close(train_ours(ADAMW), train_reference(make), rtol=1e-5, atol=1e-7)  # fused against loops
+    torch.testing.assert_close(train_ours(ADAMW), train_reference(make), rtol=1e-5, atol=1e-7)  # fused against a loop
 
 
 def test_lion_is_lion_pytorchs():
@@ -122,7 +122,7 @@ def test_muon_is_torchs_with_adamw_for_the_rest():
         adamw = torch.optim.AdamW(rest, betas=(0.8, 0.95), eps=1e-8, fused=True)
         return [(muon, [0.01]), (adamw, [0.3, 0.2, 0.1])]
 
-    # The two matrices have one shape and are orthogonalized together, which rounds elsewhere.
+    # The two matrices have one shape and are orthogonalized together, which rounds differently.
     torch.testing.assert_close(train_ours(MUON), train_reference(make), rtol=0, atol=1e-4)
 
 
@@ -130,7 +130,7 @@ def test_muon_is_torchs_with_adamw_for_the_rest():
 def test_the_learning_rate_reaches_every_group_and_the_sections_own_is_returned(config: OptimizerConfig):
     optimizer = build_optimizer(config, Model())
     assert set_progress(optimizer, config, SCHEDULE, 0.5) == pytest.approx(0.005)
-    assert set_progress(optimizer, config, SCHEDULE, 0.75) == pytest.approx(0.0025)  # of the peak, not of what it was
+    assert set_progress(optimizer, config, SCHEDULE, 0.75) == pytest.approx(0.0025)  # of the peak, not the current
     for group in optimizer.param_groups:
         assert float(group["lr"]) == pytest.approx(0.25 * group["peak_lr"])
     model = Model()
@@ -171,7 +171,7 @@ def test_momentum_warms_up():
 
 @every_optimizer
 def test_state_dicts_go_round(config: OptimizerConfig):
-    """torch's own way to save an optimizer works for ours too."""
+    """torch's own way of saving an optimizer works for ours too."""
     model = Model()
     optimizer = build_optimizer(config, model)
     train(model, 2, lambda _: optimizer.step())
@@ -186,14 +186,14 @@ def test_state_dicts_go_round(config: OptimizerConfig):
 def batched(
     weights: list[nn.Parameter], rows: tuple[int, ...] | None = None, neuron_beta=None, cautious_decay=False, **settings
 ) -> BatchedMuon:
-    """Ours, in the arithmetic of torch's."""
+    """Ours, in the precision of torch's."""
     trained = [Trained("", weight, "hidden", rows or (len(weight),)) for weight in weights]
     switches = {"dtype": torch.bfloat16, "neuron_beta": neuron_beta, "cautious_decay": cautious_decay}
     return BatchedMuon(weights, trained, **switches, **settings)
 
 
 def hidden_update(steps: int, neuron_beta: float | None, cautious_decay: bool, **settings: Any) -> Tensor:
-    """What a matrix becomes under `BatchedMuon`, which gets gradients that do not depend on it."""
+    """A matrix after `BatchedMuon`, which gets gradients that do not depend on it."""
     generator = torch.Generator().manual_seed(3)
     weight = nn.Parameter(torch.randn(24, 8, generator=generator))
     optimizer = batched([weight], neuron_beta=neuron_beta, cautious_decay=cautious_decay, **settings)
@@ -239,19 +239,19 @@ def test_matrices_of_a_shape_and_pieces_of_one_parameter_move_as_each_alone(neur
     alone = [moved([start[i]], None, lambda step, i=i: [gradients[step][i]])[0] for i in range(len(shapes))]
     together = moved(start, None, lambda step: gradients[step])
     fused = moved([torch.cat(start)], (24, 8, 8, 5), lambda step: [torch.cat(gradients[step])])
-    torch.testing.assert_close(together, alone, rtol=0, atol=5e-3)  # bfloat16 rounds elsewhere in a batch
+    torch.testing.assert_close(together, alone, rtol=0, atol=5e-3)  # bfloat16 rounds differently in a batch
     torch.testing.assert_close(fused[0], torch.cat(together), rtol=0, atol=0)
 
 
 def test_normuon_is_the_papers_formula():
-    """arXiv:2510.05491, algorithm 1, in float64, from the orthogonalized matrices that torch's Muon takes."""
+    """arXiv:2510.05491, algorithm 1, in float64, on the orthogonalized matrices of torch's Muon."""
     settings = {"lr": 0.1, "weight_decay": 0.3, "momentum": 0.9, "adjust_lr_fn": "match_rms_adamw"}
     ours = hidden_update(3, 0.8, False, **settings)
 
     generator, rows, columns = torch.Generator().manual_seed(3), 24, 8
     theta, square = torch.randn(rows, columns, generator=generator).double(), torch.zeros(rows, 1).double()
     probe = nn.Parameter(torch.zeros(rows, columns))
-    # From zero, without decay and with a rate of 1, Muon's step leaves the orthogonalized matrix, scaled.
+    # From zero, without decay and at a rate of 1, Muon's step gives the orthogonalized matrix, scaled.
     torchs = torch.optim.Muon([probe], **{**settings, "lr": 1.0, "weight_decay": 0.0})
     for _ in range(3):
         probe.grad = torch.randn(rows, columns, generator=generator) * torch.arange(1.0, 25.0)[:, None]
@@ -261,15 +261,13 @@ def test_normuon_is_the_papers_formula():
         square = 0.8 * square + 0.2 * orthogonal.square().mean(1, keepdim=True)
         normalized = orthogonal / square.sqrt()
         rate = 0.2 * 0.1 * (rows * columns) ** 0.5 / normalized.norm()
-        exact = (
-            orthogonal.norm() / columns**0.5
-        )  # 1 where the orthogonalization is exact, which the paper takes it to be
+        exact = orthogonal.norm() / columns**0.5  # 1 if the orthogonalization is exact, as the paper assumes
         theta = theta - 0.1 * 0.3 * theta - rate * exact * normalized
     torch.testing.assert_close(ours.double(), theta, rtol=1e-3, atol=1e-4)
 
 
 def test_neurons_move_alike():
-    """Rows whose gradients differ in size by a factor of 24 get updates of one size, as large as Muon's in all."""
+    """Rows whose gradients differ in size by a factor of 24 get updates of one size, in total as large as Muon's."""
     start = hidden_update(0, None, False)
     plain, even = (hidden_update(1, beta, False, lr=1.0, weight_decay=0.0) - start for beta in (None, 0.9))
     assert plain.norm(dim=1).max() > 1.5 * plain.norm(dim=1).min()
@@ -288,7 +286,7 @@ def test_cautious_decay_takes_only_where_the_update_does():
 
 @pytest.fixture
 def mesh() -> Iterator[DeviceMesh]:
-    """A world of one process, without a socket."""
+    """A process group of one process, without a socket."""
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     yield init_device_mesh("cpu", (1,))
     torch.distributed.destroy_process_group()
@@ -319,7 +317,7 @@ def test_8bit_adamw_is_nearly_adamw_and_compiles_once():
 
     def train_wide(config: OptimizerConfig) -> Tensor:
         torch.manual_seed(2)
-        layer = nn.Linear(64, 64, bias=False)  # 4,096 weights are the fewest that it keeps in 8 bits
+        layer = nn.Linear(64, 64, bias=False)  # the smallest parameter that it keeps in 8 bits has 4,096 weights
         optimizer = build_optimizer(config, layer)
         before = layer.weight.detach().clone()
         if compiles_update(optimizer):
@@ -376,7 +374,7 @@ def test_gradients_of_a_scaled_loss_are_divided_before_they_are_clipped():
 
 
 def everything(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
-    """Weights and state, step counters too, as they are now."""
+    """A copy of weights and state, step counters included."""
     state = [value for slots in optimizer.state.values() for value in slots.values() if isinstance(value, Tensor)]
     return [torch.as_tensor(tensor).detach().clone() for tensor in (*model.parameters(), *state)]
 
@@ -387,7 +385,7 @@ def everything(model: nn.Module, optimizer: Optimizer) -> list[Tensor]:
 def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
     config: OptimizerConfig, value: float, max_norm: float | None
 ):
-    """No weight, no momentum, no decay, no counter. 1e38 is finite, but its square, and so the norm, is not."""
+    """No weight, momentum, decay or counter changes. 1e38 is finite, but its square, and so the norm, is not."""
     model = Model()
     optimizer = build_optimizer(config, model)
     train(model, 1, lambda _: optimizer.step())
@@ -409,7 +407,7 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
 @pytest.mark.parametrize("config", [adamw(), muon(), normuon(cautious_decay=True)], ids=["adamw", "muon", "normuon"])
 @pytest.mark.parametrize("first", [True, False], ids=["the first step", "a later step"])
 def test_a_step_can_be_left_undone_on_the_device(config: OptimizerConfig, first: bool):
-    """As on CUDA, where the host does not wait to know: found_inf is 1 or 0, and the step is called in either case."""
+    """As on CUDA, where the host does not wait: found_inf is 1 or 0, and the step is called either way."""
     model, plain = Model(), Model()
     optimizer, reference = build_optimizer(config, model), build_optimizer(config, plain)
     optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
@@ -420,11 +418,11 @@ def test_a_step_can_be_left_undone_on_the_device(config: OptimizerConfig, first:
     before = [parameter.detach().clone() for parameter in model.parameters()]
     optimizer.found_inf = torch.ones(())  # type: ignore[attr-defined]
     for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # what is not a number has been taken out by then
+        parameter.grad = torch.zeros_like(parameter)  # NaN has been replaced by then
     optimizer.step()
     for parameter, then in zip(model.parameters(), before, strict=True):
         assert torch.equal(parameter, then)
-    # And what comes after it is what would have come without it.
+    # The following steps are the same as without it.
     optimizer.found_inf = torch.zeros(())  # type: ignore[attr-defined]
     train(model, 3, lambda _: optimizer.step())
     train(plain, 3, lambda _: reference.step())
@@ -436,7 +434,7 @@ def test_a_step_can_be_left_undone_on_the_device(config: OptimizerConfig, first:
 )
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
 def test_orthogonalizing_follows_the_arithmetic(dtype: torch.dtype, tolerance: float, size: float):
-    """Against the same polynomial of the singular values in float64, for gradients far outside of float16 too."""
+    """Against the same polynomial of the singular values in float64, also for gradients far outside float16's range."""
     generator = torch.Generator().manual_seed(3)
     matrices = [size * torch.randn(24, 40, generator=generator) for _ in range(2)]
     coefficients = (3.4445, -4.775, 2.0315)

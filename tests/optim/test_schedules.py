@@ -1,4 +1,4 @@
-"""Schedules: torch's own schedulers as the reference, and what must hold for any setting."""
+"""Schedules: against torch's own schedulers, and properties that hold for any setting."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def largest_difference(a: list[float], b: list[float]) -> float:
 )
 def test_cycle_is_torchs_one_cycle(steps: int, pct_start: float, div_factor: float, final_div_factor: float):
     reference = one_cycle(steps, pct_start=pct_start, div_factor=div_factor, final_div_factor=final_div_factor)
-    warmup = (pct_start * steps - 1) / (steps - 1)  # the same place for the peak
+    warmup = (pct_start * steps - 1) / (steps - 1)  # the peak in the same place
     ours = schedule("cycle", warmup=warmup, initial=1 / div_factor, final=1 / div_factor / final_div_factor)
     assert largest_difference(our_curve(ours, steps), reference) < 1e-12
 
@@ -70,7 +70,7 @@ def test_cycle_is_torchs_one_cycle(steps: int, pct_start: float, div_factor: flo
 def test_cycle_with_the_reference_systems_settings_is_its_curve_but_for_one_step():
     ours = our_curve(schedule("cycle", warmup=0.3, initial=0.04, final=4e-6), 10_000)
     reference = one_cycle(10_000, pct_start=0.3, div_factor=25.0, final_div_factor=1e4)
-    assert largest_difference(ours, reference) < 2.1e-4  # of the peak, which comes 0.7 of a step later
+    assert largest_difference(ours, reference) < 2.1e-4  # of the peak, which is 0.7 of a step later
     assert (ours[0], ours[-1]) == pytest.approx((reference[0], reference[-1]), rel=1e-12)
 
 
@@ -132,7 +132,7 @@ def test_the_ends_are_exact(config: ScheduleConfig):
 
 @given(schedules(), fractions)
 def test_curves_have_no_jumps(config: ScheduleConfig, progress: float):
-    """Nearby progress, nearby factor: no steeper than the steepest piece (half a cosine: pi / 2 over its width)."""
+    """The factor is continuous: no steeper than the steepest piece (half a cosine: pi / 2 over its width)."""
     step = 1e-6
     after = min(1.0, progress + step)
     widths = [config.warmup, getattr(config, "decay", 1 - config.warmup)]

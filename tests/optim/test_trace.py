@@ -1,4 +1,4 @@
-"""progress.txt: what is written is read, and what is not whole is refused."""
+"""progress.txt: reading returns what was written, and an incomplete file is refused."""
 
 from __future__ import annotations
 

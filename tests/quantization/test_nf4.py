@@ -1,4 +1,4 @@
-"""Weights in 4 bits: what they stand for, what is computed with them, what they take."""
+"""4-bit weights: their values, computing with them, and the memory they take."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_the_numbers_are_torchaos_and_as_near_as_4_bits_can_be(shape: tuple[int,
     assert isinstance(quantized.weight, NF4Tensor)
     weight = quantized.expand(quantized.stored(), None)
     torch.testing.assert_close(weight, quantized.weight.get_original_weight(), rtol=1e-6, atol=1e-7)
-    # The widest gap between two levels is 0.30 of a block's largest number; scales are rounded to 8 bits.
+    # The widest gap between two levels is 0.30 of a block's largest number, and scales are rounded to 8 bits.
     largest = before.flatten().view(-1, block).abs().amax(1).repeat_interleave(block).view(shape)
     assert ((weight - before).abs() <= 0.17 * largest + 0.01 * largest.max()).all()
     x = torch.randn(3, shape[1])

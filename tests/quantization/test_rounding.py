@@ -1,4 +1,4 @@
-"""Rounding: torchao's numbers and gradients, and models that compute as what is converted from them."""
+"""Rounding: the same numbers and gradients as torchao, and models that compute the same as their conversions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def logits(model: Any) -> Tensor:
 
 
 def both(function: Any, x: Tensor, weigh: Tensor) -> tuple[Tensor, Tensor]:
-    """What `function` makes of x, and the gradient of x under a weighted sum."""
+    """`function(x)`, and the gradient of x under a weighted sum."""
     x = x.clone().requires_grad_(True)
     y = function(x)
     (y * weigh).sum().backward()
@@ -95,7 +95,7 @@ def test_activations_and_their_gradients_are_torchaos() -> None:
     from torchao.quantization.qat.fake_quantizer import FakeQuantizerBase
 
     theirs = FakeQuantizerBase.from_config(IntxFakeQuantizeConfig(torch.int8, "per_token", is_symmetric=False))
-    x = torch.cat([random(5, 9, 32), random(1, 9, 32).abs() + 3, torch.zeros(1, 9, 32)])  # one-sided, and nothing
+    x = torch.cat([random(5, 9, 32), random(1, 9, 32).abs() + 3, torch.zeros(1, 9, 32)])  # one-sided, and all zeros
     weigh = random(7, 9, 32, seed=1)
     for one, other in zip(both(round_activations, x, weigh), both(theirs, x, weigh), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)

@@ -1,4 +1,4 @@
-"""A key that has another name now is answered with that name, wherever it stands."""
+"""An old key name is rejected with its new name, wherever it appears."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What must hold between sections: each rule alone, and all broken ones together."""
+"""Rules between sections: each rule alone, and all violated ones reported together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models lowered to ExecuTorch write what they write here."""
+"""Models lowered to ExecuTorch generate the same text as in PyTorch."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def lowered(model: Any, path: Path, vocab_size: int = VOCABULARY) -> Program:
 
 
 def greedy(model: LanguageModel, prompt: list[int], tokens: list[int] | None = None) -> tuple[list[int], Tensor]:
-    """64 tokens after a prompt, the likeliest or those that are given, and the logits [64, V] that they came from."""
+    """64 tokens after a prompt, greedy or given, and the logits [64, V] they come from."""
     decoder = Decoder(model, Vocabulary(VOCABULARY, frozenset()), torch.device("cpu"))
     logits, cache = decoder.read([prompt], 64)
     written, found = [], []
@@ -55,7 +55,7 @@ def greedy(model: LanguageModel, prompt: list[int], tokens: list[int] | None = N
 def test_all_switches_together(tmp_path: Path) -> None:
     model = tiny_model(**(SHAPE | SWITCHES)).eval()
     program = lowered(model, tmp_path / "model.pte")
-    for prompt in ([5], PROMPT, list(range(2, 50))):  # one after the other: each begins anew
+    for prompt in ([5], PROMPT, list(range(2, 50))):  # one after the other: each starts from an empty cache
         tokens, logits = greedy(model, prompt)
         found = greedy(program, prompt)
         assert found[0] == tokens
@@ -72,7 +72,7 @@ def test_integers(tmp_path: Path) -> None:
     tokens, logits = greedy(model, PROMPT)
     assert not torch.allclose(logits, whole[1], atol=0.05)
     program = lowered(model, tmp_path / "model.pte")
-    # An activation between two integers may be rounded to the other one: that is the tolerance.
+    # The tolerance: an activation between two integers may be rounded to the other one.
     found = greedy(program, PROMPT, tokens)
     assert (found[1] - logits).square().mean().sqrt() < 0.02 * logits.std()
     assert found[0] == tokens

@@ -1,4 +1,4 @@
-"""task=plan: what it says, against runs that are known and against itself."""
+"""task=plan: its figures, against known runs and against each other."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from pretune.tasks.plan.table import show
 
 Compose = Callable[..., dict[str, Any]]
 EAGER = ("precision=bf16", "precision.compile=false")
-"""The arithmetic of an A100; compiled, a step would take longer to trace, and only memory depends on it."""
+"""An A100, uncompiled: a compiled step takes longer to trace, and only memory depends on compilation."""
 
 
 @pytest.fixture(scope="module")
 def reference(request: pytest.FixtureRequest) -> dict[str, Plan]:
-    """Plans of the reference run, kept over the tests of this file."""
+    """Plans of the reference run, kept for all tests of this file."""
     return {}
 
 
@@ -43,7 +43,7 @@ def plan_of(composed: Compose, kept: dict[str, Plan], mfu: float) -> Plan:
 
 
 def test_the_reference_run_is_what_it_was(composed: Compose, reference: dict[str, Plan]) -> None:
-    # About 121k tokens/s, said to be 42%: 1.31e9 tokens in three hours. The 42% left attention out of the count.
+    # About 121k tokens/s, reported as 42%: 1.31e9 tokens in three hours. The 42% does not count attention.
     plan = plan_of(composed, reference, 0.42)
     assert plan.tokens_per_second == pytest.approx(121_000, rel=0.06)
     assert plan.tokens == pytest.approx(1.31e9, rel=0.06)
@@ -113,7 +113,7 @@ def test_a_member_is_counted_as_the_model_would_be(num_layers: int, value_embedd
 def test_a_plan_is_printed_and_written(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "plan.json"
     mapping = tiny("task=plan", "plan.device=a100-40gb", f"plan.file={file}", "precision.compile=false")
-    # From the configuration alone: the data does not exist, and no folder is made.
+    # From the configuration alone: the data does not exist, and no folder is created.
     mapping["data"]["source"]["files"] = [str(tmp_path / "absent.jsonl")]
     assert run(mapping) == 0
     printed = capsys.readouterr().out
@@ -169,9 +169,9 @@ def test_values_out_of_range_are_refused(tiny: Compose, change: str) -> None:
 
 
 def test_the_fit_is_the_published_one() -> None:
-    # Chinchilla itself, 70e9 parameters and 1.4e12 tokens: just under 2 nats a token.
+    # Chinchilla itself, 70e9 parameters and 1.4e12 tokens: just under 2 nats per token.
     assert fitted_loss(70e9, 1.4e12, 32_000) == pytest.approx(1.974, abs=0.005)
-    # As far off as the table says it is.
+    # The error that the table states.
     reference, speedrun = fitted_loss(179_983_360, 1.31e9, 50_257), fitted_loss(124e6, 1e10, 50_257)
     assert reference is not None
     assert speedrun is not None
@@ -188,7 +188,7 @@ def test_no_loss_is_predicted_where_the_fit_does_not_hold(tiny: Compose) -> None
 
 @pytest.mark.parametrize("quantization", ["none", "qlora_nf4"])
 def test_an_adapter_is_planned_for(quantization: str, tiny: Compose) -> None:
-    device = "plan.device=a100-40gb"  # the one at hand would be measured, each time a little differently
+    device = "plan.device=a100-40gb"  # else this machine would be measured, never twice the same
     whole = make_plan(validate(RunConfig, tiny("precision.compile=false", device)))
     tune = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "precision.compile=false", device)
     adapter = ("adapter=lora", "adapter.rank=2", "adapter.targets=[layers.1.mlp.down]")

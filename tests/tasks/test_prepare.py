@@ -1,4 +1,4 @@
-"""What task=prepare prints, and what chats and mixtures become in a whole run."""
+"""The output of task=prepare, and chats and mixtures in a whole run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def chats(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def chatting(tiny: Callable[..., dict[str, Any]], chats: Path) -> Callable[..., dict[str, Any]]:
-    """A run on conversations, whole ones side by side, with a tokenizer that is trained on the spot."""
+    """A run on whole conversations packed together, with a tokenizer trained for the run."""
 
     def compose(*overrides: str) -> dict[str, Any]:
         packing = ["data.packing.mode=documents", "data.packing.too_long=cut", "data.packing.isolate=true"]

@@ -32,7 +32,7 @@ def write_run(folder: Path, rows: list[dict[str, Any]], stage: str = "pretrain",
 
 
 def falling(steps: int, start: float = 8.0, **last: float) -> list[dict[str, Any]]:
-    """Rows of a run whose losses fall by a thousandth a step."""
+    """Rows of a run whose losses fall by a thousandth per step."""
     rows: list[dict[str, Any]] = []
     for step in range(0, steps + 1, 10):
         where = {"step": step, "tokens": step * 100, "seconds": step * 0.1}
@@ -45,7 +45,7 @@ def falling(steps: int, start: float = 8.0, **last: float) -> list[dict[str, Any
 
 
 class Page(HTMLParser):
-    """What a page would load, and its text."""
+    """The resources a page would load, and its text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()

@@ -55,7 +55,7 @@ def test_time_left_counts_from_where_this_session_began() -> None:
     clock.now += 30
     screen.progress(600, 0.6, 3.0, 1.0)
     screen.report(600, {"train/loss": 3.0})
-    # A tenth took 30 s, so four tenths take two minutes; the time before the resume does not count.
+    # A tenth took 30 s, so four tenths take two minutes; time before the resume does not count.
     assert "2m00s left" in out.getvalue()
 
 
@@ -89,7 +89,7 @@ def test_the_bar_stays_on_one_line(width: int) -> None:
         clock.now += 1
         screen.progress(123_456 + step, step / 5, 3.456, 123_456.0)
     screen.close()
-    # The only line break is the one that close leaves behind the bar.
+    # The only line break is the one that close leaves after the bar.
     assert out.getvalue().count("\n") == 1
 
 

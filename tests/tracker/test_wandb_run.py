@@ -1,4 +1,4 @@
-"""Against the real library, offline; what would need its server is against its public faces."""
+"""Against the real library, offline; what would need its server is tested against its public interfaces."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = WandbConfig(kind="wandb", project="p", entity=None, group=None, mode="a
 
 @pytest.fixture(autouse=True)
 def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nobody is logged in, whoever runs the tests, and wandb starts afresh."""
+    """No user is logged in, whoever runs the tests, and wandb starts from scratch."""
     for name in [name for name in os.environ if name.startswith("WANDB_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -37,7 +37,7 @@ def _no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """Something that answers HTTP, if only with an error."""
+    """A server that answers HTTP, if only with an error."""
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as answering:
         threading.Thread(target=answering.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{answering.server_port}"
@@ -61,7 +61,7 @@ def test_without_a_key_a_run_is_recorded_offline_and_says_so_in_one_line(
         assert "offline (no API key" in about[0]
         assert about[0].endswith("wandb sync runs/demo/wandb")
     recorded = list((folder / "wandb").glob("offline-run-*"))
-    # Two sessions, one run: offline-run-<time>-<id>, with -1 behind it where both began in the same second.
+    # Two sessions, one run: offline-run-<time>-<id>, with -1 appended if both began in the same second.
     assert len(recorded) == 2
     assert {path.name.split("-")[3] for path in recorded} == {run_id(folder)}
 
@@ -88,7 +88,7 @@ def test_what_is_recorded_carries_group_job_type_and_axes(tmp_path: Path) -> Non
     with Tracker(CONFIG, tmp_path, "demo", "finetune", {"model": {"dim": 8}}) as tracker:
         tracker.report(3, {"tokens": 5, "train/loss": 1.5})
         tracker.finish({"step": 3, "val/loss": 2.0, "device": "cpu"})
-    sys.modules["wandb"].teardown()  # writes what it still holds
+    sys.modules["wandb"].teardown()  # flushes its buffer
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     records = list(read_log(path))
     run = next(record.run for record in records if record.HasField("run"))

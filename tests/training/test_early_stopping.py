@@ -1,4 +1,4 @@
-"""When a run is no longer getting better, against the plateaus that torch finds."""
+"""When a run no longer improves, against the plateaus that torch detects."""
 
 from __future__ import annotations
 

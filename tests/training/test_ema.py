@@ -1,4 +1,4 @@
-"""Averages of weights, against torch's own."""
+"""The EMA of weights, against torch's own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TAKEN, SKIPPED = torch.zeros(()), torch.ones(())
 
 
 def trained_steps(model: nn.Module, steps: int):
-    """Yield after each of some updates with random gradients."""
+    """Make updates with random gradients; yield after each."""
     optimizer = torch.optim.SGD([one for one in model.parameters() if one.requires_grad], lr=0.1)
     generator = torch.Generator().manual_seed(3)
     for step in range(1, steps + 1):
@@ -61,7 +61,7 @@ def test_the_two_models_share_what_is_frozen_and_nothing_else() -> None:
         assert not theirs[name].requires_grad
     for mine, its in zip(model.buffers(), average.model.buffers(), strict=True):
         assert mine is its
-    # Tied weights stay tied, and both models compute the same as long as nothing was trained.
+    # Tied weights stay tied, and both models compute the same until something is trained.
     tied = EMA(tiny_model(), 0.9, warmup=True).model
     assert tied.head_weight is tied.embedding.weight
     tokens = torch.arange(12)[None]
@@ -76,7 +76,7 @@ def test_averages_of_half_precision_are_float32() -> None:
     average.model.weight.zero_()
     for step in range(1, 11):
         average.update(step, TAKEN)
-    # In bfloat16, steps of a thousandth would soon be too small to count.
+    # In bfloat16, steps of a thousandth would soon be rounded away.
     assert average.model.weight.dtype == torch.float32
     torch.testing.assert_close(average.model.weight[0, 0].item(), 1 - 0.999**10, rtol=1e-5, atol=0)
 

@@ -1,4 +1,4 @@
-"""The watch that training time is read off."""
+"""The clock that measures training time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pretune.training.meter import Stopwatch
 
 
 class Device:
-    """A device that takes three seconds a step, given to it at once; the host is busy only while it waits."""
+    """A device that takes three seconds per step; steps are queued at once, the host is busy only while waiting."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = self.idle_at = 0.0

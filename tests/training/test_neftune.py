@@ -1,4 +1,4 @@
-"""Noise on embeddings: its size, when it is there, and that a compiled model has it too."""
+"""Noise on embeddings: its size, when it applies, and that a compiled model has it too."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_noise_is_uniform_and_of_the_papers_size() -> None:
     noise = (table(tokens) - table.weight[0]).detach()
     limit = 5 / (100 * 64) ** 0.5
     assert 0.999 * limit < noise.abs().max() <= limit * (1 + 1e-5)
-    # A uniform distribution's standard deviation, and no mean; drawn for each value by itself.
+    # Standard deviation of a uniform distribution, mean zero; drawn independently for each value.
     assert noise.std().item() == pytest.approx(limit / 3**0.5, rel=0.01)
     assert abs(noise.mean().item()) < 0.01 * limit
     assert len(noise.unique()) > 0.9 * noise.numel()
@@ -34,7 +34,7 @@ def test_there_is_none_in_evaluation_nor_without_gradients() -> None:
     assert not torch.equal(noisy(tokens), plain(tokens))
     noisy.eval()
     assert torch.equal(noisy(tokens), plain(tokens))
-    # The head, tied to the embedding, has none.
+    # The head, which is tied to the embedding, gets no noise.
     assert torch.equal(noisy.train().unembed(torch.ones(1, 32)), plain.unembed(torch.ones(1, 32)))
 
 

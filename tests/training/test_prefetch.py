@@ -1,4 +1,4 @@
-"""Batches are the loader's, whatever was guessed; and nothing waits for the device between two reports."""
+"""Batches equal the loader's, whatever was prefetched; and nothing waits for the device between two reports."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read(position: int, num_sequences: int) -> Batch:
 @pytest.mark.parametrize("device", DEVICES)
 def test_every_batch_is_the_one_that_was_asked_for(device: str) -> None:
     feed = Prefetcher(read, Batch.num_scored, torch.device(device))
-    # Onwards, with other numbers of rows, back, and the same again.
+    # Forward, with other numbers of sequences, backward, and the same again.
     for position, rows in [(0, 4), (4, 4), (8, 2), (10, 6), (3, 6), (9, 1), (9, 1)]:
         fed, expected = feed.batch(position, rows), read(position, rows)
         assert fed.scored == fed.scored_tokens == expected.num_scored()
@@ -40,7 +40,7 @@ def test_every_batch_is_the_one_that_was_asked_for(device: str) -> None:
 
 
 class Waits(TorchDispatchMode):
-    """Counts what would make the host wait for a GPU: values asked of tensors, and shapes that depend on values."""
+    """Counts operations that make the host wait for a GPU: reading tensor values, and shapes that depend on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,8 +66,8 @@ def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer:
             assert run(tiny(*settings, *quiet, "device=cpu", "data.packing.isolate=true", "precision=bf16",
                             "precision.compile=false")) == 0  # fmt: skip
         counts[steps] = waits.counts
-    # What is scored is counted on the host, before the batch leaves it: what the loss is divided by, and the tokens.
-    # The gradients' norm is looked at on the CPU alone, three times; on a GPU the test below would fail.
+    # Scored tokens, by which the loss is divided, and all tokens are counted on the host, before the batch is copied.
+    # The gradients' norm is read only on the CPU, three times; on a GPU the test below would fail.
     assert counts[5] - counts[2] == Counter({"_local_scalar_dense": (2 + 3) * 3})
 
 
@@ -82,7 +82,7 @@ def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> Non
 
     def watched(*args: Any) -> Any:
         calls.append(1)
-        if len(calls) > 1:  # what the first step brings is looked at
+        if len(calls) > 1:  # the figures of the first step are read
             torch.cuda.set_sync_debug_mode("error")
         return plain(*args)
 

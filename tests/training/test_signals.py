@@ -1,4 +1,4 @@
-"""Signals, sent for real to a process of its own."""
+"""Real signals, sent to a separate process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def signal_self(number=signal.SIGTERM): os.kill(os.getpid(), number)
 
 
 class Child:
-    """A Python process that runs `code` and says lines."""
+    """A Python process that runs `code` and prints lines."""
 
     def __init__(self, code: str) -> None:
         self.process = subprocess.Popen(
@@ -58,7 +58,7 @@ def run(code: str) -> tuple[int, str, str]:
     "work",
     [
         "time.sleep(30)",
-        # What an evaluation is like, with a handler of errors around each part.
+        # Like an evaluation, with an error handler around each part.
         "for _ in range(10**9):\n            try: sum(range(1000))\n            except Exception: pass",
         "import torch; x = torch.rand(300, 300)\n        while True: x = (x @ x).softmax(-1)",
         "threading.Event().wait(30)",
@@ -117,7 +117,7 @@ with Interrupts() as interrupts:
 
 
 def test_signals_that_come_twice_do_not_lose_the_save():
-    """Schedulers and terminals signal a whole group, and parents pass signals on."""
+    """Schedulers and terminals signal a whole process group, and parents forward signals."""
     code = """
 with Interrupts() as interrupts:
     try:

@@ -1,4 +1,4 @@
-"""What a model's words answer: the reference system's option parser read none of these right."""
+"""Parsing the answer in a model's text: the reference system's option parser got none of these right."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is scored of a conversation, whatever the template: against transformers, and against each turn alone."""
+"""The scored part of a conversation, with any template: against transformers, and against each turn alone."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ LLAMA3 = (
     "+ message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% endif %}"
 )
-BRACKETS = (  # no generation prompt of its own, and the turn's end is the document's
+BRACKETS = (  # no generation prompt of its own, and the end of the turn is the end of the document
     "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'assistant' %}"
     "{{ ' ' + message['content'] | trim + eos_token }}{% else %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
     "{% endif %}{% endfor %}"
@@ -49,7 +49,7 @@ TRAINING_MARKERS = LLAMA3.replace(  # the same text as LLAMA3, with the assistan
     "{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}"
     "{{ '<|start_header_id|>' + message['role']",
 ).replace("'<|eot_id|>' }}{% endfor %}", "'<|eot_id|>' }}{% endif %}{% endfor %}")
-THINKING = (  # drops what earlier turns have thought
+THINKING = (  # drops the reasoning of earlier turns
     "{% for message in messages %}{% set text = message['content'] %}{% if not loop.last and '</think>' in text %}"
     "{% set text = text.split('</think>')[1] %}{% endif %}{{ '<|im_start|>' + message['role'] + '\n' + text + "
     "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -61,9 +61,9 @@ letters = st.text("ab <|>_\n日é", min_size=1, max_size=12).filter(str.strip)
 
 @st.composite
 def conversations(draw: st.DrawFn, spells: tuple[str, ...] = ()) -> list[dict[str, str]]:
-    """Turns by turns, perhaps after a system's; texts may spell the special tokens `spells`.
+    """Alternating turns, possibly after a system message; texts may spell the special tokens `spells`.
 
-    Answers neither begin nor end in white space, where whole texts are cut into other tokens than their parts.
+    Answers neither begin nor end in white space: there a whole text is split into other tokens than its parts.
     """
     texts = st.lists(letters | st.sampled_from(spells), min_size=1, max_size=3).map("".join) if spells else letters
     system = [{"role": "system", "content": draw(texts)}] if draw(st.booleans()) else []
@@ -78,7 +78,7 @@ def conversations(draw: st.DrawFn, spells: tuple[str, ...] = ()) -> list[dict[st
 
 @cache
 def tokenizer(template: str | None = None) -> Tokenizer:
-    """Bytes and the special tokens of all these templates."""
+    """A tokenizer of bytes and the special tokens of all these templates."""
     backend = train_byte_level(iter(["a"]), 257, False)
     backend.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL])
     return Tokenizer(backend, TRAINED_EOS, "<s>", template)
@@ -150,7 +150,7 @@ def test_tokens_and_mask_are_those_of_transformers(template: str, marked: str, m
     theirs: Any = reference(marked).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
     ids, flags = ids_and_flags(one_document(formatter(template), messages), tokenizer())
     mask = [bool(one) for one in theirs["assistant_masks"]]
-    after = len(mask) - mask[::-1].index(True)  # the white space after the last turn is left to the end of the document
+    after = len(mask) - mask[::-1].index(True)  # white space after the last turn is not scored
     assert ids == list(theirs["input_ids"])[:after]
     assert flags == mask[:after]
 
@@ -303,7 +303,7 @@ def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
     ids, _ = ids_and_flags(build_formatter(config.format, found.template_tokens).render_prompt(THOUGHTS[:1]), found)
     assert theirs.apply_chat_template(THOUGHTS[:1], add_generation_prompt=True, return_dict=False) == ids
-    # A template in the configuration goes before the tokenizer's, and is what is saved.
+    # A template in the configuration takes precedence over the tokenizer's, and is the one saved.
     other = data_config(format=CHAT | {"template": LLAMA3}, tokenizer=config.tokenizer.model_dump())
     assert load_tokenizer(other.tokenizer, other, tmp_path).chat_template == LLAMA3
 

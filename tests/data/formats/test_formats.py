@@ -29,7 +29,7 @@ def problems_of(config: DataConfig) -> Iterator[Problem]:
 
 
 def segments(row: dict[str, Any], **format: Any) -> list[Segment]:
-    """The one document of a row; its prompt is what generation is given."""
+    """The only document of a row; its prompt is the prompt that generation gets."""
     formatter = build_formatter(data_config(format=format).format, TOKENS)
     (document,) = formatter.documents(row, PLACE)
     if format["kind"] != "text":
@@ -85,7 +85,7 @@ def test_every_real_row_gives_five_options(shared_data: Path) -> None:
         for row in json.loads((shared_data / "mathqa" / f"{name}.json").read_text()):
             options = parse_options(row["options"])
             counts["five" if list(options) == list("abcde") and row["correct"] in options else "other"] += 1
-            # What stands between the options is markers and commas only: nothing of an option is lost.
+            # Between the options there are only markers and commas: no part of an option is lost.
             joined = "".join("".join(options.values()).split())
             left = Counter("".join(row["options"].split())) - Counter(joined)
             assert set(left) <= set("abcde),[]'\""), row["options"]
@@ -129,7 +129,7 @@ def test_options_are_compared_after_the_very_prompt_of_training(options: bool, r
         assert (text == continuation) == (problem.closing is None) == (rationale == "none")
         assert len(set(problem.options)) == 5
         assert not problem.prompt.endswith(" ")
-        # One after the other or in one piece, the tokens are the same.
+        # The tokens are the same whether encoded piece by piece or at once.
         pieces = tokenizer.encode(problem.prompt) + tokenizer.encode(problem.options[problem.correct])
         assert pieces == tokenizer.encode(continuation)
 

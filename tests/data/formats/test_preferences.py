@@ -1,4 +1,4 @@
-"""Preferences as data sets write them, and those that cannot be used."""
+"""Preferences in the forms that data sets use, and unusable ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def says(text: str, role: str = "assistant") -> dict[str, str]:
 
 
 def written_by(format: Any, row: dict[str, Any]) -> tuple[dict[str, Any], ...]:
-    """Both sides of a row as rows of the format that writes them."""
+    """Both sides of a row, as rows of the format that renders them."""
     formatter = build_formatter(format, TOKENS)
     return tuple(formatter.as_row(side) for side in sides(row, PLACE))
 
@@ -140,7 +140,7 @@ def test_a_chat_template_holds_conversations_and_only_the_last_answer_is_scored(
     for document, answer in zip(written, ("Plum.", "I will not."), strict=True):
         assert "".join(segment.text for segment in document if not segment.scored) == beginning
         assert "".join(segment.text for segment in document if segment.scored).startswith(answer)
-    # What the model is asked at generation is what training puts before the answer.
+    # The prompt at generation is the text before the answer in training.
     asked = formatter.render_prompt([{"role": "user", "content": "Name a fruit."}])
     assert "".join(segment.text for segment in asked) == "<user>Name a fruit.</s><assistant>"
 

@@ -1,4 +1,4 @@
-"""The hub's real code path, in processes of their own, because the libraries read HF_ENDPOINT when imported."""
+"""The real code path to the hub, in separate processes, because the libraries read HF_ENDPOINT on import."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ CLOSED = "http://127.0.0.1:9"
 
 
 def run(program: str, endpoint: str, folder: Path, given: object = None, **environment: str) -> list[str]:
-    """The lines that a fresh Python prints; it may print nothing to stderr."""
+    """The lines that a fresh Python process prints; it must print nothing to stderr."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -147,7 +147,7 @@ def test_chats_bring_the_template_of_the_tokenizer_along(hub: str, tmp_path: Pat
 
 
 def test_no_network_is_said_at_once(tmp_path: Path) -> None:
-    # The libraries' own retries take longer than the time that `run` allows for the four.
+    # The libraries' own retries take longer than the time `run` allows for all four.
     lines = run(READ, CLOSED, tmp_path, [section("me/lines"), section("me/lines", streaming=False)])
     lines += run(TEXTS, CLOSED, tmp_path)[:2]
     assert all("cannot reach the hub" in line and "HF_HUB_OFFLINE=1" in line for line in lines)

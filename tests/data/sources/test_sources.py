@@ -78,6 +78,6 @@ def test_a_file_that_changed_is_another_source(tmp_path: Path) -> None:
 
 
 def test_sources_stream() -> None:
-    """Taking the first rows must not read the rest: this Python's documentation takes half a minute."""
+    """Taking the first rows must not read the rest, because all of this Python's documentation takes half a minute."""
     section = validate(PythonDocsSource, {"kind": "python_docs", "packages": None, "max_bytes": None})
     assert len(list(islice(rows(section), 5))) == 5

@@ -52,7 +52,7 @@ def test_every_place_is_right_equally_often_and_every_kind_occurs() -> None:
 
 
 def test_the_size_of_an_option_does_not_give_it_away() -> None:
-    """Always taking the smallest, second smallest, ... option must stay near chance."""
+    """Always choosing the smallest, second smallest, ... option must stay near chance."""
     ranks: Counter[int] = Counter()
     for row in generate(5000):
         options = parse_options(row["options"])

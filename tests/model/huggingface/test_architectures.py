@@ -1,4 +1,4 @@
-"""Exported models in transformers: what it loads computes what ours computes."""
+"""Exported models in transformers: the loaded model computes what ours computes."""
 
 from __future__ import annotations
 

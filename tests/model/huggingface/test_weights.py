@@ -33,7 +33,7 @@ def theirs(kind: str, changes: dict[str, Any]) -> Any:
     torch.manual_seed(0)
     model = getattr(transformers, f"{kind}ForCausalLM")(getattr(transformers, f"{kind}Config")(**shape))
     for parameter in model.parameters():
-        if parameter.dim() == 1:  # norms start at one and biases at zero, where many mistakes are invisible
+        if parameter.dim() == 1:  # norms start at one and biases at zero, which would hide many mistakes
             torch.nn.init.normal_(parameter, 0.5, 0.3)
     return model.float().train()
 

@@ -1,4 +1,4 @@
-"""Written answers: asked as in training, on held-out problems, counted right whatever the batch."""
+"""Generated answers: prompted as in training, on held-out problems, counted correctly with any batch size."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL = [
 
 @pytest.fixture
 def measured(composed: Compose, tmp_path: Path) -> Compose:
-    """`measured(*overrides)`: what evaluates a run of two steps on word problems."""
+    """`measured(*overrides)`: evaluates a run of two steps on word problems."""
     overrides = [*SMALL, f"output_dir={tmp_path}"]
     assert run(composed("smoke", *overrides)) == 0
     return lambda *more: composed("smoke", *overrides, "task=evaluate", "evaluation.answers.measure=true", *more)

@@ -25,7 +25,7 @@ TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(
 
 
 def own_logits(mapping: dict[str, Any]) -> torch.Tensor:
-    """What the newest weights of a run compute."""
+    """The output of a run's newest weights."""
     config = validate(RunConfig, mapping)
     model = merged_model(config, find_run(config.name, config.output_dir), torch.device("cpu")).eval()
     with torch.no_grad():
@@ -71,7 +71,7 @@ def test_an_adapter_is_merged_or_kept(kind: str, tiny: Compose, tmp_path: Path) 
     runs = tmp_path / "runs"
     run(tiny(*BASE))
     run(tiny(*BASE, "task=export", f"export.output={tmp_path / 'base'}"))
-    # A Kronecker product is kept only where a layer of ours is one layer there.
+    # A Kronecker product is kept only if our layer is also one layer in transformers.
     targets = ["adapter.targets=[output,down]"] if kind == "lokr" else []
     settings = ("name=tuned", *TUNE, f"adapter={kind}", *targets, "task=export")
     run(tiny(*settings, "task=train"))

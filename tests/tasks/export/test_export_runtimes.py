@@ -1,4 +1,4 @@
-"""A run as a file for another runtime, from the command to the text that it writes."""
+"""A run exported for another runtime, from the command to the text it generates."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ GREEDY = ("task=generate", "generate.temperature=0", "generate.max_new_tokens=64
 
 @pytest.fixture
 def settings(tiny: Compose) -> Compose:
-    """`settings(*overrides)` of a run that is trained."""
+    """`settings(*overrides)` of a trained run."""
 
     def compose(*overrides: str) -> dict[str, Any]:
         return tiny(*RUN, *SHAPE, *overrides)

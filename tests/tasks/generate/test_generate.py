@@ -1,4 +1,4 @@
-"""task=generate as a user meets it: a prompt, a file, a chat, and what goes wrong."""
+"""task=generate from a user's view: a prompt, a file, a chat, and errors."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GREEDY = ["task=generate", "generate.temperature=0", "generate.max_new_tokens=6"
 
 @pytest.fixture
 def trained(tiny: Compose) -> Compose:
-    """`trained(*overrides)`: what continues a run of two steps."""
+    """`trained(*overrides)`: generates with a run of two steps."""
     assert run(tiny("name=one", "budget.steps=2", "samples.prompts=[The cat]", "precision=fp32")) == 0
     return lambda *overrides: tiny("name=one", *GREEDY, *overrides)
 
@@ -80,7 +80,7 @@ def test_a_chat_holds_the_conversation_and_starts_anew(
         asked.append(generator.tokenizer.decode(prompt))
         if len(asked) == 2:
             yield Piece(0, "one", 1, None)
-            raise Stop  # somebody pressed Ctrl-C
+            raise Stop  # the user pressed Ctrl-C
         yield Piece(0, " fine", 1, "end")
 
     monkeypatch.setattr(TextGenerator, "stream", answer)

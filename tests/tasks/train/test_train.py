@@ -1,4 +1,4 @@
-"""The loop, run for real on a tiny model."""
+"""The training loop, run on a tiny model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_compiled_is_the_same_training(tiny: Compose, tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     assert series(runs / "compiled", "train/loss") == pytest.approx(series(runs / "eager", "train/loss"), abs=1e-4)
     assert not any("_orig_mod" in name for name in final_weights(runs / "compiled"))
-    # Compiling runs a batch that no budget pays for and no random number remembers.
+    # Compiling runs a batch that counts toward no budget and leaves the random generator unchanged.
     assert rows(runs / "compiled")[-1]["tokens"] == rows(runs / "eager")[-1]["tokens"]
 
 
@@ -81,11 +81,11 @@ Taking = Callable[[str, Callable[..., float]], None]
 
 @pytest.fixture
 def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
-    """A clock that stands; `taking(name, seconds)` lets a function of the loop move it by `seconds(*arguments)`."""
+    """A stopped clock; `taking(name, seconds)` makes a function of the loop advance it by `seconds(*arguments)`."""
     now = 0.0
     monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(train_task, "report", lambda *_: None)  # slow, and not what this is about
-    monkeypatch.setattr(train_module, "peak_flops", lambda *_: 1e12)  # it would be measured, by that clock
+    monkeypatch.setattr(train_task, "report", lambda *_: None)  # slow, and not tested here
+    monkeypatch.setattr(train_module, "peak_flops", lambda *_: 1e12)  # it would be measured with this clock
 
     def let_take(name: str, seconds: Callable[..., float]) -> None:
         place = {"save": train_module.checkpoint, "accumulate": train_gradients}.get(name, train_module)
@@ -104,7 +104,7 @@ def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
 def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(
     tiny: Compose, tmp_path: Path, taking: Taking
 ) -> None:
-    """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints are not counted."""
+    """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints do not count."""
     generator = random.Random(1)
     taking("accumulate", lambda loss, optimizer, batch, *_: generator.uniform(0.7, 1.3) * len(batch.inputs) / 8)
     taking("evaluate", lambda *_: 7.0)
@@ -122,7 +122,7 @@ def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(
 
 @pytest.mark.parametrize("count", ["[]", "[evaluation]", "[evaluation,checkpoint]"])
 def test_a_budget_may_count_more_than_training(count: str, tiny: Compose, tmp_path: Path, taking: Taking) -> None:
-    """The final evaluation and checkpoint are paid for too, where they count."""
+    """The final evaluation and checkpoint also fit into the budget, if they count."""
     taking("accumulate", lambda *_: 1.0)
     taking("evaluate", lambda *_: 5.0)
     taking("save", lambda *_: 2.0)
@@ -143,7 +143,7 @@ def test_a_timed_run_is_replayed_bit_for_bit(tiny: Compose, tmp_path: Path) -> N
     assert run(tiny("name=timed", "budget.time=1s", *settings)) == 0
     runs = tmp_path / "runs"
     for name, replay in (("again", "timed"), ("once_more", runs / "again" / "progress.txt")):
-        # Evaluating more often changes the time that things take, and nothing else.
+        # Evaluating more often changes only durations.
         assert run(tiny(f"name={name}", f"budget.replay={replay}", "evaluation.every=4", *settings)) == 0
         assert (runs / name / "progress.txt").read_text() == (runs / "timed" / "progress.txt").read_text()
         for figure in ("train/loss", "train/lr", "train/grad_norm"):
@@ -172,7 +172,7 @@ def test_fine_tuning_starts_from_the_runs_weights_and_trains_them_all(tiny: Comp
     settings = ["stage=finetune", "stage.init_from=base", "data.tokenizer={kind: inherited}", "optimizer.lr=1e-2"]
     settings += ["schedule=constant", "schedule.warmup=0.0"]
     mapping = tiny("name=tuned", *settings)
-    # Hydra merges mappings; a fine-tuning file picks a data option whose tokenizer is inherited.
+    # Hydra merges mappings; a fine-tuning run file chooses a data option with an inherited tokenizer.
     mapping["data"]["tokenizer"] = {"kind": "inherited"}
     assert run(mapping) == 0
     runs = tmp_path / "runs"
@@ -202,7 +202,7 @@ def test_word_problems_are_learned_better_than_chance_is(tiny: Compose, composed
 
 
 class TestBadInput:
-    """Each is one message, and nothing is written."""
+    """Each mistake gives one message, and nothing is written."""
 
     @pytest.fixture
     def refused(self, tmp_path: Path) -> Callable[[dict[str, Any]], str]:

@@ -1,4 +1,4 @@
-"""Runs that train an adapter: what they save, how they go on, and what is made of them afterwards."""
+"""Runs that train an adapter: saving, resuming, and using the result."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_an_adapter_is_trained_saved_alone_and_merged_for_everything_after(
     first, last = losses(runs / "tuned")[0], losses(runs / "tuned")[-1]
     assert first == pytest.approx(losses(runs / "base")[-1], abs=1e-6)
     assert last < first
-    # A run that starts from it has the merged weights: it begins where this one ended, and is a plain run again.
+    # A run that starts from it gets the merged weights: it begins where this one ended, and is a plain run.
     run(tiny("name=after", "stage=finetune", "stage.init_from=tuned", "budget.steps=1"))
     assert losses(runs / "after")[0] == pytest.approx(last, abs=1e-6)
     assert (checkpoint(runs / "after", 1) / "model.safetensors").is_file()

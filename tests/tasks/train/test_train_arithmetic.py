@@ -1,4 +1,4 @@
-"""How a run computes: what `auto` comes to, float16 with a scaled loss, and steps that are left out."""
+"""Precision of a run: what `auto` chooses, float16 with loss scaling, and skipped steps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def tensors(folder: Path, step: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """`cpu(bfloat16)`: this machine's CPU does bfloat16 fast, or forty times slower than float32."""
+    """`cpu(bfloat16)`: pretend that this CPU computes bfloat16 fast, or forty times slower than float32."""
 
     def install(bfloat16: bool) -> None:
         able = Capabilities(bfloat16, False, "so it is said")
@@ -49,7 +49,7 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return install
 
 
-# ---- what `auto` comes to
+# ---- what `auto` chooses
 
 
 @pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
@@ -71,7 +71,7 @@ def test_a_run_goes_on_as_it_began_unless_told_otherwise(
     cpu(True)
     with power_cut(12):
         run(tiny(*settings, "precision=auto"))
-    # On another machine, without instructions for it: done all the same, after a line with the way out.
+    # On another machine without bfloat16 instructions it still runs, after a line that names the alternative.
     cpu(False)
     capsys.readouterr()
     with power_cut(2):
@@ -81,7 +81,7 @@ def test_a_run_goes_on_as_it_began_unless_told_otherwise(
     assert "bf16, which this run was trained in, is 40 times slower here than fp32" in err
     assert "precision=fp32 goes on in that" in err
     assert read_config(file)["precision"]["compute"] == "bfloat16"
-    # Which is a way out.
+    # The alternative works.
     assert run(tiny(*settings, "precision=fp32")) == 0
     out, err = capsys.readouterr()
     assert "from here on fp32, as asked; so far this run was trained in bf16" in err
@@ -127,7 +127,7 @@ def test_8_bits_that_are_not_here_are_one_line_with_a_way_out(
     cpu(True)
     with power_cut(12):
         run(tiny("name=one", "precision=bf16", "precision.compile=false"))
-    file = tmp_path / "runs" / "one" / "config.yaml"  # as an H100 would have left it
+    file = tmp_path / "runs" / "one" / "config.yaml"  # as an H100 would leave it
     file.write_text(file.read_text().replace("compute: bfloat16", "compute: float8"))
     with pytest.raises(ConfigError, match=r"8-bit matrix products.*Take precision=bf16$"):
         run(tiny("name=one", "precision=auto", "precision.compile=false"))
@@ -149,7 +149,7 @@ def test_without_a_compiler_the_step_is_uncompiled(
         assert run(tiny("name=one", "task=generate", "generate.prompt=The", "generate.compile=true")) == 0
         with pytest.raises(ConfigError, match=r"adamw_8bit compiles its update, and there is no C\+\+ compiler"):
             run(tiny("name=two", "optimizer=adamw_8bit"))
-    # The configuration is that of the run: elsewhere it will be compiled.
+    # The run's configuration is unchanged: on another machine it is compiled.
     assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compile"] is True
 
 
@@ -162,11 +162,11 @@ def test_threads_are_set(tiny: Compose) -> None:
         torch.set_num_threads(before)
 
 
-# ---- nothing computes in another arithmetic
+# ---- nothing computes in another precision
 
 
 def narrow() -> Operators:
-    """Collects the operators that take or make numbers of 16 bits."""
+    """Collects the operators that take or return 16-bit numbers."""
     return Operators(lambda tensor: tensor.dtype in (torch.bfloat16, torch.float16))
 
 
@@ -193,7 +193,7 @@ def test_float32_is_float32_everywhere(
         assert run(tiny("name=base", "budget.steps=2")) == 0
     with narrow() as found:
         assert run(tiny("name=one", *overrides, "budget.steps=2", "precision=fp32", "precision.compile=false")) == 0
-    # Scales of groups are stored as bfloat16 numbers, and so rounded to them: two conversions, no arithmetic.
+    # Group scales are stored as bfloat16, and so rounded to it: two conversions, no arithmetic.
     assert found.found <= ({"aten._to_copy.default", "aten.to.dtype"} if QAT[0] in overrides else set())
 
 
@@ -268,12 +268,12 @@ def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
         assert series(cut, name) == series(whole, name)
     kept, resumed = tensors(whole, 20), tensors(cut, 20)
     assert all(torch.equal(kept[name], resumed[name]) for name in kept)
-    # It fell from 2^40, and grew again later.
+    # The scale fell from 2^40, and grew again later.
     scales, overflows = series(whole, "train/loss_scale"), series(whole, "train/overflows")
     assert scales[0] < 2.0**30
     assert overflows[0] > 10
     assert any(later == 2 * before for before, later in itertools.pairwise(scales))
-    # Every step was taken on its own batch, with the same dropout: that of a run whose loss was never too large.
+    # Every step used its own batch with the same dropout, as in a run without overflow.
     monkeypatch.setattr(loss_scale, "INITIAL", scales[0] / 16)
     assert run(tiny("name=low", *settings)) == 0
     low = tmp_path / "runs" / "low"
@@ -283,7 +283,7 @@ def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
     assert set(series(whole, "train/skipped_steps")) == {0}
 
 
-# ---- steps that are left out
+# ---- skipped steps
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -298,7 +298,7 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out_counted_and_said(
         sums = genuine(loss_of, optimizer, *arguments)
         if calls == 4:
             optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = torch.nan
-            sums["loss"] *= torch.nan  # what made them so
+            sums["loss"] *= torch.nan  # the cause
         return sums
 
     monkeypatch.setattr(train_gradients, "accumulate", spoilt)
@@ -306,7 +306,7 @@ def test_a_step_whose_gradients_are_not_finite_is_left_out_counted_and_said(
     more = ("checkpoint.keep=null", "log_every=2", "budget.steps=8", "schedule=constant")
     assert run(tiny("name=one", *settings, *more)) == 0
     folder = tmp_path / "runs" / "one"
-    for file in ("model", "raw", "optimizer"):  # averages, weights, moments with their counters
+    for file in ("model", "raw", "optimizer"):  # EMA, weights, moments with their counters
         three, four, five = (
             load_file(folder / "checkpoints" / f"step_0000000{step}" / f"{file}.safetensors") for step in (3, 4, 5)
         )

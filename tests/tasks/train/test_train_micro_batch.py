@@ -30,12 +30,12 @@ def never(rows: int) -> None:
 
 @pytest.fixture
 def auto(tiny: Compose) -> RunConfig:
-    return validate(RunConfig, tiny("batch.micro_batch=auto"))  # 8 rows of 32 tokens a step
+    return validate(RunConfig, tiny("batch.micro_batch=auto"))  # 8 sequences of 32 tokens per step
 
 
 @pytest.fixture
 def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets what is available."""
+    """Sets the available memory."""
     return lambda size: monkeypatch.setattr(hardware, "total_memory", lambda device: size)
 
 
@@ -77,7 +77,7 @@ def test_on_a_gpu_it_is_tried_and_halved(
 ) -> None:
     memory(2**40)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    # Meta tensors stand in for the GPU's.
+    # Meta tensors stand in for GPU tensors.
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *size, device, **kw: empty(*size, device="meta", **kw))
     tried: list[int] = []
@@ -103,7 +103,7 @@ class FakeFootprint:
 
 
 class Scale(nn.Module):
-    """A loss that needs memory for its rows, of which there is only so much."""
+    """A loss that needs memory for its sequences, with limited memory available."""
 
     def __init__(self, room: int) -> None:
         super().__init__()
@@ -120,7 +120,7 @@ def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
     tokens = torch.arange(24).view(12, 2)
     batch, model, path = Batch(tokens, tokens, None), Scale(room=3), tmp_path / "m.json"
     micro_batch, optimizer = MicroBatch(12, "cpu", path), torch.optim.SGD(model.parameters())
-    # The gradient of an attempt that failed half-way must not count twice.
+    # The gradient of an attempt that failed midway must not count twice.
     model.weight.grad = torch.tensor(1e6)
     sums = accumulate(model, optimizer, batch, 24, micro_batch)
     loss = sums["loss"]

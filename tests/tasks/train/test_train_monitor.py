@@ -1,4 +1,4 @@
-"""What a run says of itself: poor budgets, shared cores, odd figures; and what compiling took the last time."""
+"""Messages of a run: small budgets, shared cores, implausible figures, and the last compile time."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 def said(config: RunConfig, seconds_a_step: float, steps: int = 3, device: torch.device = CPU) -> str:
-    """All that is said over the first steps of a run."""
+    """All messages over the first steps of a run."""
     state, tokens = TrainingState(), config.batch.tokens
     watch, lines = Monitor(config, device, state), []
     for _ in range(steps):
@@ -60,7 +60,7 @@ def test_it_is_said_once(tiny: Compose) -> None:
 
 
 class FakeThreads:
-    """proc/self/task of a process with two threads, which have run and waited for so many seconds."""
+    """A fake proc/self/task of two threads, which have run and waited for the given times."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.root = root

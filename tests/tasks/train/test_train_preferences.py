@@ -1,4 +1,4 @@
-"""Runs that learn from preferences: where they start, what they leave, how they go on."""
+"""DPO runs: their start, their files, and resuming."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization
 
 @pytest.fixture
 def dpo(tiny: Compose, tmp_path: Path) -> Compose:
-    """`dpo(*overrides)`: a run that learns from preferences after the run `base`, which is trained here."""
+    """`dpo(*overrides)`: a DPO run that starts from the run `base`, which is trained here."""
     assert run(tiny("name=base", "budget.steps=4", "model.max_sequence_length=256")) == 0
     file = write_preferences(tmp_path / "preferences.jsonl")
 
@@ -104,7 +104,7 @@ def test_a_cached_reference_is_the_second_model(dpo: Compose, tmp_path: Path, mo
     runs = tmp_path / "runs"
     for name in ("train/loss", "val/loss", "preference/margin"):
         assert series(runs / "cached", name) == pytest.approx(series(runs / "model", name), abs=1e-5)
-    # The same weights, pairs and rows: nothing is computed again. Other weights: everything is.
+    # Same weights, pairs and sequences: nothing is computed again. Other weights: everything is.
     with monkeypatch.context() as patch:
         patch.setattr(module, "_log_probs", None)
         assert run(dpo("name=again", "stage.objective.reference=cached")) == 0
@@ -146,7 +146,7 @@ def test_an_adapter_is_measured_against_where_it_starts(
     assert series(folder, "train/loss")[0] == pytest.approx(LN2, abs=1e-5)
     last = rows(folder)[-1]
     assert last["val/loss"] < LN2 - 0.05
-    # Finished, the adapter is merged, and the start is another model.
+    # After the run the adapter is merged, and the starting model is a different one.
     assert run(mapping | {"task": "evaluate"}) == 0
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["val/loss"] == pytest.approx(last["val/loss"], abs=1e-3)
@@ -212,7 +212,7 @@ class TestBadInput:
     "more", [(), ("adapter=lora", "adapter.rank=2"), ("quantization.start=0.5", "stage.objective.reference=cached")]
 )
 def test_preferences_are_learned_under_rounding_too(more: tuple[str, ...], dpo: Compose, tmp_path: Path) -> None:
-    assert run(dpo("name=qat", *QAT, *more)) == 0  # the first loss is ln 2, or it would have stopped
+    assert run(dpo("name=qat", *QAT, *more)) == 0  # the first loss is ln 2; otherwise the run would have stopped
     figures = json.loads((tmp_path / "runs" / "qat" / "summary.json").read_text())
     assert abs(figures["converted/difference"]) < 1e-4
     assert figures["train/loss"] < LN2

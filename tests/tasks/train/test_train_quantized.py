@@ -1,4 +1,4 @@
-"""Runs that train an adapter beside weights in 4 bits."""
+"""Runs that train an adapter on 4-bit weights."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_what_was_trained_is_what_is_measured_started_from_and_exported(
     first, last = losses(runs / "tuned")[0], losses(runs / "tuned")[-1]
     assert last < first
     assert first == pytest.approx(losses(runs / "base")[-1], abs=0.1)
-    # Merged into the numbers that the 4 bits stand for, it is the model of training.
+    # Merged into the dequantized weights, it is the model of training.
     run(tiny("name=after", "stage=finetune", "stage.init_from=tuned", "budget.steps=1"))
     assert losses(runs / "after")[0] == pytest.approx(last, abs=1e-6)
     run(tiny(*settings, "task=export"))

@@ -1,4 +1,4 @@
-"""Averages, noise, early stop and the best checkpoint, in the loop."""
+"""EMA, embedding noise, early stopping and the best checkpoint, in the training loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pretune.run.config import RunConfig
 Compose = Callable[..., dict[str, Any]]
 ALL_ON = ["ema.decay=0.9", "ema.evaluate_raw=true", "neftune_alpha=5", "model.dropout=0.1",
           "early_stopping.patience=3", "checkpoint.keep_best=true"]  # fmt: skip
-# A learning rate at which a tiny model gets worse after it got better.
+# A learning rate at which a tiny model first gets better, then worse.
 OVERFITS = ["optimizer.lr=0.1", "schedule=constant", "schedule.warmup=0", "budget.steps=400", "evaluation.every=2",
             "early_stopping.patience=2", "checkpoint.every=6"]  # fmt: skip
 
@@ -43,7 +43,7 @@ def tensors(folder: Path, step: int, file: str = checkpoint.WEIGHTS) -> dict[str
 
 
 class Killed(Exception):
-    """Stands for a power cut: nothing catches it."""
+    """Simulates a power cut: nothing catches it."""
 
 
 def test_averages_are_measured_kept_and_used(tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_averages_are_measured_kept_and_used(tiny: Compose, tmp_path: Path, caps
     averages, raw = tensors(folder, 20), tensors(folder, 20, checkpoint.RAW)
     assert averages.keys() == raw.keys()
     assert all(not torch.equal(averages[name], raw[name]) for name in raw)
-    # Evaluation and fine-tuning take the averages.
+    # Evaluation and fine-tuning use the averaged weights.
     assert run({**mapping, "task": "evaluate"}) == 0
     evaluated = json.loads((folder / "evaluation.json").read_text())
     assert evaluated["val/loss"] == pytest.approx(last["val/loss"], abs=1e-6)
@@ -89,11 +89,11 @@ def test_an_early_stop_ends_the_run_as_complete(
     assert (last["best_step"], last["best_val_loss"]) == (lowest, losses[lowest])
     assert steps(folder) == [lowest, lowest + 4]
     assert "best at step" in (folder / "report.md").read_text()
-    # It is complete, whatever is left of its budget.
+    # The run is complete, whatever is left of its budget.
     assert run(mapping) == 0
     assert "is complete" in capsys.readouterr().out
 
-    # What others take from it: its best, or what they ask for.
+    # Other runs use its best checkpoint, or the one they ask for.
     def evaluated(use: str) -> float:
         config = tiny("name=one", *OVERFITS, "checkpoint.keep_best=true", f"checkpoint.use={use}", "task=evaluate")
         assert run(config) == 0

@@ -1,4 +1,4 @@
-"""Quantization-aware training: what is measured, saved, converted and used is the trained model, rounded."""
+"""Quantization-aware training: the quantized model is what is measured, saved, converted and used."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_what_is_converted_is_what_was_trained(more: tuple[str, ...], tiny: Comp
     assert run(tiny(*settings, "task=evaluate")) == 0
     evaluated = json.loads((folder / "evaluation.json").read_text())
     assert evaluated["val/loss"] == pytest.approx(figures["val/loss"], abs=1e-3)
-    # The checkpoint is an ordinary one: another run starts from it, with all its bits.
+    # The checkpoint is an ordinary one: another run can start from it in full precision.
     plain = [option for option in more if "quantization" not in option]
     run(tiny("name=after", "stage=finetune", "stage.init_from=qat", "budget.steps=1", *plain))
     assert rows(tmp_path / "runs" / "after", "val/loss")[0] == pytest.approx(figures["val_float/loss"], abs=1e-3)
@@ -94,7 +94,7 @@ def test_an_adapter_is_trained_under_the_rounding_that_it_is_merged_into(
 
 
 def numbers(folder: Path, name: str) -> torch.Tensor:
-    """What a matrix of an export stands for, read as docs/how-to/quantization.md says."""
+    """The values of an exported matrix, read as docs/how-to/quantization.md describes."""
     file, index = load_file(folder / "model.safetensors"), json.loads((folder / "integers.json").read_text())
     integers, scales = file[f"{name}.integers"], file[f"{name}.scales"].float()
     if index["matrices"][name]["bits"] == 4:
