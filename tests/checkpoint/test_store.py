@@ -252,7 +252,7 @@ def test_a_replacement_that_fails_at_the_last_moment_leaves_the_old_one(
 
     monkeypatch.setattr("pretune.core.files._sync", full)
     model, optimizer = fresh()
-    with pytest.raises(InputError, match="No space left on device; make room"):
+    with pytest.raises(InputError, match="No space left on device; free some space"):
         checkpoint.save(tmp_path, 3, model, optimizer, {"anew": True}, keep=None)
     assert checkpoint.load(path, model, optimizer) == {"step": 3}
     assert os.listdir(tmp_path) == ["step_00000003"]
@@ -325,7 +325,7 @@ def test_tied_and_untied_do_not_fit_each_other(tmp_path: Path):
         checkpoint.load_weights(path, Model(tied=False))
     untied = Model(tied=False)
     path = checkpoint.save(tmp_path, 9, untied, build_optimizer(ADAMW, untied), {}, keep=None)
-    with pytest.raises(InputError, match=r"head.weight is in it and not in the model"):
+    with pytest.raises(InputError, match=r"head.weight is in the file but not in the model"):
         checkpoint.load_weights(path, Model())
 
 
@@ -333,10 +333,10 @@ def test_optimizer_state_of_another_kind_or_of_other_parameters_is_refused(tmp_p
     path = saved(tmp_path)
     model, optimizer = fresh(LION)
     before = everything(model, optimizer)
-    with pytest.raises(InputError, match="holds the state of AdamW, and this run's optimizer is Lion"):
+    with pytest.raises(InputError, match="holds the state of AdamW, but this run's optimizer is Lion"):
         checkpoint.load(path, model, optimizer)
     model.embedding.requires_grad_(False)
-    with pytest.raises(InputError, match=r"embedding.weight was trained then and is not now"):
+    with pytest.raises(InputError, match=r"embedding.weight was trained then but is not now"):
         checkpoint.load(path, model, build_optimizer(ADAMW, model))
     assert equal(everything(model, optimizer), before)
 
@@ -375,20 +375,20 @@ def test_weights_that_are_not_there_or_unreadable(tmp_path: Path):
 def test_a_checkpoint_without_its_weights_says_so_and_what_to_delete(tmp_path: Path):
     path = saved(tmp_path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors .*; delete its folder to go on"):
+    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors .*; delete its folder to resume"):
         checkpoint.load_weights(path, Model())
 
 
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: Not a directory; make room or mend"):
+    with pytest.raises(InputError, match=r"cannot save a checkpoint in .*: Not a directory; free some space or fix"):
         saved(tmp_path / "file" / "checkpoints")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_says_so(tmp_path: Path):
     tmp_path.chmod(0o500)
-    with pytest.raises(InputError, match="Permission denied; make room or mend its permissions"):
+    with pytest.raises(InputError, match="Permission denied; free some space or fix its permissions"):
         saved(tmp_path)
 
 
@@ -410,7 +410,7 @@ def test_a_full_disk_says_so_and_leaves_the_older_ones(tmp_path: Path):
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True
     )
-    assert done.stdout.count("File too large; make room") == 2, done
+    assert done.stdout.count("File too large; free some space") == 2, done
     assert os.listdir(tmp_path) == ["step_00000001"]
     model, optimizer = fresh()
     assert checkpoint.load(tmp_path / "step_00000001", model, optimizer) == {"step": 1}

@@ -48,7 +48,7 @@ def test_it_shows_what_there_is_to_run(arguments: tuple[str, ...]) -> None:
         ("batch.micro_batch=atuo", "'batch.micro_batch' = 'atuo': input should be a valid integer or 'auto'\n"),
         ("batch.tokens=1024000000000", "'batch.tokens' = 1024000000000: input should be less than or equal to"),
         ("seed=99999999999999999999", "'seed' = 99999999999999999999: input should be less than"),
-        ("budget.steps=null", "a budget of nothing"),
+        ("budget.steps=null", "the budget is empty"),
         ("batch.tokens=1000", "batch.tokens (1000) is not a multiple of"),
         ("data.sequence_length=4096", "longer than the positions that the model has"),
         ("stage.kind=finetune", "fine-tuning needs weights to start from"),
@@ -86,7 +86,7 @@ def test_yaml_that_is_not_yaml_names_file_and_line(tmp_path: Path) -> None:
 
 def test_a_config_that_includes_itself(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("defaults:\n  - /base\n  - _self_\n")
-    assert "leads back to itself" in refused("--config", tmp_path / "base.yaml")
+    assert "its defaults list includes itself" in refused("--config", tmp_path / "base.yaml")
 
 
 def test_what_a_run_file_leaves_open_is_named(tmp_path: Path) -> None:

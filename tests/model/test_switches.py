@@ -133,5 +133,5 @@ def test_what_switches_cost() -> None:
 
 def test_what_other_libraries_have_no_name_for_is_named() -> None:
     model = tiny_model(residual_scalars=True, softcap=5.0)
-    with pytest.raises(ConfigError, match=r"no architecture .* model\.softcap = 5\.0; model\.residual_scalars"):
+    with pytest.raises(ConfigError, match=r"no transformers .* model\.softcap = 5\.0; model\.residual_scalars"):
         to_huggingface(model.state_dict(), model.config)

@@ -136,7 +136,7 @@ def freeze_all_but_qkv_weight(model: Model) -> None:
 
 
 @pytest.mark.parametrize(
-    ("freeze", "message"), [(freeze_all_but_head, "none is trainable; use adamw"), (freeze_all_but_qkv_weight, None)]
+    ("freeze", "message"), [(freeze_all_but_head, "is trainable; use adamw"), (freeze_all_but_qkv_weight, None)]
 )
 def test_muon_needs_hidden_matrices_and_nothing_else(freeze: Callable[[Model], None], message: str | None):
     model, config = Model(tied=False), configs()[2]

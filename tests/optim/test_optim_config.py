@@ -58,7 +58,7 @@ def test_times_are_read_with_their_units(time: object, seconds: float):
         ({"time": "0s"}, "greater than 0"),
         ({"steps": 0}, "greater than or equal to 1"),
         ({"tokens": -5}, "greater than or equal to 1"),
-        ({}, "a budget of nothing"),
+        ({}, "the budget is empty"),
         ({"time": 5, "count": ["evaluations"]}, "count.*'evaluations'"),
     ],
 )

@@ -61,8 +61,8 @@ def test_steps_that_a_crash_has_lost_are_marked(path: Path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "ends after 0 steps, before the budget did"),
-        ("0.0 64\n0.5 64\n", "ends after 2 steps, before the budget did"),
+        ("", "ends after 0 steps, before the end of the budget"),
+        ("0.0 64\n0.5 64\n", "ends after 2 steps, before the end of the budget"),
         ("0.0 64\n1.5 64\n", "line 2 is '1.5 64'"),
         ("0.0\n", "line 1 is '0.0'"),
         ("hello world\n", "line 1 is 'hello world'"),

@@ -194,7 +194,7 @@ def test_the_sum_of_weight_and_adapter_is_rounded_as_it_will_be_merged(adapter: 
     [
         (32, {}, r"group_size \(32\) does not divide the 48 inputs of the layer mlp\.down; .* are 16$"),
         (12, {}, r"the 32 inputs of the layer embedding; .* are 8 and 16$"),
-        (32, {"mlp_dim": 47}, r"the 47 inputs of the layer mlp\.down; no size would$"),
+        (32, {"mlp_dim": 47}, r"the 47 inputs of the layer mlp\.down; no size does$"),
         (16, {}, None),
     ],
 )

@@ -114,12 +114,12 @@ def test_what_xnnpack_lacks_is_named(tmp_path: Path) -> None:
         lowered(model, tmp_path / "model.pte")
     model = tiny_model(**SHAPE).eval()
     convert(model, ROUNDED.model_copy(update={"group_size": 16}))
-    with pytest.raises(ConfigError, match=r"layers\.0\.attention\.qkv has one for each 16"):
+    with pytest.raises(ConfigError, match=r"layers\.0\.attention\.qkv has groups of 16"):
         lowered(model, tmp_path / "model.pte")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a program"])
 def test_a_file_that_is_no_program(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.pte").write_bytes(content)
-    with pytest.raises(InputError, match=r"is no \.pte that ExecuTorch can load"):
+    with pytest.raises(InputError, match=r"is not a \.pte that ExecuTorch can load"):
         Program(tmp_path / "model.pte")

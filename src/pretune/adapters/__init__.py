@@ -1,1 +1,1 @@
-"""Adapters: small weights trained beside a frozen model (LoRA, DoRA, LoHa, LoKr), by peft."""
+"""Adapters from peft (LoRA, DoRA, LoHa, LoKr): small trained weights beside a frozen model."""

@@ -1,4 +1,5 @@
-"""Adapters put on a model, looked at, switched off and merged. The model keeps its class; its linear layers change."""
+"""Attach an adapter to a model, inspect it, disable it and merge it. The model keeps its class; its linear layers
+change theirs."""
 
 from __future__ import annotations
 
@@ -18,32 +19,34 @@ from pretune.core.quiet import quiet
 
 _ROLES = {"attention": ".attention.", "mlp": ".mlp."}
 _NO_ROLE = ".value_gate"
-"""A layer with a row for each head: an adapter would be larger than it. Its name targets it."""
+"""A layer with one row per head: an adapter would be larger than the layer, so roles skip it. Its name still selects
+it."""
 
 
 def attach(model: nn.Module, config: AdapterConfig, seed: int) -> None:
-    """Freeze `model` and put the adapter on it that `config` describes; nothing for kind = none.
+    """Freeze `model` and attach the adapter that `config` describes; do nothing for kind = none.
 
-    Weights that it starts from must be loaded before; compile, and build the optimizer, after. Same seed, same start.
-    Raises ConfigError, with what there is, for a target that matches nothing.
+    Load the initial weights before, and compile and build the optimizer after. The same seed gives the same adapter.
+    Raises ConfigError, listing the available layers, for a target that matches nothing.
     """
     if not isinstance(config, NoAdapterConfig):
         inject(model, _peft_config(config, target_names(model, config.targets)), seed)
 
 
 def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
-    """Put an adapter on `model` as peft's own configuration describes it; ValueError where that fits nothing."""
+    """Attach an adapter to `model` from peft's own configuration; ValueError if that matches no layer."""
     assert not adapted_layers(model), "a model has one adapter"
-    # peft's field for "which version of the base model": a saved adapter knows what it was trained on.
+    # peft's field for the version of the base model: it records which weights a saved adapter was trained on.
     config.revision = _fingerprint(model)
-    with torch.random.fork_rng(devices=[]), quiet():  # peft's advice speaks of arguments that nobody here passes
+    with torch.random.fork_rng(devices=[]), quiet():  # peft's warnings are about arguments that we do not pass
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
     use_fast_layers(model)
 
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Names, or ends of names, of the linear layers that `targets` means; ConfigError for one that matches nothing."""
+    """Names, or name suffixes, of the linear layers that `targets` selects; ConfigError for a target without a
+    match."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
     found: set[str] = set()
     for target in targets:
@@ -55,8 +58,8 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
         if not matched:
             ends = sorted({name.split(".", 2)[2] for name in layers})
             raise ConfigError(
-                f"adapter.targets: '{target}' matches no linear layer{nearest(target, [*_ROLES, 'all', *ends])}; there "
-                f"are the roles attention, mlp and all, and the layers {', '.join(ends)} (in one block: "
+                f"adapter.targets: '{target}' matches no linear layer{nearest(target, [*_ROLES, 'all', *ends])}; use "
+                f"the roles attention, mlp and all, or the layers {', '.join(ends)} (in one block: "
                 f"layers.0.{ends[0] if ends else '...'})"
             )
         found |= matched
@@ -64,37 +67,37 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """The layers that carry an adapter, by name."""
+    """The layers that have an adapter, by name."""
     return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
 
 
 def learning_rate_factors(model: nn.Module, config: AdapterConfig) -> dict[str, float]:
-    """What the learning rate of a parameter is multiplied by, by the parameter's name; those not in it by 1."""
+    """Learning-rate factors by parameter name; 1 for parameters that are not listed."""
     if not isinstance(config, LoraConfig | DoraConfig) or config.lr_ratio == 1:
         return {}
     return {name: config.lr_ratio for name, _ in model.named_parameters() if ".lora_B." in name}
 
 
 def check_gradients(model: nn.Module) -> None:
-    """Call it once, after the first backward pass over a batch with anything to score.
+    """Raise ConfigError if an adapter got no gradient: it would never be trained.
 
-    Raises ConfigError where an adapter got no gradient: it would never be trained.
+    Call it once, after the first backward pass over a batch with scored tokens.
     """
     layers = adapted_layers(model)
     idle = [name for name in layers if not any(map(_has_gradient, model.get_submodule(name).parameters()))]
     if idle:
         raise ConfigError(
             f"{len(idle)} of {len(layers)} adapters got no gradient in the first step, such as that of {idle[0]}: they "
-            "would never be trained. Leave them out of adapter.targets; or the weights that the run starts from have "
-            "layers of zeros (stage.init_from)"
+            "would never be trained. Leave them out of adapter.targets, or check whether the initial weights "
+            "(stage.init_from) have layers of zeros"
         )
 
 
 @contextlib.contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapter, for as long as the block lasts: a reference without a second copy.
+    """Disable the adapter for the duration of the block: a reference model without a second copy.
 
-    With PiSSA that is not the start: it keeps part of the weights in the adapter.
+    With PiSSA this is not the initial model, because part of its weights is in the adapter.
     """
     layers = adapted_layers(model).values()
     for layer in layers:
@@ -107,15 +110,15 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge(model: nn.Module) -> None:
-    """Add the adapter to the weights: a plain model again, with all parameters trainable.
+    """Merge the adapter into the weights: afterwards the model is plain and all its parameters are trainable.
 
-    Raises InputError where the merged weights would not be finite.
+    Raises InputError if the merged weights are not finite.
     """
     for name, layer in adapted_layers(model).items():
         try:
             layer.merge(safe_merge=True)
         except ValueError:
-            raise InputError(f"the adapter of {name} holds numbers that are not finite: it cannot be merged") from None
+            raise InputError(f"the adapter of {name} has values that are not finite: it cannot be merged") from None
         model.set_submodule(name, layer.get_base_layer())
     if hasattr(model, "peft_config"):
         del model.peft_config
@@ -127,7 +130,7 @@ def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targ
         case LoraConfig() | DoraConfig():
             return peft.LoraConfig(
                 r=config.rank,
-                lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  # any number will do
+                lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType]  # declared int, but any number works
                 lora_dropout=config.dropout,
                 use_rslora=config.rslora,
                 use_dora=config.kind == "dora",
@@ -159,10 +162,10 @@ def _has_gradient(parameter: Tensor) -> bool:
 
 
 def _fingerprint(model: nn.Module) -> str | None:
-    """Sixteen hex digits that depend on the weights that a model started from; None for tensors without values.
+    """A fingerprint (16 hex digits) of the base weights; None for tensors without values (meta device).
 
-    On the first values of each of those that no adapter touches: every training of a whole model changes them, and
-    merging an adapter, whose last bits depend on the machine, does not.
+    It covers the first values of the weights that adapters never touch: full training changes them, whereas merging an
+    adapter, whose last bits depend on the machine, does not.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(model.named_parameters()):

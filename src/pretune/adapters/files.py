@@ -1,4 +1,4 @@
-"""Adapters in peft's own format: adapter_model.safetensors and adapter_config.json, which peft loads by itself."""
+"""Read and write adapters in peft's format: adapter_model.safetensors and adapter_config.json."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pretune.core.named_tensors import copy_over, misfit
 
 PREFIX = "base_model.model."
-"""What peft puts before the names of a model's layers."""
+"""peft's prefix for the names of a model's layers."""
 _HARMLESS = frozenset(
     {
         "auto_mapping",
@@ -38,51 +38,51 @@ _HARMLESS = frozenset(
         "use_effective_conv2d",
     }
 )
-"""Keys of peft's configuration that may differ: the tensors' names tell the targets, the rest does not change what a
-saved adapter computes (the start is told apart further)."""
+"""Keys of peft's configuration that may differ: tensor names already determine the targets, and the others do not
+change what a saved adapter computes (except a PiSSA initialization, which is checked separately)."""
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's parameters themselves, by the names that peft's files have."""
+    """The adapter's parameters (not copies), by their names in peft's files."""
     tensors = get_peft_model_state_dict(model, model.state_dict(keep_vars=True), ADAPTER, save_embedding_layers=False)
     return {PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def adapter_config(model: nn.Module) -> dict[str, Any]:
-    """The content of adapter_config.json, JSON-like."""
+    """The content of adapter_config.json, as a JSON-serializable mapping."""
     config: peft.PeftConfig = model.peft_config[ADAPTER]  # pyright: ignore
     content = {**config.to_dict(), "inference_mode": True}
     return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
 
 
 def load_adapter(folder: Path, model: nn.Module) -> None:
-    """Put an adapter's weights into `model`, which has one of the same form on it.
+    """Load an adapter's weights into `model`, which must already have an adapter with the same configuration.
 
-    Raises InputError where the folder holds none, or one of another form, or one that was made for another model.
+    Raises InputError if the folder holds no adapter, or one with another configuration or for another model.
     """
     check_adapter(folder, model)
     copy_over(_tensors(folder), adapter_tensors(model))
 
 
 def check_adapter(folder: Path, model: nn.Module) -> None:
-    """Raise InputError unless the adapter in `folder` is of the form, and for the weights, that `model` has."""
+    """Raise InputError unless the adapter in `folder` matches the configuration and the base weights of `model`."""
     theirs, ours = _content(folder), json.loads(json.dumps(adapter_config(model)))
     pissa = (_is_pissa(theirs), _is_pissa(ours))
     differing = [key for key in ours if key not in _HARMLESS and key in theirs and theirs[key] != ours[key]]
     if differing or pissa[0] != pissa[1]:
         key = differing[0] if differing else "init_lora_weights"
         raise InputError(
-            f"the adapter in {folder} has {key} = {theirs[key]}, this run's adapter section asks for {ours.get(key)}; "
-            "set it to what the adapter was made with"
+            f"the adapter in {folder} has {key} = {theirs[key]}, but this run's adapter section has {ours.get(key)}; "
+            "set it to the value that the adapter was trained with"
         )
     _check_base(folder, theirs, str(ours["revision"]))
     _check_tensors(folder, _tensors(folder), model)
 
 
 def attach_saved_adapter(folder: Path, model: nn.Module) -> None:
-    """Put the adapter in `folder` on a plain model, whatever its form; `attach.merge` then adds it to the weights.
+    """Attach the adapter in `folder`, of any kind, to a plain model; `attach.merge` can then merge it into the weights.
 
-    Raises InputError where there is none, or where it was made for another model.
+    Raises InputError if there is none, or if it was made for another model.
     """
     content = _content(folder)
     try:
@@ -98,7 +98,7 @@ def attach_saved_adapter(folder: Path, model: nn.Module) -> None:
 
 
 def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the configuration of the adapter in `folder`; InputError where there is none."""
+    """The tensors and the configuration of the adapter in `folder`; InputError if there is none."""
     return _tensors(folder), _content(folder)
 
 
@@ -110,7 +110,7 @@ def _content(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {folder / ADAPTER_CONFIG}: {error}") from None
     if not isinstance(content, dict) or "peft_type" not in content:
-        raise InputError(f"{folder / ADAPTER_CONFIG} is not peft's: it names no peft_type")
+        raise InputError(f"{folder / ADAPTER_CONFIG} is not a peft configuration: it has no peft_type")
     return content
 
 
@@ -125,8 +125,8 @@ def _check_base(folder: Path, theirs: Mapping[str, Any], base: str) -> None:
     # peft itself leaves the field empty.
     if theirs.get("revision") not in (None, base):
         raise InputError(
-            f"the adapter in {folder} was trained on other weights than those that it would be put on; set "
-            "stage.init_from to what its run started from"
+            f"the adapter in {folder} was trained on other weights than this model has; set stage.init_from to what "
+            "the adapter's run started from"
         )
 
 

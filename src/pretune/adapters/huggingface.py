@@ -1,7 +1,8 @@
-"""An adapter of ours as peft's folder for the same model in transformers.
+"""Convert our adapters to peft's format for the same model in transformers.
 
-There, queries, keys and values (and gate and up) are layers of their own. A low-rank update of several layers stacked
-is an update of each of them: with its rows of the second factor, and the first factor of all.
+transformers has separate layers for queries, keys and values (and for gate and up) that we stack into one. A low-rank
+update of the stacked layer splits into one update per layer: each has its own rows of the second factor and shares the
+first factor.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from pretune.adapters.files import PREFIX, read_adapter
 from pretune.core.config import ConfigError
 
 Layers = Mapping[str, Sequence[tuple[str, int]]]
-"""For each linear layer of ours, by name, the layers that make it up there, with their rows, in order."""
+"""For each of our linear layers, by name: the transformers layers that it stacks, with their rows, in order."""
 
 _BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
-"""Parts of an adapter that have a row for each row of the layer's weight; layers share the others."""
+"""Adapter tensors with one row per row of the layer's weight; stacked layers share all other tensors."""
 
 
 def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and configuration of the adapter in `folder`, as they belong into peft's two files.
+    """Tensors and configuration for peft's two files, from the adapter in `folder`.
 
-    Raises ConfigError for an adapter that has no counterpart there.
+    Raises ConfigError for an adapter that has no counterpart in transformers.
     """
     stored, config = read_adapter(folder)
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start.startswith(("pissa", "orthogonal")):
         raise ConfigError(
-            f"adapter.init = {start} has moved part of the weights into the adapter, which fits no other copy of them; "
-            "use export.adapter=merge"
+            f"adapter.init = {start} has moved part of the weights into the adapter, which does not fit the original "
+            "weights; use export.adapter=merge"
         )
     tensors: dict[str, Tensor] = {}
     targets: set[str] = set()
@@ -50,9 +51,9 @@ def _split(tensor: Tensor, ours: str, part: str, layers: Sequence[tuple[str, int
     if len(layers) > 1 and part.startswith("lokr"):
         names = ", ".join(theirs.rpartition(".")[2] for theirs, _ in layers)
         raise ConfigError(
-            f"a Kronecker product on {ours} is none on each of {names}, which that layer is in transformers; use "
+            f"transformers has {names} in place of {ours}, and a Kronecker product cannot be split between them; use "
             "export.adapter=merge, or train LoKr with adapter.targets=[attention.output,mlp.down]"
         )
     rows = tensor.split([size for _, size in layers]) if part.startswith(_BY_ROWS) else [tensor] * len(layers)
-    # Copies: safetensors refuses names that share memory.
+    # Cloned, because safetensors refuses tensors that share memory.
     return {f"{PREFIX}{theirs}.{part}": row.clone() for (theirs, _), row in zip(layers, rows, strict=True)}

@@ -1,15 +1,16 @@
-"""peft's layers with a faster way through them while they are trained.
+"""peft's adapter layers with a faster forward and backward pass for training.
 
-peft runs an adapter beside its frozen layer: a second pass over every activation, and for LoHa and LoKr a second
+peft runs an adapter beside its frozen layer: a second pass over every activation, and for LoHa and LoKr a second matrix
 product as large as the layer's own, forward and backward. Here the update is added to the weight first, so that one
-product serves both, and its factors get their gradients straight from inputs and output gradients, without that of the
-whole weight. Parameters, their start, files and merging remain peft's, and so does the pass without gradients.
+product serves both, and the factors' gradients are computed directly from inputs and output gradients, without forming
+the gradient of the whole weight. Parameters, initialization, files and merging remain peft's, as does the forward pass
+without gradients.
 
-Where the frozen layer fake-quantizes its weight (it then has `fake_quant_enabled` and `multiply`), the sum of weight
-and update is fake-quantized instead: that sum is what merging leaves to be stored.
+If the frozen layer fake-quantizes its weight (it then has `fake_quant_enabled` and `multiply`), the sum of weight and
+update is fake-quantized instead, because that sum is what is stored after merging.
 
-The frozen layer may store its weight in fewer bits (it then offers `stored` and `expand`). Its weight is put together
-in the forward pass, thrown away, and put together again in the backward pass.
+The frozen layer may store its weight in fewer bits (it then has `stored` and `expand`). The weight is then dequantized
+in the forward pass, discarded, and dequantized again in the backward pass.
 
 N tokens, D inputs, E outputs, R rank. A Kronecker product of [a, c] and [b, d] has E = a b rows and D = c d columns;
 r is the rank of its second factor.
@@ -27,14 +28,15 @@ from torch import Tensor, nn
 from pretune.adapters.quiet_peft import BaseTunerLayer, PeftLoha, PeftLokr, PeftLora
 
 ADAPTER = "default"
-"""The only adapter of a model."""
+"""peft's name for a model's only adapter."""
 
 Expand = Callable[[tuple[Tensor, ...], Tensor | None], Tensor]
-"""A weight [E, D] from what is stored of it; given a gradient, one that was not kept since the forward pass."""
+"""Dequantizes a weight [E, D] from its stored tensors. The second argument is a gradient in the backward pass:
+depending on it keeps the compiler from reusing the weight of the forward pass."""
 
 
 def use_fast_layers(model: nn.Module) -> None:
-    """Let peft's layers in `model` take the faster way."""
+    """Replace the class of peft's layers in `model` by the faster ones."""
     for module in model.modules():
         if type(module) is PeftLora:
             module.__class__ = DoraLinear if module.lora_variant else LoraLinear
@@ -48,7 +50,7 @@ class LoraLinear(PeftLora):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if _fake_quantizes(self):
             return _multiply_fake_quantized(self, x)
-        # Dropout takes inputs away from the adapter alone: the two cannot share a product then.
+        # Dropout applies to the adapter's inputs only, so adapter and frozen layer cannot share a product.
         if not _one_product(self) or _drops(self):
             return super().forward(x, *args, **kwargs)
         left, right = _factors(self)
@@ -65,10 +67,10 @@ class DoraLinear(PeftLora):
         left, right = _factors(self)
         update = left @ right
         weight = _weight(self) + self.scaling[ADAPTER] * update  # [E, D]
-        # The length of a row is a constant for the gradient, as in the paper's section 4.3.
+        # Row norms are treated as constants in the backward pass, as in section 4.3 of the paper.
         length = weight.detach().norm(dim=1)
         direction = self.lora_magnitude_vector[ADAPTER].weight / length
-        if compressed:  # the same, with nothing kept that is as large as the weight
+        if compressed:  # the same, without saving a tensor as large as the weight
             y = low_rank_linear(x, _base(self), left * self.scaling[ADAPTER], right, bias=False) * direction
             return y if _base(self).bias is None else y + _base(self).bias
         return F.linear(x, direction[:, None] * weight, _base(self).bias)
@@ -86,7 +88,7 @@ class LohaLinear(PeftLoha):
         if 2 * rank * (rows + columns) > rows * columns:
             update = (left @ right) * (left2 @ right2)
             return F.linear(x, _weight(self) + scale * update, _base(self).bias)
-        # The elementwise product of two matrices of rank r is one of rank r^2, whose factors are products of theirs.
+        # The elementwise product of two matrices of rank r has rank r^2; its factors are products of their factors.
         left = (left[:, :, None] * left2[:, None, :]).flatten(1)  # [E, r^2]
         right = (right[:, None, :] * right2[None, :, :]).flatten(0, 1)  # [r^2, D]
         return low_rank_linear(x, _base(self), left * scale, right)
@@ -110,22 +112,24 @@ class LokrLinear(PeftLokr):
         return F.linear(x, _weight(self) + update, _base(self).bias)
 
     def _second_factors(self) -> tuple[Tensor, Tensor] | None:
-        """[b, r] and [r, d] whose product is the second matrix; None where it is one of full rank, best used whole."""
+        """[b, r] and [r, d] whose product is the second matrix; None if it has full rank and is best used whole."""
         if ADAPTER in self.lokr_w2_a:
             return self.lokr_w2_a[ADAPTER], self.lokr_w2_b[ADAPTER]
         if not _is_compressed(self):
             return None
-        whole = self.lokr_w2[ADAPTER]  # small beside the layer's weight, which would be kept if it were used whole
+        # A trivial factorization: using the matrix whole would save the layer's dequantized weight for the backward
+        # pass.
+        whole = self.lokr_w2[ADAPTER]
         return whole, torch.eye(whole.shape[1], dtype=whole.dtype, device=whole.device)
 
 
 def _fake_quantizes(layer: BaseTunerLayer) -> bool:
-    """Whether the sum of weight and update is to be rounded, in training and in evaluation."""
+    """Whether the sum of weight and update is fake-quantized, in training and in evaluation."""
     return getattr(_base(layer), "fake_quant_enabled", False) and not layer.disable_adapters and not layer.merged
 
 
 def _multiply_fake_quantized(layer: Any, x: Tensor) -> Tensor:
-    with torch.autocast(x.device.type, enabled=False):  # as it will be merged, in the weight's own precision
+    with torch.autocast(x.device.type, enabled=False):  # in the weight's own precision, as when merging
         weight = _weight(layer) + layer.get_delta_weight(ADAPTER)
         if isinstance(layer, DoraLinear):
             weight = (layer.lora_magnitude_vector[ADAPTER].weight / weight.detach().norm(dim=1))[:, None] * weight
@@ -133,7 +137,7 @@ def _multiply_fake_quantized(layer: Any, x: Tensor) -> Tensor:
 
 
 def low_rank_linear(x: Tensor, base: nn.Linear, left: Tensor, right: Tensor, bias: bool = True) -> Tensor:
-    """`base` with left [E, R] @ right [R, D] added to its weight; gradients for x, left and right, none for `base`."""
+    """Apply `base` with left [E, R] @ right [R, D] added to its weight; gradients for x, left and right, not `base`."""
     expand, stored = _stored(base)
     return _LowRankLinear.apply(x, base.bias if bias else None, left, right, _dtype(x), expand, *stored)
 
@@ -152,7 +156,7 @@ class _LowRankLinear(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             rows, left_, right_ = x.to(dtype), left.to(dtype), right.to(dtype)
-            # Added in the weight's own precision and rounded once.
+            # Added in the weight's own precision, so that the sum is rounded only once.
             whole = (_expanded(expand, stored) + left_ @ right_).to(dtype)
             ctx.save_for_backward(rows, left_, right_, *(stored if expand else (whole,)))
             ctx.dtypes, ctx.expand, ctx.num_stored = (x.dtype, left.dtype), expand, len(stored)
@@ -205,7 +209,7 @@ class _KroneckerLinear(torch.autograd.Function):
         grad = grad_outputs[0].to(rows.dtype)
         flat = grad.reshape(-1, left.shape[0])  # [N a, b]
         inputs = rows.reshape(-1, right.shape[1])  # [N c, d]
-        # What is as wide as an activation is read as it lies; only the narrow [N, r, a] and [N, r, c] are turned.
+        # Only the narrow tensors [N, r, a] and [N, r, c] are transposed; those as large as an activation are not.
         outs = (flat @ left).unflatten(0, (-1, small.shape[0])).transpose(1, 2)  # [N, r, a]
         ins = (inputs @ right.T).unflatten(0, (-1, small.shape[1])).transpose(1, 2)  # [N, r, c]
         back = (outs @ small).transpose(1, 2).flatten(0, 1)  # [N c, r]
@@ -221,12 +225,13 @@ class _KroneckerLinear(torch.autograd.Function):
 
 
 def _nothing(ctx: Any) -> list[None]:
-    """The gradients of what is stored."""
+    """Gradients of the stored tensors: none."""
     return [None] * ctx.num_stored
 
 
 def _kronecker(small: Tensor, large: Tensor) -> Tensor:
-    """[a, c] and [b, d] -> [a b, c d]; one elementwise product, which torch.kron is not to the compiler."""
+    """Kronecker product of [a, c] and [b, d] -> [a b, c d], as an elementwise product that the compiler can fuse (it
+    cannot fuse torch.kron)."""
     rows, columns = small.shape[0] * large.shape[0], small.shape[1] * large.shape[1]
     return (small[:, None, :, None] * large[None, :, None, :]).reshape(rows, columns)
 
@@ -238,7 +243,7 @@ def _base(layer: BaseTunerLayer) -> nn.Linear:
 
 
 def _stored(base: nn.Linear) -> tuple[Expand | None, tuple[Tensor, ...]]:
-    """What a frozen layer stores of its weight, and what makes the weight of it; None where that is the weight."""
+    """The function that dequantizes a frozen layer's weight (None if it is not quantized), and its stored tensors."""
     expand: Expand | None = getattr(base, "expand", None)
     return (None, (base.weight,)) if expand is None else (expand, base.stored())  # pyright: ignore
 
@@ -257,7 +262,7 @@ def _is_compressed(layer: BaseTunerLayer) -> bool:
 
 
 def _factors(layer: PeftLora) -> tuple[Tensor, Tensor]:
-    """[E, R] and [R, D]."""
+    """LoRA's factors B [E, R] and A [R, D]."""
     left, right = layer.lora_B[ADAPTER], layer.lora_A[ADAPTER]
     assert isinstance(left, nn.Linear)
     assert isinstance(right, nn.Linear)
@@ -265,8 +270,8 @@ def _factors(layer: PeftLora) -> tuple[Tensor, Tensor]:
 
 
 def _one_product(layer: BaseTunerLayer) -> bool:
-    """Whether update and weight may be added first: in training, with the adapter at work."""
-    # Without gradients, a few tokens at a time, putting the weight together would cost more than it saves.
+    """Whether to add the update to the weight first: only with gradients and with the adapter enabled."""
+    # When decoding a few tokens at a time, forming the sum would cost more than it saves.
     return torch.is_grad_enabled() and not layer.disable_adapters and not layer.merged
 
 
@@ -275,7 +280,7 @@ def _drops(layer: PeftLora) -> bool:
 
 
 def _row_scale(layer: PeftLoha | PeftLokr) -> Tensor | float:
-    """Factor of the update, per row where rows are dropped: those that stay make up for the others, on average."""
+    """Scale of the update; per row if rows are dropped, with the remaining ones scaled up to keep the mean."""
     scale, dropout = layer.scaling[ADAPTER], layer.rank_dropout[ADAPTER]
     if not (layer.training and dropout):
         return scale

@@ -1,4 +1,4 @@
-"""peft, imported without what torchao, which it brings, says of other machines and of torch's next release."""
+"""Import peft without torchao's warnings about kernels for other machines and about future torch versions."""
 
 from __future__ import annotations
 

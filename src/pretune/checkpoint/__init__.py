@@ -1,1 +1,1 @@
-"""What a run saves and goes on from."""
+"""Checkpoints: save, load, select and resume."""

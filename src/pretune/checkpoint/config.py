@@ -1,4 +1,4 @@
-"""When a run is saved, and which checkpoint is used."""
+"""Configuration of checkpoints: when to save them and which one to use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ class CheckpointConfig(Section):
     every: Every
     """Steps between checkpoints; null saves only at the end (and when a signal stops the run)."""
     keep: Count | None
-    """How many to keep, newest first; null keeps all."""
+    """How many of the newest checkpoints to keep; null keeps all."""
     keep_best: bool
-    """Save at every evaluation that is the best so far (the lowest val/loss), and keep the best beside the newest."""
+    """Save a checkpoint at every evaluation that is the best so far (the lowest val/loss), and keep the best one
+    too."""
     use: Literal["best", "newest"] | Annotated[int, Field(ge=0)]
-    """Which one is evaluated, generated with and started from (stage.init_from): `best` is the best where the run
-    keeps it (keep_best), else the newest; a number is a step. Training always goes on from the newest."""
+    """The checkpoint used for evaluation, generation and stage.init_from: `best` is the best if the run keeps it
+    (keep_best), else the newest; a number is a step. Training always resumes from the newest."""

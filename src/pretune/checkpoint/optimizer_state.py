@@ -1,4 +1,4 @@
-"""An optimizer's state as named tensors, with the random generators' beside it."""
+"""Save and load an optimizer's state, and the random generators' states, as named tensors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RANDOM = "random:"
 def optimizer_state(
     model: nn.Module, optimizer: torch.optim.Optimizer, random: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name, and what the file's header says: whose state it is, and of which parameters."""
+    """Tensors by name, and the file's header: the optimizer's class and its parameters."""
     names = _parameter_names(model, optimizer)
     tensors = {_RANDOM + device: state for device, state in random.items()}
     for parameter, slots in optimizer.state.items():
@@ -30,9 +30,9 @@ def optimizer_state(
 
 
 def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Restore an optimizer; returns the states of random generators that were stored with it.
+    """Restore an optimizer; return the random generators' states that were stored with it.
 
-    InputError for a file that is another optimizer's, or of other parameters.
+    Raises InputError for the state of another optimizer or of other parameters.
     """
     names = _parameter_names(model, optimizer)
     stored, header = read_tensors(path)
@@ -43,9 +43,10 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
         for parameter in group["params"]:
             state = {}
             for slot, value in slots[names[parameter]].items():
-                # Step counters are scalars that live on the host, except where a kernel counts them on the device.
+                # Step counters are scalars on the host, except where a fused or capturable kernel needs them on the
+                # device.
                 on_device = value.ndim > 0 or group.get("fused") or group.get("capturable")
-                # A copy: what was read is a view of the file, which may be deleted while the run goes on.
+                # Copied, because the loaded tensor is a view of the file, which may be deleted during the run.
                 state[slot] = value.to(parameter.device if on_device else "cpu", copy=True)
             if state:
                 optimizer.state[parameter].update(unpacked(state, parameter))
@@ -55,13 +56,13 @@ def load_optimizer(path: Path, model: nn.Module, optimizer: torch.optim.Optimize
 def _by_parameter(
     path: Path, stored: Mapping[str, Tensor], names: Mapping[Tensor, str], header: Mapping[str, str], kind: str
 ) -> dict[str, dict[str, Tensor]]:
-    """Slots per parameter, once they are known to be this optimizer's."""
+    """State slots per parameter, after checking that they belong to this optimizer."""
     if header.get("optimizer") != kind:
-        raise InputError(f"{path} holds the state of {header.get('optimizer')}, and this run's optimizer is {kind}")
+        raise InputError(f"{path} holds the state of {header.get('optimizer')}, but this run's optimizer is {kind}")
     there, here = set(json.loads(header["parameters"])), set(names.values())
     if there != here:
         first = min(there ^ here)
-        side = "is trained now and was not then" if first in here else "was trained then and is not now"
+        side = "is trained now but was not then" if first in here else "was trained then but is not now"
         raise InputError(f"{path} is the optimizer state of other parameters: {first} {side}")
     shapes = {name: parameter.shape for parameter, name in names.items()}
     slots: dict[str, dict[str, Tensor]] = {name: {} for name in shapes}
@@ -74,13 +75,14 @@ def _by_parameter(
 
 
 def _fits(slot: str, stored: torch.Size, shape: torch.Size) -> bool:
-    """A counter, a part of 8-bit state, or one value per element or per row or column of a parameter."""
+    """Whether a slot's shape fits its parameter: a counter, part of 8-bit state, or one value per element, row or
+    column."""
     if not stored or ":" in slot:
         return True
     return len(stored) == len(shape) and all(a in (1, b) for a, b in zip(stored, shape, strict=True))
 
 
 def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
-    """The model's name of every parameter that the optimizer has, in the optimizer's order."""
+    """The model's names of the optimizer's parameters, in the optimizer's order."""
     names = {parameter: plain_name(name) for name, parameter in model.named_parameters()}
     return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}

@@ -1,14 +1,14 @@
-"""Checkpoints: safetensors and JSON in folders that are whole or absent.
+"""Checkpoints: safetensors and JSON in folders that are written atomically.
 
     checkpoints/step_00001234/
-        model.safetensors      weights and buffers by name, shared ones once; loads anywhere. Of a run with an adapter,
-                               its weights alone: adapter_model.safetensors and adapter_config.json, as peft has them
-        raw.safetensors        only where weights are averaged: the trained ones as they are. Those above are averages
+        model.safetensors      weights and buffers by name, shared ones once; loads anywhere. With an adapter, only the
+                               adapter instead: adapter_model.safetensors and adapter_config.json in peft's format
+        raw.safetensors        only with EMA: the raw trained weights. The file above then holds the averages
         optimizer.safetensors  optimizer state as <parameter>.<slot> (8-bit state as <parameter>.<slot>:<part>), random
                                generators as random:<device>
-        state.json             the caller's state, and the size and SHA-256 of the others; written last
+        state.json             the caller's state, and the size and SHA-256 of the other files; written last
 
-Names are those of the model as written, without what torch.compile puts into them.
+Names are those of the uncompiled model, without the prefix that torch.compile adds.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ _NAME = re.compile(r"step_\d+")
 
 
 class Adapter(NamedTuple):
-    """What is stored of a model with an adapter, in place of its weights."""
+    """What is stored for a model with an adapter, in place of its weights."""
 
     tensors: Mapping[str, Tensor]
-    """Its parameters themselves, by their names in the file."""
+    """The adapter's parameters (not copies), by their names in the file."""
     config: Mapping[str, Any]
-    """JSON-like: what else peft needs to load it."""
+    """JSON-serializable: what else peft needs to load it."""
 
 
 def save(
@@ -66,13 +66,13 @@ def save(
     random: Mapping[str, Tensor] | None = None,
     loss: float | None = None,
 ) -> Path:
-    """Write a checkpoint and return its folder; only then delete those that exceed `keep`.
+    """Write a checkpoint and return its folder; only then delete older ones beyond `keep`.
 
-    `state` is JSON-like (a tuple comes back as a list). `averaged`: `model` with averages in place of the weights that
-    are trained; what is loaded later to be used. `random` is what `random_state` returned at the state's own moment;
-    None takes the generators as they are now. Never deleted: the one just written, and the one with the lowest `loss`
-    of those that were given one. Raises InputError where it cannot be written (disk full, read-only); older checkpoints
-    are then untouched.
+    `state` is JSON-serializable (a tuple comes back as a list). `averaged`: `model` with averages in place of the
+    trained weights; they are what evaluation and later runs load. `random`: what `random_state` returned at the moment
+    of `state`; None takes the generators' current state. The new checkpoint and the one with the lowest `loss`, among
+    those saved with a loss, are never deleted. Raises InputError if it cannot be written (disk full, read-only); older
+    checkpoints are then untouched.
     """
     path = folder / f"step_{step:08d}"
     aside = folder / f".{path.name}.replaced.tmp"
@@ -91,15 +91,15 @@ def save(
             known = loss if loss is not None and math.isfinite(loss) else None
             content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
             write_sealed(temporary / STATE, content)
-            if path.exists():  # of the same step, say from a run that was started anew: the one written now replaces it
+            if path.exists():  # the same step, for example of a run that was restarted: replace it
                 shutil.rmtree(aside, ignore_errors=True)
                 os.rename(path, aside)
     except OSError as error:
         if aside.exists() and not path.exists():
             os.rename(aside, path)
         raise InputError(
-            f"cannot save a checkpoint in {folder}: {error.strerror or error}; make room or mend its permissions, then "
-            "run the same command to go on from the newest one that is there"
+            f"cannot save a checkpoint in {folder}: {error.strerror or error}; free some space or fix its permissions, "
+            "then run the same command to resume from the newest checkpoint"
         ) from None
     _tidy(folder, path, keep)
     return path
@@ -111,9 +111,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def pick(folder: Path, use: str | int) -> Path | None:
-    """The checkpoint in `folder` that `use` means (CheckpointConfig.use), or None where there is none at all.
+    """The checkpoint in `folder` that `use` selects (CheckpointConfig.use), or None if there are none at all.
 
-    Raises InputError where there is none of the step that `use` says, or where one is damaged that might be the best.
+    Raises InputError if the requested step does not exist, or if a checkpoint that might be the best is damaged.
     """
     there = _checkpoints(folder)
     if isinstance(use, int):
@@ -127,7 +127,7 @@ def pick(folder: Path, use: str | int) -> Path | None:
 
 
 def step_of(path: Path) -> int:
-    """The step that a checkpoint's folder is named after."""
+    """The step in the name of a checkpoint's folder."""
     return int(path.name.removeprefix("step_"))
 
 
@@ -139,11 +139,11 @@ def load(
     adapter: Adapter | None = None,
     averaged: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """Put a checkpoint's weights into `model`, or into its adapter, and return the state that was saved with them.
+    """Load a checkpoint's weights into `model`, or into its adapter, and return the state that was saved with them.
 
-    Where weights are averaged, `averaged` and `adapter` (its own) take the averages, and `model` what is trained. With
-    an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError where a file is
-    missing or damaged or does not fit; nothing is loaded then.
+    With EMA, `averaged` (or `adapter`, which is then its adapter) gets the averages, and `model` the raw weights. With
+    an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError if a file is
+    missing, damaged or does not fit; no weights are loaded then.
     """
     content = check(path)
     own = _weights(averaged or model) if adapter is None else adapter.tensors
@@ -158,7 +158,7 @@ def load(
 
 
 def check(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state.json; InputError unless every file is the one that was written."""
+    """The content of a checkpoint's state.json; InputError unless every file has the recorded size and hash."""
     content = _read_state(path)
     for name, expected in content["files"].items():
         _check(path / name, expected)
@@ -166,15 +166,15 @@ def check(path: Path) -> dict[str, Any]:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Put weights alone into `model`: of a checkpoint, of the newest checkpoint in a folder, or of a safetensors file.
+    """Load only weights into `model`: from a checkpoint, the newest checkpoint in a folder, or a safetensors file.
 
-    Raises InputError where there are none, or where they are damaged or do not fit.
+    Raises InputError if there are none, or if they are damaged or do not fit.
     """
     if path.is_dir():
         checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
         if checkpoint is None:
             if (path / STATE).is_file():
-                check(path)  # it says which file is gone
+                check(path)  # raises, naming the missing file
             raise InputError(f"{path} holds no checkpoint")
         path = checkpoint / WEIGHTS
         if (checkpoint / STATE).is_file():
@@ -184,7 +184,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state of torch's random generators, of the CPU and of the device that `model` is on, as uint8 tensors."""
+    """The states of torch's random generators for the CPU and for `model`'s device, as uint8 tensors."""
     import torch
 
     device = _device(model)
@@ -195,7 +195,7 @@ def random_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
-    """Put torch's random generators back to what `random_state` returned; those of other devices are left out."""
+    """Restore torch's random generators to what `random_state` returned; states of other devices are ignored."""
     import torch
 
     device = _device(model)
@@ -208,7 +208,7 @@ def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a tensor with several names under its first."""
+    """Parameters and buffers by name; a tensor with several names is listed under its first."""
     named: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -223,9 +223,9 @@ def _trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a weights file, once names and shapes are known to be those of `own`."""
+    """The tensors of a weights file, after checking that names and shapes match `own`."""
     stored, _ = read_tensors(path)
-    if faults := misfit(stored, own, "is in it and not in the model"):
+    if faults := misfit(stored, own, "is in the file but not in the model"):
         raise InputError(
             f"the weights in {path} do not fit this model: {faults}; "
             "the model section must be that of the run that wrote them"
@@ -247,11 +247,11 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
-    """Raise InputError unless the file is the one that was written; sizes first, they cost nothing."""
+    """Raise InputError unless the file has the recorded size and hash; the size first, because checking it is cheap."""
     try:
         size, written = path.stat().st_size, expected["bytes"]
         if size != written:
-            raise InputError(f"{path} is damaged: it has {size} bytes and was written with {written}; {DAMAGED}")
+            raise InputError(f"{path} is damaged: it has {size} bytes but was written with {written}; {DAMAGED}")
         if measure(path) != expected:
             raise InputError(f"{path} is damaged: its content is not what was written; {DAMAGED}")
     except OSError as error:
@@ -259,7 +259,7 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first. By number: 10000 comes after 9500."""
+    """Complete checkpoints, newest first, sorted numerically: 10000 comes after 9500."""
     if not folder.is_dir():
         return []
     found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE).is_file())
@@ -267,21 +267,21 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _lowest(losses: Mapping[Path, float | None]) -> Path | None:
-    """The one with the lowest loss, the earliest of equals; None where none has a loss."""
+    """The checkpoint with the lowest loss, the earliest of ties; None if none has a loss."""
     known = {path: (loss, step_of(path)) for path, loss in losses.items() if loss is not None}
     return min(known, key=known.__getitem__, default=None)
 
 
 def _tidy(folder: Path, written: Path, keep: int | None) -> None:
-    """Delete what exceeds `keep`, and what saves that were killed have left. What cannot be deleted stays."""
+    """Delete checkpoints beyond `keep`, and leftovers of killed saves. Errors in deleting are ignored."""
     there, losses = _checkpoints(folder), {}
     for path in there:
-        with contextlib.suppress(InputError):  # a damaged one is nobody's best
+        with contextlib.suppress(InputError):  # a damaged checkpoint cannot be the best
             losses[path] = _read_state(path).get("loss")
     others = [path for path in there if path != written]
     surplus = [] if keep is None else [path for path in others[keep - 1 :] if path != _lowest(losses)]
     for path in surplus:
-        # Renamed first: no reader meets half a checkpoint.
+        # Rename first, so that no reader sees a partly deleted checkpoint.
         with contextlib.suppress(OSError):
             os.rename(path, folder / f".{path.name}.deleted.tmp")
     for path in folder.glob(".step_*.tmp"):

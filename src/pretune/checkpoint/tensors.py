@@ -1,4 +1,4 @@
-"""Tensors in safetensors files, and 8-bit optimizer state as tensors that such files can hold."""
+"""Read and write safetensors files, and convert 8-bit optimizer state to plain tensors and back."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pretune.core.config import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-DAMAGED = "delete its folder to go on from an older checkpoint, or restore it from a copy"
-"""What to do about a file of a checkpoint that cannot be read."""
+DAMAGED = "delete its folder to resume from an older checkpoint, or restore it from a copy"
+"""Advice for a checkpoint file that cannot be read."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
-    """Write tensors and what the file's header says; OSError where it cannot be written."""
+    """Write tensors and a header; OSError if the file cannot be written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -28,7 +28,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors, on the CPU, and header; InputError for a file that cannot be read."""
+    """Read tensors, onto the CPU, and the header; InputError for a file that cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -39,7 +39,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def packed(name: str, value: Tensor) -> dict[str, Tensor]:
-    """A tensor of an optimizer's state, or what it is made of where it is torchao's 8-bit state."""
+    """A tensor of an optimizer's state, or its component tensors if it is torchao's 8-bit state."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
     if not is_traceable_wrapper_subclass(value):
@@ -48,17 +48,17 @@ def packed(name: str, value: Tensor) -> dict[str, Tensor]:
 
 
 def unpacked(slots: Mapping[str, Tensor], parameter: Tensor) -> dict[str, Tensor]:
-    """The state of a parameter, its 8-bit tensors put together again."""
+    """The state of a parameter, with its 8-bit tensors reassembled."""
     whole = {slot: value for slot, value in slots.items() if ":" not in slot}
     for slot in sorted({slot.partition(":")[0] for slot in slots if ":" in slot}):
         from torchao.optim.subclass_8bit import OptimState8bit
 
         codes, scale, qmap = (slots[f"{slot}:{part}"] for part in OptimState8bit.tensor_attrs)
-        signed = bool(qmap[0] < 0)  # the map of what has no sign begins at 0
+        signed = bool(qmap[0] < 0)  # the map of unsigned state begins at 0
         whole[slot] = OptimState8bit(codes, scale, qmap, signed, dtype=parameter.dtype)
     return whole
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name without what torch.compile puts into it."""
+    """A parameter's name without the prefix that torch.compile adds."""
     return name.replace("_orig_mod.", "")

@@ -1,1 +1,1 @@
-"""Arithmetic and the machine: what a device does fast, how much it can do, and how a step is compiled for it."""
+"""Devices and precision: which dtypes are fast, how much a device can compute, and how a step is compiled for it."""

@@ -1,11 +1,11 @@
-"""Which arithmetic a device does fast: from what torch knows of it, else by trying.
+"""Choose the fastest precision for a device, from what torch reports about it, or else by measuring.
 
 NVIDIA with bfloat16 (compute capability 8.0 and newer), AMD    bfloat16
-NVIDIA before that, with fast float16 (6.0, 7.0, 7.2, 7.5)      float16, the loss scaled
-any other NVIDIA, Apple's GPU                                   what is measured to be fastest
+older NVIDIA with fast float16 (6.0, 7.0, 7.2, 7.5)             float16 with loss scaling
+any other NVIDIA, Apple's GPU                                   the fastest as measured
 CPU with AMX or AVX-512-BF16                                    bfloat16
 any other x86 CPU                                               float32
-any other CPU (ARM)                                             what is measured to be fastest
+any other CPU (ARM)                                             the fastest as measured
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ if TYPE_CHECKING:
     import torch
 
 Rate = Callable[[Activations], float]
-"""FLOP/s of a matrix product of the model's shapes in an arithmetic, measured when it is asked for."""
+"""Measures the FLOP/s of a matrix product with the model's shapes in a precision."""
 
 CLEARLY = 1.2
-"""How many times as fast a product in 16 bits has to be for float32 to be given up, and one in float16 for bfloat16 to
-be: the rest of a step gains less, and bfloat16 needs no scaling of the loss."""
+"""Required speedup of 16-bit matrix products over float32, and of float16 over bfloat16, before switching: the rest of
+a step gains less, and bfloat16 needs no loss scaling."""
 
 _FAST_HALF = ((6, 0), (6, 2), (7, 0), (7, 2), (7, 5))
-"""Compute capabilities without bfloat16 that multiply in float16 at twice the rate of float32 or more. 5.x has no such
-instructions, and those of 6.1 are there for compatibility: 1/64 of the rate."""
+"""Compute capabilities without bfloat16 whose float16 products are at least twice as fast as float32. 5.x has no
+float16 instructions, and 6.1 has them only for compatibility, at 1/64 of the rate."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What is known of a device's 16-bit arithmetic. bfloat16, float16: whether it is done fast; None: not known."""
+    """A device's 16-bit capabilities. bfloat16, float16: whether they are fast; None: unknown."""
 
     bfloat16: bool | None
     float16: bool | None
     how: str = ""
-    """What the answer for bfloat16 is from, in a few words."""
+    """The source of the answer for bfloat16, in a few words."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """An arithmetic, and why, in a few words."""
+    """A precision and the reason for it, in a few words."""
 
     compute: Activations
     why: str
 
 
 def choose(capabilities: Capabilities, rate: Rate) -> Choice:
-    """The fastest arithmetic of a device; `rate` is asked only for what its capabilities leave open."""
+    """The fastest precision of a device; `rate` is called only for precisions whose speed is unknown."""
     if capabilities.bfloat16:
         return Choice("bfloat16", capabilities.how)
     if capabilities.bfloat16 is False and capabilities.float16 is not None:
@@ -73,9 +73,9 @@ def choose(capabilities: Capabilities, rate: Rate) -> Choice:
 
 
 def slower(asked: Activations, capabilities: Capabilities, choice: Choice, rate: Rate) -> float | None:
-    """How many times as fast as the arithmetic that was asked for `choice` is; None where it is not clearly so.
+    """The speedup of `choice` over the precision that was asked for; None if it is not clearly faster.
 
-    Only of 16 bits, whose purpose is speed: float32 is asked for when exactness matters.
+    Only for 16-bit precisions, which are chosen for speed: float32 is chosen for accuracy.
     """
     known_fast = capabilities.bfloat16 if asked == "bfloat16" else capabilities.float16
     if asked in ("float32", choice.compute) or known_fast:
@@ -85,12 +85,12 @@ def slower(asked: Activations, capabilities: Capabilities, choice: Choice, rate:
 
 
 def capabilities(device: torch.device) -> Capabilities:
-    """What torch knows of `device`."""
+    """The capabilities that torch reports for `device`."""
     import torch
 
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        # Without emulation: by default it answers for a T4, too, that bfloat16 is supported.
+        # Exclude emulation: by default, torch reports bfloat16 as supported even on a T4.
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         if torch.version.hip is not None:
             return Capabilities(native, True, name)
@@ -104,13 +104,13 @@ def capabilities(device: torch.device) -> Capabilities:
 
 
 def _cpu_capabilities(machine: str, flags: Mapping[str, Any], held_back: bool) -> Capabilities:
-    """Of a CPU with these instruction sets; `held_back`: torch is told not to use all of them."""
+    """Capabilities of a CPU with these instruction sets; `held_back`: the environment limits which ones torch uses."""
     if machine.lower() not in ("x86_64", "amd64", "i386", "i686"):
         return Capabilities(None, False)
     native = [name for flag, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX-512-BF16")) if flags.get(flag)]
     if native and held_back:
         return Capabilities(None, False)
-    # Without instructions for it torch multiplies 16 bits in a scalar loop: twenty to a hundred times slower.
+    # Without native instructions, torch computes 16-bit products in a scalar loop: 20 to 100 times slower.
     return Capabilities(bool(native), False, native[0] if native else "this CPU has no bf16 instructions")
 
 

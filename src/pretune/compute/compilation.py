@@ -1,5 +1,4 @@
-"""What is done to a step from outside, for speed and memory: compilation, activation checkpointing, and what becomes of
-freed memory."""
+"""Speed and memory of a step: compilation, activation checkpointing, and reuse of freed memory."""
 
 from __future__ import annotations
 
@@ -20,23 +19,23 @@ R = TypeVar("R")
 T = TypeVar("T")
 
 MEMORY_BUDGET = 0.9
-"""Share of what would be kept for the backward pass that may be kept. Anything below 1 makes the partitioner try cheap
-recomputation first, and that alone saves more than a tenth."""
+"""Fraction of the activations that may be kept for the backward pass. Any value below 1 makes the partitioner try cheap
+recomputation first, which alone saves more than a tenth."""
 
 
 def compile_step(loss: Callable[P, R], checkpointed: bool = False) -> Callable[P, R]:
-    """`loss` compiled for the shapes that it is called with; other shapes are compiled when they first come.
+    """Compile `loss` for the shapes that it is called with; new shapes are compiled at their first call.
 
-    The backward pass computes cheap things again (norms, activations, casts) and the forward pass keeps only what
-    matrix products and attention read: a third less memory for a small model, at no cost in time, because reading a
-    tensor back takes as long as making it again. Where activations are `checkpointed`, that says what is kept.
+    The backward pass recomputes cheap operations (norms, activations, casts), and the forward pass keeps only inputs of
+    matrix products and attention: a third less memory for a small model, at no cost in time, because reading a tensor
+    takes as long as recomputing it. With `checkpointed` activations, checkpointing decides what is kept instead.
     """
     import torch
     import torch._functorch.config as partitioner
 
     compiled = torch.compile(loss, dynamic=False)
     if checkpointed:
-        # Not both: torch 2.13 would draw dropout anew when it computes a block a second time, and gradients be wrong.
+        # Not both: torch 2.13 would draw new dropout masks when recomputing a block, and gradients would be wrong.
         return compiled
 
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -53,15 +52,15 @@ def compile_frozen(step: Callable[[Tensor, T], Tensor]) -> Callable[[Tensor, T],
     import torch
     import torch._inductor.config as inductor
 
-    # What was compiled for another model's weights must not be taken for this one's.
+    # Code compiled for another model contains that model's weights and must not be reused.
     torch.compiler.reset()
     fixed, flexible = (torch.compile(step, dynamic=dynamic) for dynamic in (False, True))
 
     def run(tokens: Tensor, cache: T) -> Tensor:
-        # For several rows in float32 the compiler lays weights out for MKL where it knows their number, and for oneDNN
-        # where it does not; MKL takes twice as long.
+        # For several rows in float32, the compiler uses MKL's weight layout if the number of rows is static, and
+        # oneDNN's if it is dynamic; MKL takes twice as long.
         for_mkl = len(tokens) > 1 and tokens.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-        # Not `options`, which the tracer does not see: it would hand the weights in as inputs.
+        # Not via `options`, which the tracer does not see: the weights would become inputs instead of constants.
         with inductor.patch(freezing=True):
             return (flexible if for_mkl else fixed)(tokens, cache)
 
@@ -69,7 +68,7 @@ def compile_frozen(step: Callable[[Tensor, T], Tensor]) -> Callable[[Tensor, T],
 
 
 def why_not_compiled() -> str | None:
-    """What this machine lacks for torch.compile, and how to get it; None where nothing is missing."""
+    """What this machine lacks for torch.compile, and how to install it; None if nothing is missing."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 
@@ -86,16 +85,16 @@ def why_not_compiled() -> str | None:
 
 
 def cache_compiled_code(folder: Path) -> None:
-    """Let torch.compile keep what it compiles in `folder`, for later runs of the same shapes; unless
-    TORCHINDUCTOR_CACHE_DIR says where."""
+    """Make torch.compile cache compiled code in `folder`, for later runs with the same shapes, unless
+    TORCHINDUCTOR_CACHE_DIR is set."""
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute()))
 
 
 def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
-    """From now on keep only what goes into each of `blocks` for the backward pass, and compute the rest a second time.
+    """Keep only the inputs of each of `blocks` for the backward pass, which then recomputes the rest.
 
-    Names, parameters and results stay what they are, gradients too; without gradients nothing is computed twice. Do it
-    before compiling. Source: arXiv 1604.06174.
+    Names, parameters, results and gradients do not change; without gradients nothing is recomputed. Call it before
+    compiling. Source: arXiv 1604.06174.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -104,10 +103,10 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep what a training step on the CPU frees, for the next step, instead of returning it.
+    """Make the C library keep memory that a training step on the CPU frees, instead of returning it to the kernel.
 
-    Otherwise the kernel hands out (and clears) the same hundreds of megabytes at every step, a page at a time: 10-15%
-    of the time of a small model. Does nothing where the C library is not glibc.
+    Otherwise the kernel provides (and clears) the same hundreds of megabytes at every step, page by page: 10-15% of the
+    time of a small model. Does nothing if the C library is not glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -115,4 +114,4 @@ def keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # as in malloc.h
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # values from malloc.h

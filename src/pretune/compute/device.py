@@ -1,4 +1,4 @@
-"""The device that a run is for, and GPUs that are in the machine although torch does not see them."""
+"""Choose the device of a run, and find GPUs that are in the machine but not visible to torch."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 _NVIDIA, _AMD = "0x10de", "0x1002"
 _DISPLAY, _ACCELERATOR = "0x03", "0x12"
-"""What the PCI class of a graphics card, and of a card that only computes, begins with."""
+"""Prefixes of the PCI class of graphics cards and of compute-only cards."""
 
 
 def pick_device(name: str) -> torch.device:
-    """The device that `device` names; auto takes CUDA, then Apple's GPU, then the CPU."""
+    """The torch device for the key `device`; auto prefers CUDA, then Apple's GPU, then the CPU."""
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -32,25 +32,25 @@ def pick_device(name: str) -> torch.device:
         why = undetected_gpu(Path("/")) if name == "cuda" else None
         raise ConfigError(
             f"device={name}: torch {torch.__version__} finds none here; it finds {', '.join(present)}"
-            + (f" ({why})" if why else "; device=auto takes the best that is there")
+            + (f" ({why})" if why else "; device=auto takes the best available device")
         )
     return torch.device(name)
 
 
 def undetected_gpu(root: Path) -> str | None:
-    """Which GPU this machine has without torch seeing it, and why; None where there is none, or where it is hidden on
-    purpose. `root` is where proc/ and sys/ are."""
+    """Which GPU of this machine torch does not see, and why; None if there is none, or if it is hidden on purpose.
+    `root` is the folder that contains proc/ and sys/."""
     import torch
 
     if sys.platform == "darwin" and platform.machine() == "arm64":
-        return f"this Mac has a GPU, and torch {torch.__version__} does not see it: it needs macOS 14 or newer"
+        return f"this Mac has a GPU, but torch {torch.__version__} does not see it: it needs macOS 14 or newer"
     vendor = _gpu_vendor(root)
     hidden = "CUDA_VISIBLE_DEVICES" in os.environ or "HIP_VISIBLE_DEVICES" in os.environ
     if vendor is None or hidden:
         return None
     nvidia = vendor == _NVIDIA
     maker, toolkit = ("NVIDIA", "CUDA") if nvidia else ("AMD", "ROCm")
-    there = f"this machine has an {maker} GPU, and torch {torch.__version__}"
+    there = f"this machine has an {maker} GPU, but torch {torch.__version__}"
     built = torch.version.cuda if nvidia else torch.version.hip
     if built is None:
         return f"{there} is built without {toolkit}; pytorch.org has builds with it"
@@ -60,7 +60,7 @@ def undetected_gpu(root: Path) -> str | None:
 
 
 def _gpu_vendor(root: Path) -> str | None:
-    """Whose GPU is on the PCI bus; of AMD only those that do nothing but compute, as many CPUs have one for screens."""
+    """Vendor of a GPU on the PCI bus; for AMD only compute-only cards, because many CPUs have integrated graphics."""
     for card in sorted((root / "sys/bus/pci/devices").glob("*")):
         vendor, kind = (system_file(card / name).strip() for name in ("vendor", "class"))
         if vendor == _NVIDIA and kind.startswith((_DISPLAY, _ACCELERATOR)):

@@ -1,4 +1,4 @@
-"""GPUs by name: peak arithmetic, memory and bandwidth, from their datasheets."""
+"""GPUs by name: peak FLOP/s, memory and bandwidth, from their datasheets."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Device:
-    """peak_flops: dense matrix products in 16 bits, FLOP/s (in bfloat16, or in float16 where the device has none; where
-    measured, in the fastest arithmetic that it has). memory: bytes that a process may use. bandwidth: bytes/s between
-    memory and chip. reported: names that `torch.cuda.get_device_name` gives it. source: where the figures are from."""
+    """peak_flops: FLOP/s of dense 16-bit matrix products (bfloat16, or float16 on devices without it; if measured, in
+    the fastest precision). memory: bytes that a process may use. bandwidth: bytes/s between memory and chip. reported:
+    names that `torch.cuda.get_device_name` returns for it. source: where the figures come from."""
 
     name: str
     peak_flops: float
@@ -25,7 +25,7 @@ class Device:
 
     @property
     def has_float8(self) -> bool:
-        """Whether it multiplies matrices in 8 bits: Ada, Hopper and Blackwell do."""
+        """Whether it supports 8-bit matrix products: Ada, Hopper and Blackwell do."""
         return self.name in _WITH_FLOAT8
 
 
@@ -36,9 +36,9 @@ def _gpu(
     return Device(name, tflops * 1e12, int(gib * GIB), gb_per_second * 1e9, names, source, bf16)
 
 
-# Peaks are dense: where a datasheet gives the rate with 2:4 sparsity, half of it. GeForce peaks are those with float32
-# accumulation, which is what a bfloat16 matrix product in torch does. Memory is what CUDA reports as total (the figure
-# in torch's out-of-memory messages), a little less than the name says; boards differ by about 0.3 GiB.
+# Peaks are for dense matrices: half of the datasheet's rate if that assumes 2:4 sparsity. GeForce peaks are for float32
+# accumulation, which torch uses for bfloat16 matrix products. Memory is the total that CUDA reports (the figure in
+# torch's out-of-memory messages), a little less than in the name; boards differ by about 0.3 GiB.
 DEVICES: tuple[Device, ...] = (
     _gpu(
         "a100-40gb",
@@ -78,7 +78,7 @@ ALIASES = {"a100": "a100-40gb", "v100": "v100-16gb", "h100-sxm": "h100", "3090":
 
 
 def named(name: str) -> Device:
-    """The device of that name in the table; ConfigError, with the nearest, where it has none."""
+    """The device with that name in the table; ConfigError, suggesting the nearest name, if there is none."""
     wanted = "-".join(name.lower().replace("_", "-").split())
     wanted = ALIASES.get(wanted, wanted)
     known = {device.name: device for device in DEVICES}
@@ -86,11 +86,11 @@ def named(name: str) -> Device:
     found = known.get(wanted) or by_report.get(name.strip().lower())
     if found is None:
         raise ConfigError(
-            f"unknown device '{name}'{nearest(wanted, known)}; known are {', '.join(known)}; null takes the one at hand"
+            f"unknown device '{name}'{nearest(wanted, known)}; known are {', '.join(known)}; null takes this machine's"
         )
     return found
 
 
 def by_reported_name(reported: str) -> Device | None:
-    """The device that torch calls `reported`, or None. Only whole names count: a laptop's 4090 is not a 4090."""
+    """The device that torch reports as `reported`, or None. Names must match fully: a laptop 4090 is not a 4090."""
     return next((device for device in DEVICES if reported in device.reported), None)

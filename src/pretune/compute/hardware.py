@@ -1,4 +1,4 @@
-"""What the device at hand can do: memory, bandwidth, and how fast it multiplies matrices in each arithmetic."""
+"""Measure the local device: memory, bandwidth, and the speed of matrix products in each precision."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     import torch
 
 RUNTIME_BYTES = 640 * 2**20
-"""What CUDA takes of a GPU before the first tensor (context, kernels, cuBLAS workspaces): half a GiB or a little more
+"""GPU memory that CUDA uses before the first tensor (context, kernels, cuBLAS workspaces): half a GiB or a little more
 on recent drivers. A rule of thumb, not a measurement."""
 
 _MEASURE_SECONDS = 0.5
 _SLOW = 0.02
-"""Seconds of a first product from which on no larger one is worth a try: the arithmetic is done without instructions
-for it, and that does not get faster with size."""
+"""If the first product takes longer than this many seconds, no more are timed: the precision has no native instructions
+and repeating would take too long."""
 
 
 def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
-    """The device that is here: from the table where it is known, else measured in these arithmetics, in a second."""
+    """The local device: from the table if it is known, else measured in these precisions, which takes a second."""
     name, memory = device_name(device), total_memory(device)
     known = by_reported_name(name)
     if known is not None:
@@ -39,9 +39,9 @@ def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> De
 
 
 def peak_flops(device: torch.device, arithmetics: Iterable[Activations]) -> float:
-    """What `train/mfu` is a share of, FLOP/s: the table's dense peak in 16 bits; for a device that is not in it, the
-    fastest matrix product found in these arithmetics, with as many threads as torch has now; measured once in a
-    process."""
+    """The peak FLOP/s on which `train/mfu` is based: the table's dense 16-bit peak or, for a device that is not in the
+    table, the fastest matrix product measured in these precisions, with torch's current number of threads. It is
+    measured once per process."""
     import torch
 
     known = by_reported_name(device_name(device))
@@ -56,14 +56,14 @@ def _measured_peak(device: torch.device, arithmetics: frozenset[Activations], nu
 
 
 def device_name(device: torch.device) -> str:
-    """What torch calls a GPU; `cpu` or `mps` for others."""
+    """torch's name of a GPU; `cpu` or `mps` for other devices."""
     import torch
 
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that a process can have of the device at most; on a CPU what is available now."""
+    """The maximum number of bytes that a process can use on the device; on a CPU, the memory available now."""
     import torch
 
     match device.type:
@@ -76,9 +76,9 @@ def total_memory(device: torch.device) -> int:
 
 
 def available_host_memory(root: Path) -> int:
-    """Bytes of host memory that this process can still get without swapping; within its control group's limit.
+    """Bytes of host memory that this process can still get without swapping, within its control group's limit.
 
-    `root` is where proc/ and sys/ are; where there are none (macOS), all physical memory.
+    `root` is the folder that contains proc/ and sys/; without them (macOS), this is all physical memory.
     """
     found = []
     for line in system_file(root / "proc/meminfo").splitlines():
@@ -86,39 +86,39 @@ def available_host_memory(root: Path) -> int:
             found.append(int(line.split()[1]) * 1024)
     limit, used = (system_file(root / "sys/fs/cgroup" / name).strip() for name in ("memory.max", "memory.current"))
     if limit.isdigit() and used.isdigit():
-        # File cache counts as used here although the kernel gives it up on demand.
+        # The control group counts file cache as used, although the kernel frees it on demand.
         cache = dict(line.split() for line in system_file(root / "sys/fs/cgroup/memory.stat").splitlines())
         found.append(int(limit) - int(used) + int(cache.get("inactive_file", 0)))
     return max(min(found), 0) if found else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def usable(memory: int, kind: str) -> int:
-    """Bytes of `memory` that tensors can have: without CUDA's own share, and with 5% for what allocation wastes."""
+    """Bytes of `memory` that tensors can use: without CUDA's overhead, and with 5% reserved for fragmentation."""
     return int((memory - (0 if kind == "cpu" else RUNTIME_BYTES)) * 0.95)
 
 
 def measure_peak(device: torch.device, arithmetics: Iterable[Activations]) -> float:
-    """FLOP/s of the fastest square matrix product in any of these arithmetics."""
+    """FLOP/s of the fastest square matrix product in any of these precisions."""
     return max(measure_matmul(device, arithmetic) for arithmetic in arithmetics)
 
 
 def measure_matmul(device: torch.device, arithmetic: Activations) -> float:
-    """FLOP/s of the fastest square matrix product found in half a second or so, sizes doubling."""
-    # What the first product of all takes is start-up: a context, a library's handle, its choice of kernels.
+    """FLOP/s of the fastest square matrix product found in about half a second, with doubling sizes."""
+    # Warm up: the first product includes creating a context, loading a library and choosing kernels.
     _seconds_of(device, arithmetic, (64, 64, 64), 0.0)
     best, size, started = 0.0, 256, time.perf_counter()
     while size <= 8192:
         best = max(best, 2 * size**3 / _seconds_of(device, arithmetic, (size, size, size), _MEASURE_SECONDS / 8))
         size *= 2
-        # Stop before a size of which two products, at the best rate so far, would not fit into the time that is left.
+        # Stop if two products of the next size, at the best rate so far, would exceed the remaining time.
         if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
             break
     return best
 
 
 def measure_product(device: torch.device, arithmetic: Activations, inputs: int, outputs: int) -> float:
-    """FLOP/s of a product like those of a layer from `inputs` to `outputs` features; well under a second, even in an
-    arithmetic that the device has no instructions for."""
+    """FLOP/s of a matrix product like that of a layer from `inputs` to `outputs` features; takes well under a second,
+    even in a precision without native instructions."""
     work = 5e7 if device.type == "cpu" else 2e10
     tokens = min(max(int(work / (2 * inputs * outputs)), 16), 8192)
     shape = tokens, inputs, outputs
@@ -128,11 +128,11 @@ def measure_product(device: torch.device, arithmetic: Activations, inputs: int, 
 
 
 def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int, int, int], seconds: float) -> float:
-    """Of the fastest product of matrices [m, k] and [k, n] among those that fit into `seconds`."""
+    """Time of the fastest product of matrices [m, k] and [k, n], repeated for `seconds`."""
     import torch
 
     rows, inner, columns = shape
-    # A generator of its own: a run's dropout must not depend on how much was measured. Random, for zeros are faster.
+    # A separate generator, so that a run's dropout does not depend on these measurements. Random, as zeros are faster.
     generator = torch.Generator(device).manual_seed(0)
     dtype = dtype_of(arithmetic)
     a = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
@@ -141,7 +141,7 @@ def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int,
 
 
 def measure_bandwidth(device: torch.device) -> float:
-    """Bytes/s of a copy within the device's memory, reading and writing counted."""
+    """Bytes/s of a copy within the device's memory, counting both reads and writes."""
     import torch
 
     source = torch.ones(2**25, device=device)  # 128 MiB: larger than any cache
@@ -150,7 +150,7 @@ def measure_bandwidth(device: torch.device) -> float:
 
 
 def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
-    """Seconds of the fastest of a few calls, after one to warm up, in about that much time."""
+    """Time of the fastest call, after one warm-up call, repeated for about `seconds`."""
     import torch
 
     def once() -> float:
@@ -168,7 +168,7 @@ def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -
 
 
 def system_file(path: Path) -> str:
-    """What the kernel says in a file of /proc or /sys; empty where there is none."""
+    """The content of a file in /proc or /sys; empty if it does not exist."""
     try:
         return path.read_text()
     except OSError:

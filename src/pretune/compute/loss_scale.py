@@ -1,8 +1,8 @@
-"""Dynamic loss scaling: float16 has no small numbers, so a loss is multiplied before its backward pass, and gradients
-are divided afterwards (arXiv 1710.03740).
+"""Dynamic loss scaling: small gradients underflow in float16, so the loss is multiplied by a factor before the backward
+pass and the gradients are divided by it afterwards (arXiv 1710.03740).
 
-The factor doubles after 2,000 steps without an overflow and halves at each, as torch.amp.GradScaler's does. It is a
-power of two throughout, so that multiplying and dividing are exact.
+The factor doubles after 2,000 steps without an overflow and halves at each overflow, as in torch.amp.GradScaler. It is
+always a power of two, so that multiplying and dividing are exact.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ INTERVAL = 2000
 
 @dataclass
 class LossScale:
-    """What a run's loss is multiplied by; `factor` is None, and stays so, for types other than float16."""
+    """The factor on a run's loss; `factor` is always None for dtypes other than float16."""
 
     factor: float | None
     steps: int = 0
-    """Since the factor last changed."""
+    """Steps since the factor last changed."""
     overflows: int = 0
-    """How often gradients were too large, and the step was done again."""
+    """How often gradients overflowed and the step was repeated."""
 
     @classmethod
     def of(cls, activations: str) -> LossScale:
-        """What activations of that type need."""
+        """A new loss scale for activations of that dtype."""
         return cls(INITIAL if activations == "float16" else None)
 
     def for_activations(self, activations: str) -> LossScale:
-        """It, or a new one where activations of that type need another kind."""
+        """This loss scale, or a new one if that dtype needs scaling and this one does not scale, or vice versa."""
         return self if (self.factor is None) == (activations != "float16") else LossScale.of(activations)
 
     @property
@@ -38,11 +38,11 @@ class LossScale:
         return 1.0 if self.factor is None else self.factor
 
     def metrics(self) -> dict[str, float]:
-        """What is reported of it: nothing where there is none."""
+        """Metrics to report; empty without scaling."""
         return {} if self.factor is None else {"train/loss_scale": self.factor, "train/overflows": self.overflows}
 
     def lower(self) -> bool:
-        """Halve the factor after an overflow; False where that is no use, because it is as small as it gets or 1."""
+        """Halve the factor after an overflow; False if there is no scaling or the factor is already at its minimum."""
         if self.factor is None or self.factor <= LEAST:
             return False
         self.factor, self.steps, self.overflows = self.factor / 2, 0, self.overflows + 1

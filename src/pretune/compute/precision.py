@@ -1,4 +1,4 @@
-"""Arithmetic done to the model from outside: autocast, and matrix products in 8 bits."""
+"""Apply a precision to the model: autocast, TensorFloat-32, and 8-bit matrix products."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def dtype_of(activations: Activations) -> torch.dtype:
-    """The torch type of that name."""
+    """The torch dtype with that name."""
     import torch
 
     return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[activations]
 
 
 def autocast(config: PrecisionConfig, device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """The context in which forward passes run on `device`."""
+    """The autocast context for forward passes on `device`."""
     import torch
 
     if config.activations == "float32":
@@ -30,7 +30,7 @@ def autocast(config: PrecisionConfig, device: torch.device) -> contextlib.Abstra
 
 
 def set_tf32(config: PrecisionConfig, device: torch.device) -> None:
-    """Let float32 products on CUDA be done in TensorFloat-32, or in all their bits; for the process."""
+    """Turn TensorFloat-32 for float32 products on CUDA on or off, for the whole process."""
     import torch
 
     if device.type == "cuda":
@@ -38,7 +38,7 @@ def set_tf32(config: PrecisionConfig, device: torch.device) -> None:
 
 
 def check_float8(config: PrecisionConfig, device: torch.device, instead: str) -> None:
-    """ConfigError where the run asks for matrix products in 8 bits and `device` has none; it names what to take
+    """Raise ConfigError if the run wants 8-bit matrix products but `device` does not support them; the message suggests
     `instead` (fp32, bf16...)."""
     import torch
 
@@ -46,7 +46,7 @@ def check_float8(config: PrecisionConfig, device: torch.device, instead: str) ->
         return
     name = f"this machine's {device.type}"
     if device.type == "cuda" and torch.version.hip is not None:
-        # AMD counts otherwise: an MI200 is 9.0 too.
+        # AMD numbers its devices differently: an MI200 also reports 9.0.
         name = torch.cuda.get_device_name(device)
         if torch.cuda.get_device_properties(device).gcnArchName.startswith(("gfx94", "gfx95", "gfx12")):
             return
@@ -57,15 +57,15 @@ def check_float8(config: PrecisionConfig, device: torch.device, instead: str) ->
         name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
     raise ConfigError(
         f"precision=fp8: {name} has no 8-bit matrix products; they need an NVIDIA GPU of compute capability 8.9 or "
-        f"newer (Ada, Hopper, Blackwell), or AMD's MI300. Take precision={instead}"
+        f"newer (Ada, Hopper, Blackwell), or AMD's MI300. Use precision={instead}"
     )
 
 
 def use_float8(model: nn.Module, emulate: bool = False) -> None:
-    """Let the linear layers inside the blocks of `model` multiply in 8 bits, forward and backward.
+    """Make the linear layers inside the blocks of `model` multiply in 8 bits, forward and backward.
 
-    Weights keep their names, values and type. Layers whose sides are no multiples of 16 stay as they are; ConfigError
-    where that is all of them. `emulate` rounds as the hardware does and multiplies in float32, on any device.
+    Weights keep their names, values and dtype. Layers whose dimensions are not multiples of 16 are left unchanged;
+    ConfigError if that is all of them. `emulate` rounds like the hardware but multiplies in float32, on any device.
     Source: torchao's dynamic scaling, one scale per tensor (arXiv 2209.05433 for the formats).
     """
     from torch import nn
@@ -77,7 +77,7 @@ def use_float8(model: nn.Module, emulate: bool = False) -> None:
 
     if not any(isinstance(module, nn.Linear) and fits(module, name) for name, module in model.named_modules()):
         raise ConfigError(
-            f"precision=fp8: no layer of the model has sides that are multiples of {FLOAT8_MULTIPLE}; change model.dim "
-            "and model.mlp_dim, or take precision=bf16"
+            f"precision=fp8: no layer of the model has dimensions that are multiples of {FLOAT8_MULTIPLE}; change "
+            "model.dim and model.mlp_dim, or use precision=bf16"
         )
     convert_to_float8_training(model, module_filter_fn=fits, config=Float8LinearConfig(emulate=emulate))

@@ -1,4 +1,4 @@
-"""Threads of the CPU, and whether somebody else wants the same cores."""
+"""CPU threads, and detection of other processes that compete for the same cores."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import time
 from pathlib import Path
 
 CROWDED = 0.7
-"""Share of the wanted time below which other work is slowing this process down: torch's threads wait for each other, so
-that a core that is shared holds up all of them."""
+"""CoreShare below which other processes slow this one down considerably: torch's threads wait for each other, so one
+shared core holds up all of them."""
 
 _THREADS = Path("/proc/self/task")
 
 
 class CoreShare:
-    """How much of the time in which this process wanted to compute it was let, since this was made.
+    """The fraction of the CPU time wanted by this process that it got, since this object was created.
 
-    On Linux from the scheduler's own account of each thread: time on a core, and time in the queue for one. Elsewhere,
-    the time that the main thread, which is never idle in training, had on a core.
+    On Linux it comes from the scheduler's statistics of each thread: time running, and time waiting for a core.
+    Elsewhere it is the fraction of time that the main thread, which is never idle in training, was running.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class CoreShare:
         self._clock, self._main = time.perf_counter(), time.thread_time()
 
     def value(self) -> float:
-        """Between 0 and 1; 1 for a machine of one's own."""
+        """The fraction so far, from 0 to 1; 1 if nothing else competes."""
         ran, waited = (now - before for now, before in zip(_scheduled(), self._before, strict=True))
         if ran > 0:
             return ran / (ran + max(waited, 0.0))
@@ -33,7 +33,7 @@ class CoreShare:
 
 
 def use_threads(threads: int | None) -> None:
-    """Let torch compute with so many threads of the CPU; None leaves it as many as it takes by itself."""
+    """Set torch's number of CPU threads; None keeps torch's default."""
     if threads is not None:
         import torch
 
@@ -41,12 +41,12 @@ def use_threads(threads: int | None) -> None:
 
 
 def _scheduled() -> tuple[float, float]:
-    """Seconds that all threads of this process have run, and have waited for a core; zeros where nobody tells."""
+    """Seconds that all threads of this process have been running, and waiting for a core; zeros if unknown."""
     ran = waited = 0
     for thread in _THREADS.glob("*/schedstat"):
         try:
             on_core, in_queue, _ = thread.read_text().split()
         except (OSError, ValueError):
-            continue  # it has just ended
+            continue  # the thread has just ended
         ran, waited = ran + int(on_core), waited + int(in_queue)
     return ran / 1e9, waited / 1e9

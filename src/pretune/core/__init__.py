@@ -1,1 +1,1 @@
-"""What every package may use: the base of configuration sections, batches, atomic files, progress bars."""
+"""Code that every package may use: base classes for configuration, batches, atomic files, progress bars."""

@@ -1,4 +1,4 @@
-"""What the rooms pass to each other: a batch of token ids."""
+"""A batch of token ids: the data structure that packages pass to each other."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 IGNORE = -100
-"""Target of a position that is not scored."""
+"""Target of a position that is masked out of the loss."""
 
 
 @dataclass(frozen=True)
@@ -17,11 +17,11 @@ class Batch:
     """`B` sequences of `T` tokens.
 
     inputs [B, T] int64; targets [B, T] int64: the token that follows each input, or IGNORE where it is not scored;
-    document_ids [B, T] int32, or None: which document of its sequence each input belongs to. With ids, no position
-    attends to another document and positions restart with each; padding has an id of its own. In preference data the
+    document_ids [B, T] int32, or None: the document within its sequence that each input belongs to. With ids, no
+    position attends to another document and positions restart at each; padding has its own id. In preference data,
     documents 2 k and 2 k + 1 are the chosen and the rejected side of pair k.
-    reference [B, P, 2] float32, or None: what another model gives these sides, in nats; P is at least the most pairs
-    that a sequence holds, and what belongs to no pair is without meaning.
+    reference [B, P, 2] float32, or None: log-probabilities of these sides under the reference model, in nats; P is at
+    least the largest number of pairs in a sequence, and entries without a pair are undefined.
     """
 
     inputs: Tensor
@@ -30,16 +30,16 @@ class Batch:
     reference: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
-        """A copy on `device`; to CUDA from pinned memory, the copy does not block the host."""
+        """A copy on `device`; copying from pinned memory to CUDA does not block the host."""
 
         def move(tensor: Tensor) -> Tensor:
-            # Apple's GPU would read memory that the host has used for something else by then (pytorch#139550).
+            # On MPS a non-blocking copy may read memory that the host has already reused (pytorch#139550).
             return tensor.to(device, non_blocking=device.type == "cuda")
 
         return self._each(move)
 
     def pinned(self) -> Batch:
-        """A copy in host memory that stays where it is: a GPU reads it by itself."""
+        """A copy in pinned (page-locked) host memory, which a GPU can read directly."""
         return self._each(Tensor.pin_memory)
 
     def part(self, start: int, stop: int) -> Batch:
@@ -47,7 +47,7 @@ class Batch:
         return self._each(lambda tensor: tensor[start:stop])
 
     def num_scored(self) -> int:
-        """How many positions of the batch are scored."""
+        """The number of positions that are scored."""
         return int((self.targets != IGNORE).sum())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:

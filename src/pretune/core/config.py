@@ -1,6 +1,6 @@
-"""What every room's configuration is made of: the base class, shared types, and errors a user can act on.
+"""Building blocks of every package's configuration: the base class, shared types, and errors a user can act on.
 
-Nothing here imports torch: bad configuration is reported before it is loaded.
+Nothing here imports torch, so that bad configuration is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pydantic import Field
 
 
 class UserError(ValueError):
-    """Something the user can mend. Its message says what, where and what to do; the exit code is 2."""
+    """An error that the user can fix. Its message says what is wrong, where, and what to do; the exit code is 2."""
 
 
 class ConfigError(UserError):
@@ -26,17 +26,17 @@ class ConfigError(UserError):
 
 
 class InputError(UserError):
-    """What the configuration points at is wrong: a file, a folder, a dataset, a checkpoint, the network."""
+    """Something that the configuration points to is wrong: a file, folder, dataset, checkpoint or the network."""
 
 
 class Section(pydantic.BaseModel):
-    """Base of every room's configuration: frozen, strict, and an unknown key is an error.
+    """Base class of every package's configuration: frozen, strict, and an unknown key is an error.
 
-    Sections hold no default values: YAML is their only home.
+    Sections have no default values: all values come from YAML.
     """
 
     renamed: ClassVar[Mapping[str, str]] = {}
-    """Keys that had another name before, as dotted paths from this section: old -> new."""
+    """Renamed keys, as dotted paths from this section: old -> new."""
 
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -55,7 +55,7 @@ _PART = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*")
 def parse_duration(value: Any) -> Any:
     """Seconds from a number of seconds or from text such as `90s`, `5m`, `3h`, `1h30m`, `3 hours`.
 
-    Raises ValueError with the accepted forms for any other text; leaves other types to the field's own check.
+    Raises ValueError, naming the accepted forms, for any other text; other types are left to the field's own check.
     """
     if not isinstance(value, str):
         return value
@@ -72,41 +72,41 @@ def parse_duration(value: Any) -> Any:
 
 
 Seconds = Annotated[float, pydantic.BeforeValidator(parse_duration), Field(gt=0)]
-"""A positive length of time in seconds; text with units is accepted."""
+"""A positive duration in seconds; text with units is accepted."""
 
 Count = Annotated[int, Field(ge=1)]
-"""How many, at least one."""
+"""A number of things, at least one."""
 
 Every = Count | None
-"""A cadence in steps; null means never."""
+"""An interval in steps; null means never."""
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-"""A share between 0 and 1, both included."""
+"""A fraction between 0 and 1, inclusive."""
 
 MAY_DIFFER = "may differ on resume"
-"""Marks a field (`Annotated[..., MAY_DIFFER]`) that says what to do with a run, where it shows or how fast it computes,
-and not what the run is: a resume may change it. On a section it holds for all its keys."""
+"""Marks a field (`Annotated[..., MAY_DIFFER]`) that a resume may change, because it affects only what is done with a
+run, where it is shown or how fast it computes, not what it computes. On a section it covers all its keys."""
 
 T = TypeVar("T", bound=Section)
 
 
 def validate(section: type[T], mapping: Mapping[str, Any]) -> T:
-    """Type a plain mapping as `section`; raise ConfigError with one line per fault, nearest key named."""
+    """Parse a plain mapping as `section`; raise ConfigError with one line per error, suggesting the nearest key."""
     try:
-        # JSON mode: strict about types, yet lists become tuples, as a frozen section needs.
+        # JSON mode is strict about types but still turns lists into tuples, which a frozen section needs.
         return section.model_validate_json(json.dumps(mapping))
     except pydantic.ValidationError as error:
         raise ConfigError("\n".join(_explained(section, error.errors()))) from None
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:
-    """`; did you mean ...?` for a misspelt word, or an empty string when nothing is near."""
+    """`; did you mean ...?` for a misspelt word, or an empty string when no candidate is close."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)
     return f"; did you mean '{found[0]}'?" if found else ""
 
 
 def field_paths(section: type[Section], prefix: str = "") -> Iterator[tuple[str, pydantic.fields.FieldInfo]]:
-    """Every key of a section and of the sections inside it, as dotted paths, in the order they are declared."""
+    """Every key of a section and its nested sections, as dotted paths, in declaration order."""
     for name, field in section.model_fields.items():
         yield prefix + name, field
         if typing.get_origin(field.annotation) is dict:
@@ -116,7 +116,7 @@ def field_paths(section: type[Section], prefix: str = "") -> Iterator[tuple[str,
 
 
 def _explained(section: type[Section], faults: Iterable[Any]) -> Iterator[str]:
-    """A line per fault; what the members of a union have against one value is one line."""
+    """One line per error; the complaints of all members of a union about one value are joined into one line."""
     complaints: dict[str, list[str]] = {}
     for fault in faults:
         subject, complaint = _explain(section, fault)
@@ -126,7 +126,7 @@ def _explained(section: type[Section], faults: Iterable[Any]) -> Iterator[str]:
 
 
 def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
-    """What is wrong, and what is wrong with it."""
+    """The subject of an error (the key, perhaps with its value) and the complaint about it."""
     loc, owner = _drop_union_tags(section, fault["loc"])
     key, complaint = ".".join(str(part) for part in loc), f"{fault['msg'][0].lower()}{fault['msg'][1:]}"
     match fault["type"]:
@@ -149,8 +149,9 @@ def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
 
 
 def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[Any], type[Section] | None]:
-    """The path as the user writes it and the section that its last key is in: pydantic adds to it the tag of a union's
-    section, or the type that it tried."""
+    """The path as the user writes it, and the section that contains its last key.
+
+    pydantic's path also contains the tag of a union's section, or the type that it tried; both are dropped."""
     path: list[Any] = []
     options: list[type[Section]] = [section]
     owner: type[Section] | None = section

@@ -1,4 +1,4 @@
-"""Files that are either whole or absent, and names made from content."""
+"""Atomic writes of files and folders, file locks, and content fingerprints."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader, or a crash, sees the old file or the new one and nothing between."""
+    """Write `text` to `path` so that a reader, even after a crash, sees either the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -40,12 +40,12 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object, atomically, with a fingerprint of its own content."""
-    written = json.loads(json.dumps(content))  # as a reader will see it
+    written = json.loads(json.dumps(content))  # as a reader will parse it
     write_json(path, {**written, "fingerprint": fingerprint(written)})
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
-    """The object that `write_sealed` wrote; ValueError where it is not that."""
+    """The object that `write_sealed` wrote; ValueError if the fingerprint does not match."""
     content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.pop("fingerprint", None) != fingerprint(content):
         raise ValueError("its content is not what was written")
@@ -53,16 +53,16 @@ def read_sealed(path: Path) -> dict[str, Any]:
 
 
 def measure(path: Path) -> dict[str, Any]:
-    """Size and SHA-256 of a file, JSON-like."""
+    """Size and SHA-256 of a file, as a JSON-serializable mapping."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well and vanishes when it does not.
+    """A temporary folder that is renamed to `path` when the block succeeds and deleted when it fails.
 
-    Where `path` exists by then (another process was first), that one is kept.
+    If `path` exists by then (another process was faster), the existing folder is kept.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"))
@@ -83,16 +83,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive(path: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock file `path` for as long as the block lasts. Where another process holds it, `wait`, or raise
-    BlockingIOError. OSError where the file cannot be written.
+    """Hold the lock file `path` for the duration of the block. If another process holds it, `wait` or raise
+    BlockingIOError. Raises OSError if the file cannot be written.
 
-    The system lets go of it when the process ends, however that happens. False where the file system has no locks, and
-    nothing is held.
+    The operating system releases the lock when the process ends, however it ends. Yields False, without a lock, on a
+    file system that has no locks.
     """
     from filelock import FileLock, Timeout
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # A lock that is only a file's existence would outlive a process that is killed.
+    # No fallback to a soft lock (the mere existence of a file): it would outlive a killed process.
     lock = FileLock(path, blocking=wait, preserve_lock_file=True, fallback_to_soft=False)
     try:
         lock.acquire()
@@ -113,12 +113,12 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def fingerprint(value: Any) -> str:
-    """Sixteen hex digits that depend on the content of a JSON-like value and not on the order of its keys."""
+    """Sixteen hex digits that depend on the content of a JSON-serializable value, but not on its key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _publish_mode(temporary: Path, mode: int) -> None:
-    """Temporary files and folders are private; published ones follow the user's umask."""
+    """Apply the user's umask: temporary files and folders are created private."""
     umask = os.umask(0)
     os.umask(umask)
     temporary.chmod(mode & ~umask)

@@ -1,4 +1,4 @@
-"""Stored tensors by name, and those of a model that they are for."""
+"""Match stored tensors with a model's tensors by name and shape, and copy them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
 
 def misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], extra: str) -> str | None:
-    """What keeps `stored` from taking the place of `own`, by name and shape: three faults at most, and how many more;
-    None where nothing does. `extra` is said of a name that only `stored` has."""
+    """Why `stored` cannot replace `own`, by name and shape: at most three faults and the number of further ones; None
+    if it can. `extra` describes a name that only `stored` has."""
     faults = [f"{name} is missing" for name in own if name not in stored]
     faults += [f"{name} {extra}" for name in stored if name not in own]
     faults += [
@@ -24,7 +24,7 @@ def misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], extra: str) 
 
 
 def copy_over(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    """Put the values of `stored` into the tensors of `own`."""
+    """Copy the values of `stored` into the tensors of `own`."""
     import torch
 
     with torch.no_grad():

@@ -34,7 +34,7 @@ class Bar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._progress.live.is_started:  # stopping one that never started writes an empty line
+        if self._progress.live.is_started:  # stopping a bar that never started prints an empty line
             self._progress.stop()
 
     @property

@@ -1,4 +1,4 @@
-"""What other people's libraries say beside their work, kept off the terminal while a block lasts."""
+"""Context managers that silence logs and warnings of third-party libraries."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def muted_logs() -> Iterator[None]:
-    """Nothing up to a warning in any log: torchao tells of each kernel that is not for this machine."""
+    """Mute all logging up to level WARNING: torchao logs every kernel that this machine does not support."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -21,7 +21,7 @@ def muted_logs() -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """That, and no Python warnings either."""
+    """Mute logging up to level WARNING, and Python warnings as well."""
     with muted_logs(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

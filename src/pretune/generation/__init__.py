@@ -1,1 +1,1 @@
-"""Letting a model continue texts: sampling, beams, stop strings. Knows a model-like interface, token ids and text."""
+"""Text generation: sampling, beam search, stop strings. It needs only a model interface, token ids and text."""

@@ -1,6 +1,6 @@
-"""Beam search: the likeliest text among those that a few beams reach.
+"""Beam search: find a likely text by extending several candidates (beams) at once.
 
-N texts, B beams of each, V token ids.
+N texts, B beams per text, V token ids.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from pretune.generation.sampling import History, penalized
 
 @dataclass
 class _Search:
-    """Where the search for one text stands."""
+    """State of the search for one text."""
 
     room: int
     beams: list[list[int]]
     scores: list[float]
-    """Log-probability of each beam; only the first one counts at the start, where all are the same."""
+    """Log-probability of each beam; at the start all beams are equal, so only the first one counts."""
     finished: list[tuple[float, list[int]]] = field(default_factory=list)
-    """The best that have ended, best first: log-probability over length, and tokens."""
+    """The best finished texts, best first: length-normalized log-probability, and tokens."""
 
 
 def beam_search(decoder: Decoder, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[list[int]]:
-    """The best continuation of each prompt, the token that ended it included.
+    """The best continuation of each prompt, including the token that ended it.
 
-    As in transformers (`generate` with num_beams and early_stopping False): a search ends when the best beam, by its
-    present length, is worse than the worst of num_beams finished texts. Penalties apply to log-probabilities.
+    As in transformers (`generate` with num_beams and early_stopping False), a search ends when the best beam, scored at
+    its current length, is worse than the worst of num_beams finished texts. Penalties apply to log-probabilities.
     """
     rooms, width = decoder.room(prompts, config), config.num_beams
     searches = [_Search(room, [[]] * width, [0.0] + [-1e9] * (width - 1)) for room in rooms]
@@ -70,9 +70,9 @@ def beam_search(decoder: Decoder, prompts: Sequence[Sequence[int]], config: Deco
 def _candidates(
     scores: Tensor, searches: list[_Search], decoder: Decoder, width: int
 ) -> list[list[tuple[float, int, int]]]:
-    """The likeliest next steps of each search, best first: log-probability of the text, beam, token.
+    """The most likely next steps of each search, best first: log-probability of the text, beam, token.
 
-    So many that `width` beams are left even if all others end.
+    There are enough of them that `width` beams remain even if every candidate with an end token is removed.
     """
     count = max(2, 1 + len(decoder.vocabulary.end_ids)) * width
     before = torch.tensor([search.scores for search in searches], device=scores.device)  # [N, B]
@@ -88,7 +88,7 @@ def _candidates(
 def _advance(
     search: _Search, candidates: list[tuple[float, int, int]], end_ids: frozenset[int], config: DecodingConfig
 ) -> list[int]:
-    """Take a search one token on; return the beam that each of its beams goes on from."""
+    """Advance a search by one token; return the previous beam that each new beam extends."""
     length = len(search.beams[0]) + 1
     beams: list[list[int]] = []
     scores: list[float] = []
@@ -96,7 +96,7 @@ def _advance(
     for rank, (score, beam, token) in enumerate(candidates):
         text = [*search.beams[beam], token]
         if token in end_ids or length >= search.room:
-            # Those further down exist only so that enough beams go on.
+            # Candidates of lower rank exist only so that enough beams remain; they do not count as finished texts.
             if rank < config.num_beams:
                 search.finished.append((score / length**config.length_penalty, text))
         elif len(beams) < config.num_beams:

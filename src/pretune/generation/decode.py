@@ -1,4 +1,4 @@
-"""The decoder: prompts that are continued side by side, token by token, in one batch with one cache.
+"""Decoding: continue a batch of prompts token by token with a shared cache.
 
 N texts, B rows of the batch, T tokens, D model width, V token ids.
 """
@@ -21,22 +21,22 @@ from pretune.generation.sampling import History, choose, penalized
 
 
 class Cache(Protocol):
-    """What a model keeps of the tokens that it has read."""
+    """Interface of a model's key-value cache."""
 
     def advance(self, num_new: int, whole: bool = False) -> None:
-        """The next forward pass reads `num_new` tokens; with `whole`, always over memory of the same shape."""
+        """Announce that the next forward pass reads `num_new` tokens; `whole`: attend over memory of constant shape."""
         ...
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch."""
+        """Keep only these rows of the batch."""
         ...
 
 
 class LanguageModel(Protocol):
-    """What decoding asks of a model; a Transformer has it."""
+    """The model interface that decoding needs; a Transformer has it."""
 
     config: Any
-    """With max_sequence_length."""
+    """Has max_sequence_length."""
 
     def new_cache(self, starts: Tensor, capacity: int) -> Cache:
         """A cache of `capacity` columns for rows whose first real token is in column starts [B]."""
@@ -53,7 +53,7 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Which ids may be written, those below `size`, and which of them end a text."""
+    """Ids that may be generated (those below `size`), and those among them that end a text."""
 
     size: int
     end_ids: frozenset[int]
@@ -63,7 +63,7 @@ Step = Callable[[Tensor, Cache], Tensor]
 """Logits [B, V] of the token after tokens [B, T]."""
 
 _COLUMNS = 64
-"""Caches of compiled steps hold a multiple of this many columns, so that few shapes are ever compiled."""
+"""Caches for compiled steps have a multiple of this many columns, so that only a few shapes are compiled."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ class Compiled:
 
 
 class Decoder:
-    """A model with the ids that it may write. All generation goes through it.
+    """A model and the ids that it may generate. All generation goes through this class.
 
-    Steps that are not `compiled` go through what `packed_copy` returns when the first is taken: the same model in a
-    form that is faster for one token at a time, or None.
+    Steps that are not `compiled` use the result of `packed_copy`, called at the first step: the same model in a form
+    that is faster for one token at a time, or None.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Decoder:
         self._compiled = compiled and compiled.compile(partial(self._logits, self.model))
 
     def read(self, prompts: Sequence[Sequence[int]], num_new: int) -> tuple[Tensor, Cache]:
-        """Logits [B, V] after each prompt, and the cache that holds them, with room for `num_new` tokens more.
+        """Logits [B, V] after each prompt, and the cache with the prompts, which has room for `num_new` more tokens.
 
         Prompts are padded on the left, so that all end in the same column.
         """
@@ -111,13 +111,13 @@ class Decoder:
             capacity = -(-capacity // _COLUMNS) * _COLUMNS
         cache = self.model.new_cache(starts, capacity)
         cache.advance(longest)
-        # Not compiled: the shape of prompts hardly comes twice.
+        # Not compiled, because prompts rarely have the same shape twice.
         with inference(self.model):
             tokens = torch.tensor(rows, dtype=torch.int64, device=self.device)
             return self._logits(self.model, tokens, cache), cache
 
     def next(self, tokens: Tensor, cache: Cache) -> Tensor:
-        """Logits [B, V] after one more token for each row, tokens [B]."""
+        """Logits [B, V] after appending one token to each row, tokens [B]."""
         compiled = self._compiled if len(tokens) == self.compiled_rows else None
         cache.advance(1, whole=compiled is not None)
         tokens = tokens[:, None].to(self.device)
@@ -129,33 +129,33 @@ class Decoder:
 
     @cached_property
     def _stepping(self) -> LanguageModel:
-        """The model that reads a token at a time."""
+        """The model for single-token steps."""
         return self._packed_copy() or self.model
 
     def room(self, prompts: Sequence[Sequence[int]], config: DecodingConfig) -> list[int]:
-        """How many tokens each text may get; InputError for a prompt that fills the model's positions."""
+        """The maximum number of new tokens for each text; InputError for a prompt that leaves no room."""
         for number, prompt in enumerate(prompts, start=1):
             if len(prompt) >= self.limit:
                 raise InputError(
-                    f"prompt {number} has {len(prompt)} tokens, and the model has room for {self.limit}, prompt and "
-                    "answer together; shorten it"
+                    f"prompt {number} has {len(prompt)} tokens, but the model has room for {self.limit}, prompt "
+                    "and answer together; shorten it"
                 )
         return [min(config.max_new_tokens, self.limit - len(prompt)) for prompt in prompts]
 
     def _logits(self, model: LanguageModel, tokens: Tensor, cache: Cache) -> Tensor:
-        # The head reads the last position only, and ids that the tokenizer lacks are out of reach.
+        # Only the last position needs logits; ids that the tokenizer does not have are cut off.
         return model.unembed(model(tokens, cache=cache)[:, -1])[:, : self.vocabulary.size]
 
 
 _NOBODY = -1
-"""A row whose text has ended, in a batch that is to keep its shape."""
+"""Marks an unused row in a compiled batch, whose shape must not change."""
 
 
 class Decoding:
-    """N texts under way, one token at a time.
+    """Generates N texts, one token at a time.
 
-    What a text becomes depends on its prompt, the seed and its number (its place in the list unless `numbers` says
-    otherwise); the texts beside it change it by rounding at most.
+    A text depends on its prompt, the seed and its number (its place in the list unless `numbers` is given); other texts
+    in the batch change it by rounding at most.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class Decoding:
         self._room = decoder.room(prompts, config)
         self._luck = [random.Random(f"{config.seed} {n}") for n in numbers or range(len(prompts))]
         self._rows = list(range(len(prompts)))
-        """The text that each row of the batch continues."""
+        """The index of the text in each row of the batch."""
         missing = (decoder.compiled_rows or 0) - len(prompts)
         prompts = [*prompts, *[prompts[0][:1]] * missing]
         self._rows += [_NOBODY] * missing
@@ -177,21 +177,21 @@ class Decoding:
         self._logits, self._cache = decoder.read(prompts, max(self._room))
         self._chosen: Tensor | None = None
         self.written: list[list[int]] = [[] for _ in self._room]
-        """The tokens of each text so far, the one that ended it included."""
+        """The tokens of each text so far, including the one that ended it."""
 
     @property
     def under_way(self) -> list[int]:
-        """The texts that have not ended."""
+        """Indices of the texts that have not ended."""
         return [text for text in self._rows if text != _NOBODY]
 
     def next_tokens(self) -> dict[int, int]:
-        """One more token for each text under way."""
+        """Generate one more token for each text under way; tokens by text index."""
         if self._chosen is not None:
             self._logits = self._decoder.next(self._chosen, self._cache)
         logits = self._logits
         if self._history is not None:
             logits = penalized(logits, self._config, self._history)
-        # Each text has luck of its own: when another one ends is nothing to it.
+        # Each text has its own random generator, so that it does not depend on when other texts end.
         luck = [0.0 if text == _NOBODY else self._luck[text].random() for text in self._rows]
         self._chosen = choose(logits, self._config, torch.tensor(luck, dtype=torch.float64))
         if self._history is not None:
@@ -203,13 +203,13 @@ class Decoding:
         return tokens
 
     def ended(self, text: int) -> Literal["end", "length"] | None:
-        """Whether a text has come to its end, at an end token or out of room."""
+        """Whether a text has ended, with an end token or because it has no room left."""
         if self.written[text][-1] in self._decoder.vocabulary.end_ids:
             return "end"
         return "length" if len(self.written[text]) >= self._room[text] else None
 
     def drop(self, texts: Collection[int]) -> None:
-        """Go on without these texts."""
+        """Stop generating these texts."""
         if not texts:
             return
         if self._decoder.compiled_rows is not None:
@@ -227,10 +227,10 @@ class Decoding:
 
 @contextlib.contextmanager
 def inference(model: LanguageModel) -> Iterator[None]:
-    """Without gradients and dropout; the model is left in the mode that it came in."""
+    """Disable gradients and dropout for the duration of the block, then restore the model's mode."""
     assert isinstance(model, nn.Module)
     was_training = model.training
-    if was_training:  # it visits every module
+    if was_training:  # skipped if not needed, because eval() visits every module
         model.eval()
     try:
         with torch.no_grad():

@@ -1,6 +1,6 @@
-"""From logits to the next token: penalties, filters, the draw.
+"""Choose the next token from logits: penalties, filters, sampling.
 
-B rows, V token ids. Filters go in the order of transformers' processors: penalties, temperature, top_k, top_p, min_p.
+B rows, V token ids. The order is that of transformers' processors: penalties, temperature, top_k, top_p, min_p.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 from pretune.generation.config import DecodingConfig
 
 _FIRST_LOOK = 256
-"""Tokens among which the nucleus is looked for first: sorting all 50,000 takes longer than a small model does."""
+"""Number of top tokens in which top_p is tried first: sorting all 50,000 takes longer than running a small model."""
 
 _COLDEST = torch.finfo(torch.float32).tiny
-"""What is smaller would be 0 in float32."""
+"""Smallest temperature; anything smaller would be 0 or subnormal in float32."""
 
 
 class History:
-    """Which ids each row has read, and how often it has written each: what penalties look at.
+    """Input of penalties: which ids occur in each row, and how often each has been generated.
 
-    read [B, V] bool, prompt included; written [B, V] float32, without it.
+    read [B, V] bool, including the prompt; written [B, V] float32, without the prompt.
     """
 
     def __init__(self, prompts: Sequence[Sequence[int]], vocab_size: int, device: torch.device) -> None:
@@ -34,13 +34,13 @@ class History:
             self.read[row, torch.tensor(known, dtype=torch.int64, device=device)] = True
 
     def add(self, tokens: Tensor) -> None:
-        """Each row has written one more token, tokens [B]."""
+        """Record one new token per row, tokens [B]."""
         column = tokens.to(self.read.device)[:, None]
         self.read.scatter_(1, column, True)
         self.written.scatter_add_(1, column, torch.ones_like(column, dtype=self.written.dtype))
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows: integer indices, some perhaps more than once."""
+        """Keep only these rows: integer indices, possibly repeated."""
         self.read, self.written = self.read[rows], self.written[rows]
 
 
@@ -56,11 +56,12 @@ def penalized(logits: Tensor, config: DecodingConfig, history: History) -> Tenso
 
 
 def filtered(logits: Tensor, config: DecodingConfig) -> Tensor:
-    """Logits [B, V], float32, over temperature, which is not 0; -inf where top_k, top_p or min_p leave a token out.
+    """Divide logits [B, V] (float32) by the temperature, which is not 0; set tokens that top_k, top_p or min_p exclude
+    to -inf.
 
-    Tokens as likely as the last one that is kept are kept too.
+    Tokens as likely as the last one kept are kept too.
     """
-    # Shifted before it is divided: the smallest temperature then makes -inf of the others, not NaN of all.
+    # Subtract the maximum before dividing: a tiny temperature then gives -inf for the others instead of NaN for all.
     logits = (logits - logits.amax(-1, keepdim=True)) / max(config.temperature, _COLDEST)
     if config.top_k is not None and config.top_k < logits.shape[-1]:
         logits = _at_least(logits, logits.topk(config.top_k).values[:, -1:])
@@ -72,11 +73,12 @@ def filtered(logits: Tensor, config: DecodingConfig) -> Tensor:
 
 
 def choose(logits: Tensor, config: DecodingConfig, luck: Tensor) -> Tensor:
-    """A token id for each row of logits [B, V], on the CPU; luck [B] in [0, 1), float64, picks a place on the scale of
-    cumulative probability. Temperature 0 takes the likeliest token."""
+    """A token id for each row of logits [B, V], on the CPU. luck [B], float64 in [0, 1), is the random number that
+    selects a token by cumulative probability. Temperature 0 takes the most likely token."""
     if config.temperature == 0:
         return logits.argmax(-1).cpu()
-    # On the CPU, as not every accelerator has float64; in float64, the product below is always less than the sum.
+    # On the CPU, because not every accelerator has float64. In float64, luck * total below is always less than the
+    # total.
     cumulative = filtered(logits.float(), config).softmax(-1).cpu().double().cumsum(-1)
     return torch.searchsorted(cumulative, luck[:, None] * cumulative[:, -1:], right=True)[:, 0]
 
@@ -86,7 +88,7 @@ def _at_least(logits: Tensor, floor: Tensor) -> Tensor:
 
 
 def _nucleus_floor(logits: Tensor, top_p: float) -> Tensor:
-    """The lowest logit [B, 1] among the fewest likeliest tokens whose probabilities sum to top_p."""
+    """The lowest logit [B, 1] in the smallest set of most likely tokens whose probabilities sum to top_p."""
     total = logits.logsumexp(-1, keepdim=True)
     top = logits.topk(min(_FIRST_LOOK, logits.shape[-1])).values
     if (top - total).exp().sum(-1).min() < top_p:

@@ -1,4 +1,4 @@
-"""From prompts to texts: what the model writes after each, all at once or as it comes."""
+"""Generate texts from prompts, streamed or whole."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pretune.generation.decode import Decoder, Decoding
 from pretune.generation.writer import Writer
 
 Reason = Literal["end", "stop", "length"]
-"""Why a text ended: an end token, a stop string, or no more tokens."""
+"""Why a text ended: an end token, a stop string, or the length limit."""
 
 
 class Decodes(Protocol):
-    """What turns ids into text; a Tokenizer does."""
+    """Interface for turning ids into text; a Tokenizer has it."""
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -25,8 +25,8 @@ class Decodes(Protocol):
 
 @dataclass(frozen=True)
 class Piece:
-    """More of a text: its place in the list of prompts, new characters, how many tokens the text has so far, and, with
-    its last piece, why it ends."""
+    """A new piece of a text: its place in the list of prompts, new characters, number of tokens so far, and, for the
+    last piece, why the text ended."""
 
     place: int
     text: str
@@ -36,7 +36,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Text:
-    """What was written after a prompt, without the end token or stop string that ended it; `num_tokens` counts it."""
+    """A generated text without the end token or stop string that ended it, and its number of tokens."""
 
     text: str
     num_tokens: int
@@ -50,9 +50,9 @@ def stream(
     config: DecodingConfig,
     numbers: Sequence[int] | None = None,
 ) -> Iterator[Piece]:
-    """The texts after one batch of prompts, which are not empty, as they come: the last piece of each says why it ends.
+    """Stream the texts for one batch of nonempty prompts; the last piece of each text says why it ended.
 
-    Raises InputError for a prompt that leaves no room for a token. Beams are known at the end only.
+    Raises InputError for a prompt that leaves no room for a new token. With beam search, texts come only at the end.
     """
     if not prompts:
         return
@@ -79,12 +79,12 @@ def stream(
 def in_batches(
     decoder: Decoder, tokenizer: Decodes, prompts: Sequence[Sequence[int]], config: DecodingConfig, rows: int
 ) -> Iterator[tuple[int, Text]]:
-    """Each text with its prompt's place in the list, as soon as its batch is done.
+    """Each text with its prompt's place in the list, as soon as the text is complete.
 
-    Prompts of like length share a batch. Each text has the luck of its place in the list, whatever the batch.
+    Prompts of similar length share a batch. Random numbers depend on a text's place in the list, not on its batch.
     """
     by_length = sorted(range(len(prompts)), key=lambda place: -len(prompts[place]))
-    decoder.room(prompts, config)  # before the first of them is continued
+    decoder.room(prompts, config)  # raises for a prompt that is too long before anything is generated
     for start in range(0, len(prompts), rows):
         places = by_length[start : start + rows]
         written = ["" for _ in places]

@@ -1,4 +1,4 @@
-"""From tokens to text as they come: nothing is shown that a later token could still change."""
+"""Turn streamed tokens into text, withholding characters that a later token could still change."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 class Writer:
     """The text of one continuation.
 
-    Held back are the halves of a character whose bytes lie in several tokens, and whatever may be the beginning of a
-    stop string. `text` ends before the first stop string, wherever tokens begin and end.
+    It withholds incomplete characters, whose bytes are split over several tokens, and anything that may be the
+    beginning of a stop string. `text` ends before the first stop string, regardless of token boundaries.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> None:
         self._decode, self._stop = decode, stop
         self._tokens: list[int] = []
-        # Tokens up to _read are in the text. Those from _window are decoded again: some tokenizers write a token
-        # otherwise at the start of a text than behind another one.
+        # Tokens before _read are in the text already. Decoding starts at _window, one chunk earlier, because some
+        # tokenizers decode a token differently at the start of a text than after another token.
         self._window = self._read = 0
         self._held = ""
         self.text = ""
         self.stopped = False
 
     def add(self, token: int) -> str:
-        """Take one more token; return what can be shown now."""
+        """Add one token; return the text that can be shown now."""
         self._tokens.append(token)
         return self._take(final=False)
 
     def finish(self) -> str:
-        """No token follows; return the rest of the text."""
+        """Return the rest of the text, after the last token."""
         return "" if self.stopped else self._take(final=True)
 
     def _take(self, final: bool) -> str:
@@ -44,7 +44,7 @@ class Writer:
         return shown
 
     def _free(self, final: bool) -> str:
-        """Take from what is held back all that no stop string can begin in."""
+        """Release the withheld text up to where a stop string may begin."""
         ends = [at for at in (self._held.find(stop) for stop in self._stop) if at >= 0]
         if ends:
             self.stopped = True
@@ -55,6 +55,6 @@ class Writer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with, and is longer than."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     longest = min(len(text), len(stop) - 1)
     return next((size for size in range(longest, 0, -1) if stop.startswith(text[-size:])), 0)

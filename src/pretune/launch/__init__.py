@@ -1,1 +1,1 @@
-"""From the command line to a plain mapping: the only package that knows Hydra."""
+"""Turn the command line into a plain configuration mapping; the only package that uses Hydra."""

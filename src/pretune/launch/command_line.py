@@ -1,4 +1,5 @@
-"""From argv to one run or a sweep, and an exit code: 0 done, 1 a check failed, 2 bad input, 75 stopped and saved."""
+"""The command line: one run or a sweep, with exit code 0 (done), 1 (a check failed), 2 (bad input) or 75 (stopped and
+saved)."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ FLAGS = {
     "--config": "the run file",
     "-m, --multirun": "run every combination of comma-separated values",
     "--cfg job": "print the configuration and run nothing",
-    "--resolve": "with --cfg: interpolations replaced by their values",
-    "-h, --help": "print this page",
+    "--resolve": "with --cfg: replace interpolations by their values",
+    "-h, --help": "print this help",
 }
 
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        # Training has handlers of its own; whatever else is stopped has nothing to save.
+        # Training has its own signal handlers; nothing else needs to be saved.
         print("stopped", file=sys.stderr)
         return EXIT_STOPPED
 
@@ -39,7 +40,7 @@ def _main(argv: list[str]) -> int:
         print(_overview())
         return 0
     file = _run_file(asked.config)
-    # Hydra takes a moment to import: only what needs it does.
+    # Hydra is slow to import, so import it only when needed.
     from pretune.launch.compose import composed, plain, shown
 
     if asked.cfg:
@@ -66,20 +67,20 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     try:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise ConfigError(f"{error}; --help shows how it is called") from None
+        raise ConfigError(f"{error}; --help shows the usage") from None
     for word in rest:
         if word.startswith("-"):
-            raise ConfigError(f"unknown option {word}; there are {', '.join(FLAGS)}")
+            raise ConfigError(f"unknown option {word}; the options are {', '.join(FLAGS)}")
         if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"'{word}' is neither an option nor key=value; --help shows how it is called")
+            raise ConfigError(f"'{word}' is neither an option nor key=value; --help shows the usage")
     known.overrides = rest
     return known
 
 
 def _run_file(given: str | None) -> Path:
-    """The file behind `--config`; ConfigError, with what there is, where it is none."""
+    """The file given with `--config`; ConfigError, listing the run files, if there is none."""
     if given is None:
-        raise ConfigError(f"--config FILE is missing; there is\n{run_files()}")
+        raise ConfigError(f"--config FILE is missing; the run files are\n{run_files()}")
     file = Path(given).absolute()
     if not file.is_file():
         there = "" if file.suffix == ".yaml" else nearest(file.name, (p.name for p in file.parent.glob("*.yaml")))
@@ -90,7 +91,7 @@ def _run_file(given: str | None) -> Path:
 
 
 def _overview() -> str:
-    """What there is to run."""
+    """The help text, with everything that can be run."""
     from pretune.run.config import RunConfig
 
     tasks: Any = RunConfig.model_fields["task"].annotation

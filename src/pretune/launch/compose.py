@@ -1,4 +1,4 @@
-"""A run file and overrides, composed by Hydra into one mapping."""
+"""Compose a run file and overrides into one mapping, with Hydra."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ QUIET = (
     "hydra.sweep.dir=${output_dir}/.sweeps",
     "hydra.sweep.subdir=.",
 )
-"""Overrides that let Hydra find our groups and keep it from writing folders and logs of its own."""
+"""Overrides that tell Hydra where our groups are and stop it from writing its own folders and logs."""
 
 
 @contextmanager
 def hydra_for(file: Path, overrides: Sequence[str]) -> Iterator[str]:
-    """Hydra, ready to compose `file`, whose name for it is given; what it and YAML complain of becomes ConfigError."""
+    """Initialize Hydra for composing `file`, and yield the config name to compose; errors from Hydra and YAML become
+    ConfigError."""
     try:
         with tempfile.TemporaryDirectory() as folder:
             source = _with_defaults(file, overrides, Path(folder))
@@ -41,13 +42,13 @@ def hydra_for(file: Path, overrides: Sequence[str]) -> Iterator[str]:
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(explain(error, file)) from None
     except RecursionError:
-        hint = "a file of your own must not be named like one of Pretune's that it includes (base.yaml)"
-        raise ConfigError(f"{file.name}: its defaults list leads back to itself; {hint}") from None
+        hint = "your file must not have the same name as one of Pretune's that it includes (base.yaml)"
+        raise ConfigError(f"{file.name}: its defaults list includes itself; {hint}") from None
 
 
 @contextmanager
 def composed(file: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
-    """The composed configuration, interpolations still in it."""
+    """The composed configuration, with unresolved interpolations."""
     with hydra_for(file, overrides) as name:
         yield compose(name, [*QUIET, *overrides])
 
@@ -59,7 +60,7 @@ def shown(file: Path, overrides: Sequence[str], resolve: bool) -> str:
 
 
 def plain(config: DictConfig, file: Path) -> dict[str, Any]:
-    """A composed configuration as a plain mapping; ConfigError for a key that is still open (???)."""
+    """A composed configuration as a plain mapping; ConfigError for a key without a value (???)."""
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"{file.name} leaves {', '.join(missing)} open (???); set it: {missing[0]}=VALUE")
     mapping = OmegaConf.to_container(config, resolve=True)
@@ -68,8 +69,8 @@ def plain(config: DictConfig, file: Path) -> dict[str, Any]:
 
 
 def _with_defaults(file: Path, overrides: Sequence[str], folder: Path) -> Path:
-    """`file`; or, where it has no defaults list (a run's own config.yaml), a copy in `folder` with one: Hydra exchanges
-    only groups that such a list names."""
+    """`file`; or, if it has no defaults list (a run's own config.yaml), a copy in `folder` with one, because Hydra can
+    only override groups that are in a defaults list."""
     words = (override.partition("=") for override in overrides)
     chosen = [name for name, _, option in words if option and is_group(name)]
     content: Any = OmegaConf.to_container(OmegaConf.load(file)) if chosen else None

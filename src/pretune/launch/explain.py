@@ -1,4 +1,4 @@
-"""What Hydra, OmegaConf and YAML complain of, in one line that names the nearest thing there is."""
+"""Translate errors from Hydra, OmegaConf and YAML into one line that suggests the nearest existing name."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pretune.launch.groups import options
 
 
 def explain(error: Exception, file: Path) -> str:
-    """One readable message for an error that came up while `file` was composed."""
+    """A readable message for an error raised while composing `file`."""
     text = str(error)
     if override := getattr(error, "override", None):
         return f"cannot read '{override}': {text.splitlines()[0]}; quote values that have brackets, commas or spaces"
     if (unknown := re.search(r"Could not override '([^']+)'", text)) and unknown[1] in _known_keys():
         cause = " ".join(str(error.__cause__ or "").split())
-        return f"cannot set '{unknown[1]}' over what is there ({cause}); pick its option instead: GROUP=OPTION"
+        return f"cannot override '{unknown[1]}' ({cause}); choose its option instead: GROUP=OPTION"
     if unknown and (new := _renamed().get(unknown[1])):
         return f"'{unknown[1]}' was renamed to '{new}'"
     if unknown:
@@ -25,14 +25,14 @@ def explain(error: Exception, file: Path) -> str:
     if option := re.search(r"Could not find '([\w./]+)/([^'/]+)'", text):
         group, name = option.groups()
         if there := options(group):
-            return f"{group} has no option '{name}'{nearest(name, there) or '.'} There is: {', '.join(there)}"
+            return f"{group} has no option '{name}'{nearest(name, there) or '.'} Options: {', '.join(there)}"
     if line := getattr(error, "problem_mark", None):
         return f"{line.name}, line {line.line + 1}: {getattr(error, 'problem', 'not valid YAML')}"
     return f"{file.name}: " + " ".join(text.split())
 
 
 def _nearest_key(key: str) -> str:
-    """`; did you mean ...?` for a dotted key, by its last word among its siblings first, then by the whole."""
+    """`; did you mean ...?` for a dotted key: first by its last part among its siblings, then by the whole key."""
     known = _known_keys()
     parent, _, last = key.rpartition(".")
     siblings = {path.rpartition(".")[2]: path for path in known if path.rpartition(".")[0] == parent}

@@ -1,4 +1,4 @@
-"""The YAML that ships with Pretune: groups of options, and run files."""
+"""The YAML files that ship with Pretune: config groups with their options, and run files."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ CONFIGS = Path(__file__).parents[2] / "config"
 
 
 def is_group(name: str) -> bool:
-    """Whether `name` is a group, such as `optimizer` or `data/source`, and not a key."""
+    """Whether `name` is a group, such as `optimizer` or `data/source`, rather than a key."""
     return name[:1].isalpha() and bool(options(name))
 
 
 def options(group: str) -> list[str]:
-    """What a group offers; nothing for a name that is no group."""
+    """The options of a group; empty for a name that is not a group."""
     return sorted(path.stem for path in (CONFIGS / group).glob("*.yaml"))
 
 
 def groups() -> list[str]:
-    """Every group that a user chooses from."""
+    """Every group that a user can choose an option from."""
     files = (path for path in CONFIGS.glob("*/**/*.yaml") if path.parent.name not in ("run", "common"))
     return sorted({str(path.parent.relative_to(CONFIGS)) for path in files})
 
@@ -30,7 +30,7 @@ def run_names() -> list[str]:
 
 
 def run_files() -> str:
-    """Two lines per run file: its path as `--config` takes it, and the first sentence of its comment."""
+    """Two lines per run file: its path for `--config`, and the first sentence of its comment."""
     lines = []
     for name in run_names():
         path = CONFIGS / "run" / f"{name}.yaml"

@@ -1,4 +1,4 @@
-"""`-m`: one run for each combination of values, by any of Hydra's sweepers and launchers."""
+"""Sweeps (`-m`): one run for each combination of values, with any of Hydra's sweepers and launchers."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pretune.run.folder import RunFolder
 from pretune.training.signals import EXIT_STOPPED
 
 LONGEST = 200
-"""Characters of a job's name; most file systems take 255 bytes."""
+"""Maximum number of characters in a job's name; most file systems allow 255 bytes."""
 
 
 class JobFailed(Exception):
-    """A job whose error has been printed. Hydra carries it back from whatever process the job ran in."""
+    """Raised for a failed job whose error has been printed. Hydra passes it back from the job's process."""
 
     @property
     def code(self) -> int:
@@ -34,7 +34,7 @@ class JobFailed(Exception):
 
 
 def sweep(file: Path, overrides: Sequence[str]) -> int:
-    """Run every job; return the exit code of the first one that failed, or 0. Where one fails the others still run; a
+    """Run every job; return the exit code of the first one that failed, or 0. If a job fails, the others still run; a
     signal ends them all."""
     with hydra_for(file, overrides) as name:
         hydra = GlobalHydra.instance().hydra
@@ -48,7 +48,7 @@ def sweep(file: Path, overrides: Sequence[str]) -> int:
 
 
 def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
-    """Run one job. Returns what a sweeper minimizes: a training's final validation loss; nothing for other tasks."""
+    """Run one job. Return what a sweeper minimizes: the final validation loss for task=train, else None."""
     try:
         mapping = plain(config, file)
         mapping["name"] = job_name(mapping["name"], HydraConfig.get().overrides.task, fixed)
@@ -57,26 +57,27 @@ def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
         print(f"error: {error}", file=sys.stderr)
         raise JobFailed(2) from None
     if code == EXIT_STOPPED:
-        raise SystemExit(code)  # no Exception: Hydra would go on with the next job
+        raise SystemExit(code)  # not an Exception, because Hydra would continue with the next job
     if code:
         raise JobFailed(code)
     return final_loss(mapping) if mapping["task"] == "train" else None
 
 
 def fixed_keys(overrides: Sequence[str]) -> set[str]:
-    """Keys that all jobs have in common: those that are given one value."""
+    """Keys that are the same in all jobs: those with a single value."""
     parsed = OverridesParser.create().parse_overrides(list(overrides))
     return {override.get_key_element() for override in parsed if not override.is_sweep_override()}
 
 
 def job_name(name: str, overrides: Sequence[str], fixed: Collection[str]) -> str:
-    """The name of a job: the run's name and what the sweep sets for it, as far as a file name goes."""
+    """A job's name: the run's name and the values that the sweep sets, restricted to characters allowed in file names
+    and to LONGEST."""
     swept = [word for word in overrides if word.partition("=")[0] not in fixed]
     whole = re.sub(r"[^A-Za-z0-9._=,+-]", "-", ",".join([name, *swept]))
     return whole if len(whole) <= LONGEST else f"{whole[: LONGEST - 17]}-{fingerprint(whole)}"
 
 
 def final_loss(mapping: dict[str, Any]) -> float | None:
-    """The validation loss that a complete run ended at."""
+    """The final validation loss of a complete run, else None."""
     metrics = RunFolder(Path(mapping["output_dir"]) / mapping["name"]).complete()
     return None if metrics is None else metrics["val/loss"]

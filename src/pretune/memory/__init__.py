@@ -1,1 +1,1 @@
-"""The memory that training takes, estimated before anything is allocated."""
+"""Estimate the memory of training before anything is allocated."""

@@ -1,9 +1,9 @@
-"""The memory that training a run takes, part by part, found on fake tensors before anything is allocated.
+"""Estimate the memory of a run's training, part by part, with fake tensors before anything is allocated.
 
-Run eagerly, a step is rehearsed as it is and its peak is read off. Compiled, what is kept for the backward pass comes
-from torch's own partitioner, on one and on two layers (further layers cost what the second did), and the peak is put
-together from it by `_compiled_peak`. With checkpointed activations a layer keeps what goes into it, and one layer at a
-time what the partitioner says.
+Without compilation, a step is run on fake tensors and its peak is recorded. With compilation, torch's own partitioner
+says what is kept for the backward pass, for one and for two layers (each further layer costs as much as the second),
+and `_compiled_peak` computes the peak from that. With activation checkpointing, each layer keeps only its input, plus
+what the partitioner says for one layer at a time.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 class Footprint:
-    """Bytes of a run's training step, for any micro-batch."""
+    """Bytes of a run's training step, for any micro-batch size."""
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
@@ -52,22 +52,22 @@ class Footprint:
                 optimizer.step()
             self.optimizer = live.now - before
             self._step_peak = live.peak
-        # Averages are float32, as the weights are, and of all that is trained.
+        # EMA keeps a float32 average of every trained weight: as many bytes as the gradients.
         self.averages = 0 if config.ema.decay is None else self.gradients
         twice = config.stage.objective.needs_reference and config.reference == "model"
         self.reference = self.weights if twice else 0
 
     def saved(self, size: int) -> int:
-        """What the backward pass needs of the forward pass of a micro-batch of `size` sequences."""
+        """Bytes of activations kept for the backward pass of a micro-batch of `size` sequences."""
         outside, layer = self._layers(size)
         if self._checkpointed_and_compiled:
             layer = 4 * size * self.config.data.sequence_length * self.config.model.dim  # the residual stream, float32
         return outside + self.config.model.num_layers * layer
 
     def _layers(self, size: int) -> tuple[int, int]:
-        """What is saved outside of the layers and in each of them."""
+        """Bytes saved outside the layers, and in each layer."""
         if size not in self._traced:
-            # Value embeddings come with every other layer.
+            # Every other layer has value embeddings, so two layers form the repeating unit.
             few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
             first, second = (_saved(self.config, layers, size) for layers in (few, more))
             layer = (second - first) // (more - few)
@@ -80,21 +80,21 @@ class Footprint:
 
     @property
     def constant(self) -> int:
-        """What is there all the time from the second micro-batch on: weights and averages of them, gradients and
-        optimizer state, and the weights that preferences are measured against."""
+        """Bytes that are always in use from the second micro-batch on: weights, their averages, gradients, optimizer
+        state and the reference model."""
         return self.weights + self.averages + self.gradients + self.optimizer + self.reference
 
     def peak(self, size: int) -> int:
-        """The most that is alive at any moment of a step with micro-batches of `size` sequences."""
+        """Peak memory of a step with micro-batches of `size` sequences."""
         if self.config.precision.compile:
-            again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # a layer, computed a second time
+            again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # one recomputed layer
             passes = self.constant + _compiled_peak(self.config, self.saved(size), again, self.gradients, size)
         else:
             passes = self.averages + self.reference + self.optimizer + self._rehearse(size)
         return max(passes, self.averages + self.reference + self._step_peak)
 
     def parts(self, size: int) -> dict[str, int]:
-        """The peak, divided: the last part is what comes on top of the others when memory is scarcest."""
+        """The peak by part; the last part is whatever the peak has beyond the others."""
         parts = {
             "weights": self.weights,
             **({"averaged weights": self.averages} if self.averages else {}),
@@ -107,10 +107,10 @@ class Footprint:
         return {**parts, "logits and work space": max(self.peak(size) - sum(parts.values()), 0)}
 
     def largest(self, limit: int, num_sequences: int, look: int = 8) -> int | None:
-        """The largest micro-batch that divides `num_sequences` and stays within `limit` bytes; None where one sequence
-        does not.
+        """The largest micro-batch size that divides `num_sequences` and stays within `limit` bytes; None if even one
+        sequence does not fit.
 
-        The peak is nearly linear in them: a look at `look` of them says which others are worth one.
+        The peak is nearly linear in the size, so the peak at size `look` tells which sizes need an exact estimate.
         """
         options = [size for size in range(1, num_sequences + 1) if num_sequences % size == 0]
         look = min(look, num_sequences)
@@ -124,7 +124,7 @@ class Footprint:
         return next((size for size in reversed(options) if fits(size)), None)
 
     def _rehearse(self, size: int) -> int:
-        """Peak of weights, gradients, activations and temporaries over the second micro-batch of an eager step."""
+        """Peak of weights, gradients, activations and temporaries in the second micro-batch of an eager step."""
         if size not in self._rehearsed:
             with FakeTensorMode(), LiveMemory() as live:
                 rehearsal = _Rehearsal(self.config, _fake(self.config))
@@ -137,12 +137,12 @@ class Footprint:
 
 
 def _fake(config: RunConfig) -> Transformer:
-    """The model as it is trained, with the fake tensors of the mode that is active."""
+    """The model in its form for training, with fake tensors of the active FakeTensorMode."""
     model = training_model(config, torch.device("meta"))
     if isinstance(config.quantization, QatConfig):
         from pretune.quantization.fake_quantization import enable_fake_quantization
 
-        enable_fake_quantization(model, True)  # it takes memory, even where it begins later
+        enable_fake_quantization(model, True)  # count its memory even if it starts later in the run
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             fake = torch.empty(parameter.shape, dtype=parameter.dtype)
@@ -153,7 +153,7 @@ def _fake(config: RunConfig) -> Transformer:
 
 
 class _Rehearsal(nn.Module):
-    """The loss of a run, in its precision, for batches without content."""
+    """A run's loss, in its precision, on dummy batches."""
 
     def __init__(self, config: RunConfig, model: Transformer) -> None:
         super().__init__()
@@ -178,7 +178,8 @@ class _Rehearsal(nn.Module):
 
 def _saved(config: RunConfig, num_layers: int, size: int) -> int:
     changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
-    if not isinstance(config.adapter, NoAdapterConfig):  # as if what is said of one block were said of all
+    # A target in one block is applied to all blocks here.
+    if not isinstance(config.adapter, NoAdapterConfig):
         targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
@@ -201,19 +202,19 @@ def _saved(config: RunConfig, num_layers: int, size: int) -> int:
 
 
 def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, size: int) -> int:
-    """The most that the passes of a compiled micro-batch hold beside weights, gradients and optimizer state.
+    """Peak memory of a compiled micro-batch beyond weights, gradients and optimizer state.
 
-    Memory is scarcest at one of three moments: in the last chunk of the loss (logits, which their gradient
-    overwrites, and a product about to be added to the head's gradient, on top of everything saved), at the start of the
-    backward pass (gradients of the widest feed-forward activation and of the residual stream, and what is computed
-    `again`), or at its end, when the gradients of this micro-batch wait to be added to those of the ones before.
+    The peak is at one of three moments: in the last chunk of the loss (logits, overwritten by their gradient, and a
+    product to be added to the head's gradient, on top of everything saved); at the start of the backward pass
+    (gradients of the widest feed-forward activation and of the residual stream, and `again`, what is recomputed); or at
+    its end, when the gradients of this micro-batch have yet to be added to the accumulated ones.
     """
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
-    whole = not config.adapter.freezes  # an adapter leaves the head without a gradient
+    whole = not config.adapter.freezes  # with an adapter, the head has no gradient
     loss = itemsize * rows_of_head * (chunk + model.dim * whole)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
-    copies = gradients // 2 if itemsize == 2 else 0  # weights cast for the matrix products
+    copies = gradients // 2 if itemsize == 2 else 0  # 16-bit copies of the weights for the matrix products
     return max(saved + max(loss, start), copies + gradients)

@@ -1,6 +1,6 @@
-"""How much memory a computation takes, found without doing it: tensors are fake, they have shapes and no values.
+"""Measure the memory of a computation without running it, on fake tensors, which have shapes but no values.
 
-Sizes are those of torch's CPU kernels. CUDA's differ where a kernel needs workspace of its own.
+Sizes are those of torch's CPU kernels. CUDA kernels may need additional workspace.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts bytes of all tensors that are alive while it is active: `now`, and the highest since `restart`."""
+    """Counts the bytes of all live tensors while it is active: `now`, and the `peak` since `restart`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,13 +26,13 @@ class LiveMemory(TorchDispatchMode):
         self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def restart(self) -> None:
-        """Look for a new peak from here on."""
+        """Reset the peak to the current memory."""
         self.peak = self.now
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
-            # What a subclass wraps counts, not the wrapper: 8-bit state looks like float32.
+            # Count the tensors inside a subclass, not the wrapper: 8-bit state pretends to be float32.
             if isinstance(leaf, Tensor) and not is_traceable_wrapper_subclass(leaf):
                 self._add(leaf.untyped_storage())
         return result
@@ -50,7 +50,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
-    """Bytes that autograd keeps for the backward pass of `loss`, parameters left out and shared memory counted once."""
+    """Bytes that autograd saves for the backward pass of `loss`, without parameters; shared memory counts once."""
     own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -70,8 +70,8 @@ def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
 def saved_compiled(
     loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], memory_budget: float
 ) -> int:
-    """The same for a loss of parameters and buffers once it is compiled: what the partitioner of torch.compile decides
-    to keep rather than to compute again, with that `activation_memory_budget`. Nothing is generated or run."""
+    """The same for a compiled loss, a function of parameters, buffers and inputs: the bytes that torch.compile's
+    partitioner keeps instead of recomputing, with that `activation_memory_budget`. No code is generated or run."""
     import torch._functorch.config as partitioner
     from functorch.compile import (
         aot_function,
@@ -111,9 +111,9 @@ def _bytes_of(nodes: Any) -> int:
 
 
 def _base(node: Any) -> Any:
-    """What a view is a view of: both share their memory."""
+    """The base of a chain of views, which shares its memory with them."""
     while isinstance(node, Node):
-        source = node.args[0] if node.target is operator.getitem else node  # one of several views of the same
+        source = node.args[0] if node.target is operator.getitem else node  # an operator may return several views
         if not (isinstance(source, Node) and getattr(source.target, "is_view", False)):
             break
         node = source.args[0]

@@ -1,4 +1,4 @@
-"""Causal self-attention with grouped queries, and the cache that decoding keeps keys and values in.
+"""Causal grouped-query self-attention, its masks, and the key-value cache for decoding.
 
 B rows, T new tokens, S cached and new tokens, H query heads, G key-value heads, K head width, D model width.
 """
@@ -20,34 +20,34 @@ from pretune.model.rope import rotate
 
 
 class Cache(Protocol):
-    """What the model asks of the memory for the tokens that it has read."""
+    """Interface of a key-value cache, as the model uses it."""
 
     def positions(self) -> Tensor:
-        """Positions [B, T] of the tokens that are read now."""
+        """Positions [B, T] of the new tokens."""
         ...
 
     def mask(self, window: int | None) -> Mask:
-        """What `attend` gets in layers with that window."""
+        """The mask to pass to `attend` in layers with that window."""
         ...
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
-        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all of them so far,
-        of the same shape."""
+        """Store a layer's new keys and values [B, T, G, K], and attend from queries [B, T, H, K] to all stored ones:
+        [B, T, H, K]."""
         ...
 
 
 class KVCache:
-    """Keys and values of the tokens that a model has read, in memory set aside once.
+    """Keys and values of the tokens read so far, in preallocated memory.
 
-    starts [B]: the column of each row's first real token; columns before it are padding on the left. `advance` before
-    each forward pass says how many columns it fills. All that changes from token to token is in tensors, so that a
-    compiled step stays valid.
+    starts [B]: the column of each row's first real token; columns before it are left padding. Call `advance` before
+    each forward pass with the number of columns that it fills. Everything that changes from token to token is in
+    tensors, so that a compiled step stays valid.
     """
 
     def __init__(self, config: ModelConfig, starts: Tensor, capacity: int, dtype: torch.dtype) -> None:
         shape = (len(starts), config.num_kv_heads, capacity, config.head_dim)
-        # Zeros, not empty: a mask turns the weight of padding into 0, and 0 x NaN would still be NaN.
-        # A tensor for each layer's keys and another for its values: a compiler updates whole tensors in place.
+        # Zeros, not empty: padding gets attention weight 0, but 0 x NaN would still be NaN.
+        # Separate tensors per layer, and for keys and values, because the compiler updates only whole tensors in place.
         self._keys = [torch.zeros(shape, dtype=dtype, device=starts.device) for _ in range(config.num_layers)]
         self._values = [torch.zeros_like(keys) for keys in self._keys]  # [B, G, capacity, K]
         self._columns = torch.zeros(0, dtype=torch.int64, device=starts.device)
@@ -55,28 +55,29 @@ class KVCache:
         self.starts, self.capacity = starts, capacity
 
     def advance(self, num_new: int, whole: bool = False) -> None:
-        """The next forward pass fills `num_new` columns. It looks at the `whole` memory, or at what is filled only."""
+        """Announce that the next forward pass fills `num_new` columns. It attends over the `whole` memory, or only over
+        the filled columns."""
         start, self._length = self._length, self._length + num_new
         assert self._length <= self.capacity, f"{self._length} columns in a cache of {self.capacity}"
         self._columns = torch.arange(start, self._length, device=self.starts.device)  # [T]
         self._visible = self.capacity if whole else self._length
 
     def positions(self) -> Tensor:
-        """Positions of the columns to fill, counted from each row's first real token: [B, T]."""
+        """Positions of the new columns, counted from each row's first real token: [B, T]."""
         return (self._columns - self.starts[:, None]).clamp(min=0)
 
     def mask(self, window: int | None) -> Tensor:
-        """0 for the columns that each new one attends to, else -inf: [B, 1, T, S]. Padding sees itself: a softmax over
-        nothing is NaN."""
+        """Additive mask [B, 1, T, S]: 0 where a new column attends, else -inf. Padding attends to itself, because a
+        softmax over nothing is NaN."""
         keys = torch.arange(self._visible, device=self.starts.device)
         queries = self._columns[:, None]  # [T, 1]
         real = keys >= self.starts[:, None, None]  # [B, 1, S]
         seen = (causal(queries, keys, window) & real | (keys == queries))[:, None]
-        # As what is added to the logits: attention would make it of true and false in each layer anew.
+        # Additive rather than boolean: attention would convert a boolean mask again in every layer.
         return torch.zeros(seen.shape, dtype=self._keys[0].dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
-        """Store new keys and values [B, T, G, K] of a layer; attention of queries [B, T, H, K] to all so far."""
+        """Store a layer's new keys and values [B, T, G, K]; attend from queries [B, T, H, K] to all stored ones."""
         memory = self._keys[layer], self._values[layer]
         for stored, new in zip(memory, (k, v), strict=True):
             stored.index_copy_(2, self._columns, new.transpose(1, 2).to(stored.dtype))
@@ -84,28 +85,28 @@ class KVCache:
         return attend(q.transpose(1, 2), keys, values, mask, scale, 0.0).transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows of the batch: integer indices, some perhaps more than once."""
+        """Keep only these rows of the batch: integer indices, possibly repeated."""
         self._keys, self._values = ([one[rows] for one in memory] for memory in (self._keys, self._values))
         self.starts = self.starts[rows]
 
 
 def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
-    """Which columns `keys` [S] the columns `queries` [T, 1] see: the newest `window` (None: all) up to their own. Or of
-    one query, one key."""
+    """Whether columns `queries` [T, 1] attend to columns `keys` [S]: the newest `window` (None: all) up to their own.
+    Also works for a single query and key."""
     seen = keys <= queries
     return seen if window is None else seen & (keys > queries - window)
 
 
 Mask = Tensor | BlockMask | None
-"""[B or 1, 1, T, S], true where attention is allowed, or what is added to its logits; the same as blocks, so that a
-kernel may skip the forbidden ones; or None for plainly causal."""
+"""A tensor [B or 1, 1, T, S], boolean (true where attention is allowed) or additive; a block mask, which lets a kernel
+skip fully masked blocks; or None for plain causal attention."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What every layer is told of the tokens beside the residual stream.
+    """Inputs of every layer besides the residual stream.
 
-    tokens [B, T]; cos_sin: of their positions, see Rope; masks: by window.
+    tokens [B, T]; cos_sin: cosines and sines of their positions, see Rope; masks: by window.
     """
 
     tokens: Tensor
@@ -115,14 +116,14 @@ class Context:
 
 
 def skips_blocks(tokens: Tensor, dropout: float) -> bool:
-    """Whether a masked attention skips what the mask forbids: in code compiled for CUDA, where the weights have no
-    dropout. Elsewhere it computes everything; written out step by step, flex attention would be slower than that."""
+    """Whether masked attention uses flex attention, which skips fully masked blocks: only in code compiled for CUDA and
+    without attention dropout. Elsewhere everything is computed, because eager flex attention would be slower still."""
     return tokens.device.type == "cuda" and torch.compiler.is_compiling() and dropout == 0
 
 
 def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, skipping: bool) -> Mask:
-    """The mask of layers with that window over tokens [B, T], closed between documents if document_ids [B, T] are
-    given. `skipping`: as blocks."""
+    """The mask for layers with that window over tokens [B, T]; with document_ids [B, T], no attention between
+    documents. `skipping`: return a block mask."""
     length = tokens.shape[1]
     if document_ids is None and window is None:
         return None
@@ -142,7 +143,7 @@ def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, ski
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
-    """Attention of queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]."""
+    """Attend from queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]."""
     grouped = k.shape[1] < q.shape[1]
     if isinstance(mask, BlockMask):
         y = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
@@ -154,7 +155,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: f
 
 
 class Attention(nn.Module):
-    """Multi-head attention; queries, keys and values come from one matrix, rows in that order, head by head."""
+    """Multi-head attention; one matrix projects to queries, keys and values, its rows in that order, head by head."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -165,7 +166,7 @@ class Attention(nn.Module):
         width = config.num_heads * config.head_dim
         qkv_width = width + 2 * config.num_kv_heads * config.head_dim
         self.qkv = nn.Linear(config.dim, qkv_width, bias=config.bias.qkv)
-        # Optimizers that treat a matrix as a whole are to see three.
+        # Optimizers that treat a matrix as a whole (Muon) must treat these as three.
         self.qkv.rows = (width, config.num_kv_heads * config.head_dim, config.num_kv_heads * config.head_dim)  # type: ignore[assignment]
         self.output = nn.Linear(width, config.dim, bias=config.bias.attention_output)
         self.query_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
@@ -182,7 +183,7 @@ class Attention(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
             q_k = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
-        # Both in one: for a single token it is the number of operations that counts.
+        # Rotate both at once: for a single token, the number of operations determines the time.
         q, k = rotate(q_k, context.cos_sin).split([self.num_heads, self.num_kv_heads], dim=2)
         if self.value_embedding is not None and self.value_gate is not None:
             gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0

@@ -1,4 +1,4 @@
-"""The shape of the transformer, as YAML says it."""
+"""Configuration of the transformer's shape."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
 
 class NormConfig(Section):
     kind: Literal["rmsnorm", "layernorm"]
-    """rmsnorm or layernorm (which centres too); either is computed in float32."""
+    """rmsnorm or layernorm (which also centers); both are computed in float32."""
     learned: bool
-    """Whether norms have weights to learn: a scale, and for layernorm a shift."""
+    """Whether norms have learned weights: a scale, and for layernorm also a shift."""
     eps: Annotated[float, Field(gt=0)]
-    """Added to the mean square (or the variance) before the root."""
+    """Added to the mean square (or the variance) before taking the root."""
 
 
 class BiasConfig(Section):
     qkv: bool
-    """Biases on the query, key and value projections (Qwen2 has these and no other)."""
+    """Biases on the query, key and value projections (Qwen2 has only these)."""
     attention_output: bool
     """Bias on the projection from the heads back to `dim`."""
     mlp: bool
@@ -34,11 +34,11 @@ class BiasConfig(Section):
 
 class InitConfig(Section):
     std: Annotated[float, Field(gt=0)]
-    """Standard deviation of the normal distribution that every matrix of the layers starts from."""
+    """Standard deviation of the normal distribution that initializes every matrix inside the layers."""
     embedding_std: Annotated[float, Field(gt=0)]
-    """The same for the embedding table (and so for the head, where the two are tied)."""
+    """The same for the embedding table (and so for a tied head)."""
     head_std: Annotated[float, Field(ge=0)]
-    """The same for a head of its own; 0 starts with every token equally likely."""
+    """The same for an untied head; with 0, all tokens are equally likely at the start."""
     output: Literal["scaled", "zero", "plain"]
     """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block
     as the identity, `plain` uses std."""
@@ -48,63 +48,63 @@ class RopeConfig(Section):
     theta: Annotated[float, Field(gt=1)]
     """Base of the rotary frequencies."""
     fraction: Annotated[float, Field(ge=0, le=1)]
-    """Share of each head that is rotated; 0 turns rotary positions off."""
+    """Fraction of each head that is rotated; 0 turns rotary positions off."""
 
 
 class WindowConfig(Section):
     size: Count
-    """Tokens that a position of a short layer attends to, itself included."""
+    """Number of tokens that a position in a short layer attends to, including itself."""
     pattern: Annotated[str, Field(pattern="^[SL]+$")]
-    """Short (S) and long (L) layers, repeated over the depth; long ones see everything, and so does the last layer."""
+    """Pattern of short (S) and long (L) layers, repeated over the depth; long layers, and always the last layer, attend
+    to all previous tokens."""
 
 
 class ModelConfig(Section):
     num_layers: Count
-    """Transformer blocks."""
+    """Number of transformer blocks."""
     dim: Count
     """Width of the residual stream."""
     num_heads: Count
-    """Query heads."""
+    """Number of query heads."""
     num_kv_heads: Count
-    """Key and value heads; fewer than num_heads is grouped-query attention."""
+    """Number of key and value heads; fewer than num_heads is grouped-query attention."""
     head_dim: Annotated[int, Field(ge=2, multiple_of=2)]
     """Width of one head."""
     mlp_dim: Count
     """Hidden width of the feed-forward network."""
     vocab_size: Count
-    """Token ids that the model knows; at least as many as the tokenizer has."""
+    """Number of token ids; at least as many as the tokenizer has."""
     vocab_multiple_of: Count
     """The embedding table is padded to a multiple of this many rows (64 suits GPUs); padded ids are never sampled."""
     max_sequence_length: Count
-    """Positions that the rotary table holds: the longest sequence, prompt and answer together."""
+    """Number of positions: the longest sequence, prompt and answer together."""
     activation: Activation
-    """Feed-forward nonlinearity; swiglu, geglu and reglu are gated (three matrices), the others not (two)."""
+    """Feed-forward activation; swiglu, geglu and reglu are gated (three matrices), the others are not (two)."""
     norm: NormConfig
-    """Normalisation before each sublayer and before the head."""
+    """Normalization before each sublayer and before the head."""
     qk_norm: bool
-    """Normalise queries and keys, per head, before they are rotated (with norm.learned as Qwen3 does)."""
+    """Normalize queries and keys, per head, before they are rotated (as in Qwen3 if norm.learned)."""
     attention_scale: Annotated[float, Field(gt=0)]
-    """Factor on the attention logits beside 1 / sqrt(head_dim); above 1 lets normalised queries and keys be sharper."""
+    """Extra factor on the attention logits besides 1 / sqrt(head_dim); above 1 sharpens attention with qk_norm."""
     window: WindowConfig | None
-    """Layers that see only the newest tokens; null: none does."""
+    """Sliding-window attention in some layers; null: in none."""
     value_embeddings: bool
-    """Every other layer, the last one included, adds a table's vector of the token at hand to its values, times a gate
-    (arXiv:2410.17897, as nanochat does it). Parameters, but hardly any computation."""
+    """Every other layer, including the last, adds a gated value embedding of the current token to its values
+    (arXiv:2410.17897, as in nanochat). This adds parameters but hardly any computation."""
     residual_scalars: bool
-    """Each layer reads a * stream + b * embedding, with learned numbers a (from 1) and b (from 0)."""
+    """Each layer reads a * stream + b * embedding, with learned scalars a (starting at 1) and b (starting at 0)."""
     normalize_embedding: bool
-    """Normalise the embedding before the first layer."""
+    """Normalize the embedding before the first layer."""
     bias: BiasConfig
     """Which projections have biases."""
     tied_embeddings: bool
     """Use the embedding table as the output head too."""
     dropout: Fraction
-    """Probability of dropping a value of the embedding, an attention weight or a sublayer's output; off in
-    evaluation."""
+    """Dropout probability for the embedding, attention weights and sublayer outputs; off in evaluation."""
     softcap: Annotated[float, Field(gt=0)] | None
-    """Logits become softcap * tanh(logits / softcap); null leaves them as they are."""
+    """Logits become softcap * tanh(logits / softcap); null leaves them unchanged."""
     init: InitConfig
-    """Where the weights start from."""
+    """Weight initialization."""
     rope: RopeConfig
     """Rotary positions."""
 
@@ -120,7 +120,7 @@ class ModelConfig(Section):
         return -(-self.vocab_size // self.vocab_multiple_of) * self.vocab_multiple_of
 
     def matrix_inputs(self) -> dict[str, int]:
-        """Columns of every kind of matrix: of a block by its name there, of tables the width of their vectors."""
+        """Columns (inputs) of each kind of matrix, by its name within a block; for tables, the width of a vector."""
         inside = {
             "attention.qkv": self.dim,
             "attention.output": self.num_heads * self.head_dim,
@@ -135,7 +135,7 @@ class ModelConfig(Section):
         return {"embedding": self.dim, **inside, **({} if self.tied_embeddings else {"head": self.dim})}
 
     def window_of(self, layer: int) -> int | None:
-        """Tokens that layer `layer`, counted from 0, attends to; None for all."""
+        """The number of tokens that layer `layer`, counted from 0, attends to; None for all."""
         if self.window is None or layer == self.num_layers - 1:
             return None
         return self.window.size if self.window.pattern[layer % len(self.window.pattern)] == "S" else None

@@ -1,6 +1,6 @@
-"""What a transformer costs: parameters by part, and floating-point operations per token.
+"""The cost of a transformer: parameters by part, and floating-point operations per token.
 
-L layers, H query heads, K head width, T tokens of a row (or of the window), N parameters of matrices.
+L layers, H query heads, K head width, T tokens per row (or window), N parameters in matrices.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from pretune.model.transformer import Transformer
 
 
 def skeleton(config: ModelConfig) -> Transformer:
-    """The model without memory: names and shapes of everything, values of nothing."""
+    """The model on the meta device: names and shapes of all tensors, but no values and no memory."""
     with torch.device("meta"):
         return Transformer(config)
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
-    """How many parameters are in embedding, attention, mlp, head, and norms and scalars; parts without any are left
-    out, and tied tables are counted once, as embedding."""
+    """Parameters in embedding, attention, mlp, head, and norms and scalars; empty parts are left out, and tied tables
+    are counted once, as embedding."""
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         owners = {"attention", "mlp", "embedding", "head", "value_embedding"}.intersection(name.split("."))
@@ -32,9 +32,9 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
 
 
 def matrix_parameters(model: Transformer) -> tuple[int, int]:
-    """Parameters that every token is multiplied with, and how many of these are trained.
+    """The number of parameters that every token is multiplied with, and how many of them are trained.
 
-    The head is one of them, tied or not; a table that is only looked up is not.
+    The head counts, tied or not; a table that is only looked up does not.
     """
     weights = [module.weight for module in model.layers.modules() if isinstance(module, nn.Linear)]
     weights.append(model.head_weight)  # type: ignore[arg-type]
@@ -42,7 +42,7 @@ def matrix_parameters(model: Transformer) -> tuple[int, int]:
 
 
 def forward_flops(model: Transformer, sequence_length: int) -> float:
-    """Operations of a forward pass, head included, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
+    """Operations of a forward pass, including the head, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
     matrices, _ = matrix_parameters(model)
     return forward_flops_of(matrices, model.config, sequence_length)
 
@@ -55,11 +55,11 @@ def forward_flops_of(matrices: int, config: ModelConfig, sequence_length: int) -
 def training_flops(model: Transformer, sequence_length: int) -> float:
     """Operations of a training step per token: 6 N + 12 L H K T (PaLM, arXiv:2204.02311, appendix B).
 
-    A multiplication and an addition are two. 2 N of the 6 N are the forward pass, 2 N the gradient of inputs and 2 N
-    that of weights, which frozen ones (adapters) do not need. Attention is counted as if every token saw the whole row:
-    that is the convention (PaLM, nanoGPT, llm.c), although a causal kernel needs half of it; layers with a window count
-    the window. Looking up embeddings, norms, activations, softmax and the update are not counted, nor is anything that
-    is computed twice.
+    A multiplication and an addition count as two. Of the 6 N, 2 N are the forward pass, 2 N the gradient of inputs and
+    2 N the gradient of weights, which frozen weights (adapters) do not need. Attention is counted as if every token saw
+    the whole row: that is the convention (PaLM, nanoGPT, llm.c), although a causal kernel needs only half; layers with
+    a window count the window. Embedding lookups, norms, activations, softmax and the update are not counted, nor is
+    recomputation.
     """
     matrices, trained = matrix_parameters(model)
     return training_flops_of(matrices, trained, model.config, sequence_length)
@@ -71,11 +71,11 @@ def training_flops_of(matrices: int, trained: int, config: ModelConfig, sequence
 
 
 def _attention_width(config: ModelConfig, sequence_length: int) -> int:
-    """H K times the tokens that a position attends to, summed over layers: L H K T where none has a window."""
+    """H K times the number of attended tokens, summed over layers: L H K T without windows."""
     windows = (config.window_of(layer) or sequence_length for layer in range(config.num_layers))
     return config.num_heads * config.head_dim * sum(min(window, sequence_length) for window in windows)
 
 
 def cache_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
-    """Bytes of keys and values that decoding keeps of each token."""
+    """Bytes per token of the key-value cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize

@@ -1,4 +1,4 @@
-"""How much of a model is trained."""
+"""The number of trainable parameters and of all parameters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,6 @@ class Counts(NamedTuple):
 
 
 def count_parameters(model: nn.Module) -> Counts:
-    """How many parameters are trained, and how many there are, adapters included; shared ones once."""
+    """Count trainable and all parameters, including adapters; shared ones once."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     return Counts(sum(size for size, trained in sizes if trained), sum(size for size, _ in sizes))

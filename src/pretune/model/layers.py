@@ -27,7 +27,7 @@ class Norm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Feed-forward network: dim -> mlp_dim -> dim. Gated activations have gate and up in one matrix, gate first."""
+    """Feed-forward network: dim -> mlp_dim -> dim. For gated activations, one matrix holds gate and up, gate first."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class MLP(nn.Module):
 
 
 def activate(x: Tensor, activation: Activation) -> Tensor:
-    """The nonlinearity of an activation; of a gated one, what its gate goes through (arXiv 2002.05202).
+    """The nonlinearity of an activation; for a gated one, the function applied to its gate (arXiv 2002.05202).
 
     gelu and geglu use the tanh approximation, as GPT-2 and Gemma do (`gelu_pytorch_tanh` in transformers).
     """

@@ -1,7 +1,7 @@
-"""A model laid out for reading a token at a time on a CPU.
+"""A copy of a model with its weights packed for fast single-token decoding on a CPU.
 
-What one new token costs is reading every weight once. In the layout in which they are trained, a matrix is read at half
-of the memory's speed or less; in oneDNN's own, in blocks, at nearly all of it. It is a second copy of the weights.
+Decoding one token means reading every weight once. In the training layout a matrix is read at half the memory bandwidth
+or less; in oneDNN's blocked layout, at nearly all of it. The packed weights are a second copy.
 """
 
 from __future__ import annotations
@@ -17,29 +17,27 @@ from pretune.model.layers import MLP, Norm
 from pretune.model.transformer import Transformer
 
 _ROWS = 8
-"""Rows of x that the layout is for. The one for a single row makes 8 rows take twice as long; this one is as good for a
-single row."""
+"""Batch size that the layout is optimized for. The layout for 1 row makes 8 rows take twice as long; the one for 8 rows
+is just as fast for 1."""
 
 
 def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
     """A copy of `model` that computes the same, up to rounding, with packed linear layers in `dtype` and fewer small
-    operations; all other weights the two have in common. It is for as long as these stay as they are, and has no
-    gradients.
+    operations; it shares all other weights with `model`. It has no gradients and is stale once the weights change.
 
-    None where there is nothing to gain: on other devices than an x86 CPU, and in types that oneDNN lacks there.
+    None where packing gains nothing: on devices other than an x86 CPU, and in dtypes that oneDNN lacks there.
     """
     here = model.head_weight.device.type == "cpu" and platform.machine().lower() in ("x86_64", "amd64")
     if not (here and torch.backends.mkldnn.is_available() and _packs(dtype)):
         return None
-    # What deepcopy finds in its memo it takes for copied already.
+    # deepcopy treats tensors in its memo as already copied, so that they are shared.
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     copied = copy.deepcopy(model, shared)  # type: ignore[arg-type]
     for parent in list(copied.modules()):
         for name, layer in parent.named_children():
             if isinstance(layer, Norm) and layer.kind == "rmsnorm" and not layer._forward_hooks:
                 setattr(parent, name, PlainNorm(layer))
-            # Others than plain ones do more than multiply: they round, or store their weight in fewer bits; and what an
-            # adapter is made of is left to it.
+            # Only plain layers are packed: others also round or dequantize, and an adapter's own layers are left alone.
             if not (isinstance(layer, nn.Linear) and isinstance(parent, Attention | MLP | Transformer)):
                 continue
             if type(layer) is nn.Linear and type(layer.weight) is nn.Parameter:
@@ -50,12 +48,12 @@ def packed(model: Transformer, dtype: torch.dtype) -> Transformer | None:
 
 
 def _packs(dtype: torch.dtype) -> bool:
-    """Whether oneDNN has a layout for that type on this CPU: for bfloat16 it asks for AVX-512."""
+    """Whether oneDNN has a layout for that dtype on this CPU: bfloat16 needs AVX-512."""
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class PlainNorm(nn.Module):
-    """rmsnorm in as few operations as it takes, in float32: torch's own is put together from more of them on a CPU."""
+    """rmsnorm in float32 with as few operations as possible: torch's own uses more of them on a CPU."""
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()

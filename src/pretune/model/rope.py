@@ -14,7 +14,7 @@ from pretune.model.config import RopeConfig
 
 
 class Rope(nn.Module):
-    """The table of angles for every position that a model may see."""
+    """Table of cosines and sines for every position up to max_sequence_length."""
 
     table: Tensor
 
@@ -33,8 +33,8 @@ class Rope(nn.Module):
         return self.table[:, :length]
 
     def _make_table(self) -> Tensor:
-        # float64 throughout: in float32 the angle of position 100,000 is already off by 0.006 radians. Made where torch
-        # makes tensors, on the CPU: Apple's GPU has no float64.
+        # float64 throughout: in float32 the angle of position 100,000 is already off by 0.006 radians. Computed on
+        # torch's default device, the CPU, because MPS has no float64.
         exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / max(self.rotary_dim, 1)
         positions = torch.arange(self.max_sequence_length, dtype=torch.float64)
         angles = torch.outer(positions, self.theta**-exponents)  # [positions, R/2]
@@ -42,7 +42,7 @@ class Rope(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
         # Only the device follows the module. Converted to bf16, 512 positions would have 385 distinct angles;
-        # materialised from the meta device, the table would be whatever the memory held.
+        # materialized from the meta device, the table would be uninitialized memory.
         self.table = self._make_table().to(fn(self.table).device)
         return self
 
@@ -50,7 +50,7 @@ class Rope(nn.Module):
 def rotate(heads: Tensor, cos_sin: Tensor) -> Tensor:
     """Rotate the first R components of each head, in float32; the result has the dtype of `heads`.
 
-    heads [B, T, H, K]; cos_sin [2, T, R/2], or [2, B, T, R/2] where rows have positions of their own.
+    heads [B, T, H, K]; cos_sin [2, T, R/2], or [2, B, T, R/2] if positions differ between rows.
     """
     cos, sin = cos_sin.unsqueeze(-2)  # [(B,) T, 1, R/2]
     half = cos.shape[-1]

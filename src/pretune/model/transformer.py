@@ -1,4 +1,4 @@
-"""A decoder-only transformer with the norm before each sublayer, in the shape that ModelConfig says.
+"""A decoder-only, pre-norm transformer whose shape ModelConfig defines.
 
 B rows, T tokens, D model width, V token ids.
 """
@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """The model, from token ids to hidden states; `unembed` makes logits of them.
+    """The model, from token ids to hidden states; `unembed` turns hidden states into logits.
 
     Call `reset_parameters` or load weights after building it.
     """
@@ -57,7 +57,7 @@ class Transformer(nn.Module):
         """Hidden states after the final norm, [B, T, D], of tokens [B, T].
 
         With document_ids [B, T], positions attend within their own document and are counted from its start. With a
-        cache, the tokens follow on what it holds; those of a KVCache fill the columns that it was advanced by. Raises
+        cache, the tokens continue what it holds; in a KVCache they fill the columns that it was advanced by. Raises
         InputError for a sequence longer than max_sequence_length.
         """
         self._check_length(tokens.shape[1])
@@ -73,7 +73,7 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits [..., V] of hidden states [..., D], V being the ids that the model knows, without padding rows."""
+        """Logits [..., V] of hidden states [..., D]; V is vocab_size, without padding rows."""
         logits = F.linear(hidden, self.embedding.weight) if self.head is None else self.head(hidden)
         logits = logits[..., : self.config.vocab_size]
         if self.config.softcap is None:
@@ -81,7 +81,7 @@ class Transformer(nn.Module):
         return self.config.softcap * torch.tanh(logits.float() / self.config.softcap)
 
     def new_cache(self, starts: Tensor, capacity: int) -> KVCache:
-        """An empty cache of `capacity` columns for rows that start at columns starts [B], in the type of arithmetic."""
+        """An empty cache of `capacity` columns, in the compute dtype, for rows that start at columns starts [B]."""
         device = starts.device.type
         autocast = torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if autocast else self.head_weight.dtype
@@ -89,12 +89,12 @@ class Transformer(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """The output head's matrix [V and padding rows, D]: the embedding table where the two are tied."""
+        """The output head's matrix [V and padding rows, D]; the embedding table if tied."""
         return self.embedding.weight if self.head is None else self.head.weight
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
-        """Start afresh: the same weights for the same generator state, on whatever device the model is."""
+        """Initialize the weights: the same generator state gives the same weights, whatever the model's device."""
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
@@ -103,7 +103,7 @@ class Transformer(nn.Module):
                 parameter.fill_(0.0 if name.endswith(("bias", "embedding_scale")) else 1.0)
 
     def _initial_std(self, name: str) -> float:
-        """Standard deviation that the matrix `name` starts with."""
+        """Standard deviation for initializing the matrix `name`."""
         init = self.config.init
         if name == "embedding.weight":
             return init.embedding_std
@@ -116,7 +116,7 @@ class Transformer(nn.Module):
         if name.endswith("value_gate.weight"):
             return 0.0
         if name.endswith("value_embedding.weight"):
-            return init.std * self.config.dim**0.5  # that of the values that it is added to
+            return init.std * self.config.dim**0.5  # matches the values that it is added to
         return init.std
 
     def _check_length(self, length: int) -> None:
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
             )
 
     def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: Cache | None) -> Context:
-        """Positions and masks of `tokens`: counted and closed by document, or following on what the cache holds."""
+        """Positions and masks of `tokens`: per document, or continuing what the cache holds."""
         length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
         if cache is not None:
             assert document_ids is None, "a cache holds one document per row"
@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
         if document_ids is None:
             return Context(tokens, self.rope.first(length), masks, None)
-        # How many tokens of the same document come before: [B, T]
+        # The row sum of the document mask, minus one, is a token's position within its document: [B, T]
         own = mask_of(tokens, document_ids, None, False)
         assert isinstance(own, Tensor)
         return Context(tokens, self.rope(own[:, 0].sum(-1) - 1), masks, None)

@@ -1,4 +1,4 @@
-"""What is minimised, as YAML says it."""
+"""Configuration of the training objective."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from pretune.core.config import Count, Section
 
 class ObjectiveBase(Section):
     chunk_tokens: Count
-    """Positions whose logits are held in float32 at one time; fewer saves memory, too few costs speed."""
+    """Number of positions whose float32 logits are in memory at a time; fewer saves memory, too few costs speed."""
     needs_reference: ClassVar[bool]
-    """Whether the loss compares the model with another one."""
+    """Whether the loss compares the model with a reference model."""
 
 
 class LanguageModelingConfig(ObjectiveBase):
     kind: Literal["language_modeling"]
-    """Cross-entropy of the next token."""
+    """Next-token cross-entropy."""
     needs_reference = False
 
 
 class DPOConfig(ObjectiveBase):
     kind: Literal["dpo"]
-    """Direct preference optimization (arXiv 2305.18290): prefer the chosen side of a pair to the rejected one, by more
-    than the reference, the model as it was at the start, does."""
+    """Direct preference optimization (arXiv 2305.18290): learn to prefer the chosen side of a pair to the rejected one
+    more strongly than the reference model (the model at the start) does."""
     beta: Annotated[float, Field(gt=0)]
-    """How dear it is to depart from the reference: a reward is beta times the log-probability gained. With
-    length_normalized, where rewards are those of a token, 2 to 10 is usual."""
+    """Penalty for departing from the reference model: a reward is beta times the log-probability gained over it. With
+    length_normalized, where rewards are per token, 2 to 10 is usual."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)]
-    """Share of pairs that are taken to be the wrong way round (cDPO)."""
+    """Assumed fraction of pairs whose labels are swapped (cDPO)."""
     length_normalized: bool
     """Divide the log-probability of a side by its number of scored tokens (arXiv 2411.15124, section 5)."""
     reference: Literal["auto", "model", "adapter_off", "cached"]
-    """model: a second, frozen copy of the start; adapter_off: the model without its adapter, no copy; cached: computed
-    once for all pairs and kept on disk, no copy and less to compute; auto: adapter_off where that is the start, else
-    model."""
+    """The reference model. model: a second, frozen copy of the initial model; adapter_off: the model with its adapter
+    disabled, no copy; cached: log-probabilities computed once for all pairs and stored on disk, no copy and less
+    computation; auto: adapter_off where that equals the initial model, else model."""
     needs_reference = True
 
 

@@ -1,9 +1,9 @@
-"""Cross-entropy straight from hidden states, a chunk of positions at a time.
+"""Chunked cross-entropy, computed from hidden states without materializing all logits.
 
-The logits of a whole batch are the largest tensor of a small model's training step; here only one chunk of them exists
-at any moment. For the sum over all positions, loss and gradients come from the same pass: nothing is kept or computed
-again for the backward pass. For the loss of each position, the backward pass makes the logits a second time: what they
-are multiplied with is not known before.
+The logits of a whole batch are the largest tensor in a small model's training step; here only one chunk of them exists
+at a time. For the sum over all positions, loss and gradients come from the same pass: no logits are kept or recomputed
+for the backward pass. For the loss of each position, the backward pass recomputes the logits, because the incoming
+gradient of each position is not known earlier.
 
 N positions, D model width, V rows of the head (padding rows included), C positions in a chunk.
 """
@@ -23,8 +23,8 @@ def linear_cross_entropy(
 ) -> Tensor:
     """Sum of the cross-entropy over the positions whose target is not IGNORE: a float32 scalar, in nats.
 
-    hidden [N, D]; weight [V, D], of which rows from `vocab_size` on are padding and have no probability; targets [N].
-    Matrix products are done in autocast's dtype where it is on, everything else in float32 (or in float64 for float64).
+    hidden [N, D]; weight [V, D], whose rows from `vocab_size` on are padding and get no probability; targets [N].
+    Matrix products use autocast's dtype if it is on; everything else is in float32 (or float64 for float64).
     """
     needs = (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
     dtype = _compute_dtype(hidden, targets)
@@ -65,7 +65,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             matrix = weight.to(dtype)
             loss = torch.zeros((), dtype=_wide(dtype), device=hidden.device)
             d_hidden: list[Tensor] = []
-            # Chunks are summed in float32: in bf16 a sum of many chunks would lose the small ones.
+            # Sum over chunks in float32: a bf16 sum of many chunks would lose small contributions.
             d_weight = torch.zeros(weight.shape, dtype=_wide(dtype), device=weight.device) if needs[1] else None
             for rows, target in zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True):
                 rows = rows.to(dtype)
@@ -138,8 +138,8 @@ class _LinearTokenLosses(torch.autograd.Function):
 def _chunk(
     logits: Tensor, targets: Tensor, vocab_size: int, softcap: float | None, scale: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Loss of a chunk, and the gradient [C, V] of its raw logits [C, V], in their dtype; `scale` [C] weighs positions
-    in the gradient."""
+    """The loss of a chunk, and the gradient [C, V] of its raw logits [C, V], in their dtype; `scale` [C] multiplies the
+    gradient of each position."""
     wide, slope = capped_logits(logits, vocab_size, softcap)
     normalizer = wide.logsumexp(-1, keepdim=True)
     columns = torch.arange(logits.shape[-1], device=logits.device)
@@ -151,13 +151,13 @@ def _chunk(
 
 
 def _losses(wide: Tensor, targets: Tensor, normalizer: Tensor) -> Tensor:
-    """Cross-entropy [C] of logits [C, V] with their logsumexp [C, 1]."""
+    """Cross-entropy [C] from logits [C, V] and their logsumexp [C, 1]."""
     losses = normalizer - wide.gather(-1, targets.clamp(min=0)[:, None])
     return torch.where(targets != IGNORE, losses[:, 0], 0)
 
 
 def capped_logits(logits: Tensor, vocab_size: int, softcap: float | None) -> tuple[Tensor, Tensor | None]:
-    """Logits in float32 after softcap, padding rows at -inf; and the softcap's slope at each, if there is a softcap."""
+    """float32 logits after softcap, with padding at -inf; and the derivative of the softcap, or None without one."""
     wide, slope = logits.to(_wide(logits.dtype)), None
     if softcap is not None:
         bent = torch.tanh(wide / softcap)

@@ -1,4 +1,4 @@
-"""Next-token prediction: the loss that training minimises, and the score of each token for evaluation.
+"""Next-token prediction: the training loss, and per-token scores for evaluation.
 
 B rows, T tokens, D model width, V token ids.
 """
@@ -18,14 +18,14 @@ from pretune.objectives.cross_entropy import linear_cross_entropy
 
 
 class LanguageModel(Protocol):
-    """What an objective asks of a model; a Transformer has it, compiled or not."""
+    """The model interface that objectives need; a Transformer has it, compiled or not."""
 
     config: Any
-    """With vocab_size and softcap."""
+    """Has vocab_size and softcap."""
 
     @property
     def head_weight(self) -> Tensor:
-        """[V and padding rows, D]."""
+        """The output head's matrix [V and padding rows, D]."""
         ...
 
     def unembed(self, hidden: Tensor) -> Tensor:
@@ -38,9 +38,9 @@ class LanguageModel(Protocol):
 
 
 class TokenScores(NamedTuple):
-    """What a model made of each target; 0 and False where the target is not scored.
+    """Scores of each target; 0 and False where the target is not scored.
 
-    nll [B, T] float32: negative log-likelihood in nats; correct [B, T] bool: the target was the likeliest id.
+    nll [B, T] float32: negative log-likelihood in nats; correct [B, T] bool: the target was the most likely token.
     """
 
     nll: Tensor
@@ -48,9 +48,9 @@ class TokenScores(NamedTuple):
 
 
 def language_modeling(model: LanguageModel, batch: Batch, chunk_tokens: int) -> Tensor:
-    """Sum over the scored tokens of the batch of their negative log-likelihood: a float32 scalar, in nats.
+    """Sum of the negative log-likelihood over the scored tokens of the batch: a float32 scalar, in nats.
 
-    Divide by the number of scored tokens of the whole step, once.
+    Divide it once, by the number of scored tokens in the whole step.
     """
     hidden = model(batch.inputs, batch.document_ids)  # [B, T, D]
     return linear_cross_entropy(
@@ -65,7 +65,7 @@ def language_modeling(model: LanguageModel, batch: Batch, chunk_tokens: int) -> 
 
 @torch.no_grad()
 def score_tokens(model: LanguageModel, batch: Batch, chunk_tokens: int) -> TokenScores:
-    """Score every target of the batch, without gradients; the logits of `chunk_tokens` positions exist at a time."""
+    """Score every target of the batch, without gradients, `chunk_tokens` positions at a time."""
     hidden = model(batch.inputs, batch.document_ids)  # [B, T, D]
     targets = batch.targets.flatten()
     nll, correct = [], []
@@ -104,16 +104,16 @@ class NextToken:
 def token_metrics(
     score: Callable[[Batch], TokenScores], batches: Iterable[Batch], token_bytes: Tensor
 ) -> dict[str, float]:
-    """Loss, perplexity, bits per byte and token accuracy over a whole set, each scored token counting once.
+    """Loss, perplexity, bits per byte and token accuracy over a whole set; each scored token counts once.
 
-    `token_bytes` [V]: bytes of text that each token id stands for; the end-of-document token stands for none.
+    `token_bytes` [V]: the number of bytes of text of each token id; 0 for the end-of-document token.
     """
     nats = torch.zeros((), dtype=torch.float64)
     tokens = correct = num_bytes = 0
     for batch in batches:
         scores = score(batch)
         scored = batch.targets != IGNORE
-        # Sums of a million float32 losses lose digits: add up in float64, on the host (MPS has no float64).
+        # A float32 sum of a million losses loses digits: sum in float64, on the host because MPS has no float64.
         nats += scores.nll.cpu().double().sum()
         correct += int(scores.correct.sum())
         tokens += int(scored.sum())

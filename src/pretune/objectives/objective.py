@@ -1,4 +1,4 @@
-"""What training minimizes, behind one interface: nothing outside of this package asks which objective it is."""
+"""The interface of training objectives: no code outside this package needs to know which objective it has."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from pretune.objectives.preference import Preference
 
 
 class Objective(Protocol):
-    """A loss, what it is a mean over, and how a model is measured by it."""
+    """A loss, the number of items that it is averaged over, and the metrics for evaluation."""
 
     @property
     def first_loss(self) -> float | None:
-        """The loss before the first step, where that is known whatever the model is."""
+        """The loss before the first step, if it is the same for every model; else None."""
         ...
 
     def sums(self, model: LanguageModel, batch: Batch) -> dict[str, Tensor]:
-        """Sums over what the batch scores, by name, float32 scalars: `loss`, in nats, is to be minimized."""
+        """Sums over the scored items (tokens or pairs) of the batch, by name: float32 scalars. `loss`, in nats, is
+        minimized."""
         ...
 
     def count(self, batch: Batch) -> int:
-        """What these sums are divided by, once for a whole step."""
+        """The number of scored items; the sums of a whole step are divided by its total, once."""
         ...
 
     def score(self, model: LanguageModel, batch: Batch) -> Any:
-        """What a model makes of each part of the batch, without gradients."""
+        """Scores of each item in the batch, without gradients."""
         ...
 
     def metrics(self, score: Callable[[Batch], Any], batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
-        """Figures of a whole set, each part counting once, from what `score` returns; `val/loss` is among them.
+        """Metrics over a whole set, computed from the results of `score`, each item counting once; includes `val/loss`.
 
-        token_bytes [V]: bytes of text that each token id stands for.
+        token_bytes [V]: the number of bytes of text of each token id.
         """
         ...
 
 
 def objective_of(section: ObjectiveConfig) -> Objective:
-    """The objective that a configuration asks for."""
+    """The objective for a configuration."""
     match section:
         case LanguageModelingConfig():
             return NextToken(section)

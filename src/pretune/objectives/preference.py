@@ -1,8 +1,8 @@
-"""Preferences: which of two answers is the better one, learned from pairs (DPO, arXiv 2305.18290).
+"""Direct preference optimization from pairs of answers (DPO, arXiv 2305.18290).
 
-B rows, T tokens, P pairs a row at most; the last axis of [B, P, 2] is chosen, rejected. Rows hold their pairs as Batch
-says. Log-probabilities are in nats, of the scored tokens (the answer and its end) given all before them, and are summed
-in float32.
+B rows, T tokens, at most P pairs per row; the last axis of [B, P, 2] is chosen, rejected. Batch describes how rows hold
+pairs. Log-probabilities are in nats, of the scored tokens (the answer and its end token) given all tokens before them,
+and are summed in float32.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from pretune.objectives.language_modeling import LanguageModel
 
 
 class PairScores(NamedTuple):
-    """What became of each pair of a batch; where `real` is false there is none, and the rest is without meaning.
+    """Scores of each pair in a batch; where `real` is false there is no pair, and the other values are undefined.
 
     loss [B, P]; rewards [B, P, 2]: beta times the log-probability gained over the reference; log_probs [B, P, 2] and
-    num_tokens [B, P, 2] of the sides; real [B, P] bool.
+    num_tokens [B, P, 2] of both sides; real [B, P] bool.
     """
 
     loss: Tensor
@@ -37,10 +37,10 @@ class PairScores(NamedTuple):
 
 
 def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tensor]:
-    """Sums over the pairs of the batch by name, of which `loss` is to be minimised: float32 scalars.
+    """Sums over the pairs of the batch, by name: float32 scalars. `loss` is minimized.
 
-    Divide by the number of pairs of the whole step, once. `accuracy` counts pairs whose chosen side has the larger
-    reward, equal ones as half.
+    Divide them once, by the number of pairs in the whole step. `accuracy` counts pairs whose chosen side has the larger
+    reward; ties count half.
     """
     scores = score_pairs(model, batch, config)
     chosen, rejected = scores.rewards.detach().unbind(-1)
@@ -55,7 +55,7 @@ def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tens
 
 
 def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairScores:
-    """Loss and rewards of each pair of the batch, whose `reference` must be known."""
+    """Loss and rewards of each pair in the batch, which must have `reference` log-probabilities."""
     assert batch.reference is not None, "the reference comes first"
     width = batch.reference.shape[1]
     log_probs = pair_log_probs(model, batch, config.chunk_tokens)[:, :width]
@@ -68,7 +68,7 @@ def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairSc
     loss = -F.logsigmoid(margin)
     if config.label_smoothing:
         loss = (1 - config.label_smoothing) * loss - config.label_smoothing * F.logsigmoid(-margin)
-    # A pair that has lost a whole answer to too_long = cut says nothing.
+    # With too_long = cut, a pair may have lost a whole answer; it is not scored then.
     return PairScores(loss, rewards, log_probs, num_tokens, (num_tokens > 0).all(-1))
 
 
@@ -87,13 +87,13 @@ def pair_log_probs(model: LanguageModel, batch: Batch, chunk_tokens: int) -> Ten
 
 
 def num_pairs(batch: Batch) -> int:
-    """How many pairs of the batch have something scored on both sides."""
+    """The number of pairs in the batch that have scored tokens on both sides."""
     scored = _sums_by_side((batch.targets != IGNORE).float(), batch)
     return int((scored > 0).all(-1).sum())
 
 
 def wins(rewards: Tensor) -> Tensor:
-    """1 where the chosen side [..., 0] has the larger reward, 0.5 where they are equal, else 0."""
+    """1 where the chosen side [..., 0] has the larger reward, 0.5 for ties, else 0."""
     return 0.5 + 0.5 * (rewards[..., 0] - rewards[..., 1]).sign()
 
 
@@ -101,7 +101,7 @@ def _sums_by_side(values: Tensor, batch: Batch) -> Tensor:
     """Sums of values [B, T] over the documents of each row, in pairs: [B, T // 2 + 1, 2]."""
     assert batch.document_ids is not None, "pairs are told apart by the ids of their documents"
     rows, length = values.shape
-    # Ids are at most T, of padding behind T documents of one token each.
+    # Ids are at most T: padding after T documents of one token each would have id T.
     sums = values.new_zeros(rows, 2 * (length // 2 + 1))
     return sums.scatter_add(1, batch.document_ids.long(), values).unflatten(1, (-1, 2))
 
@@ -110,7 +110,7 @@ class Preference:
     """Direct preference optimization: the mean loss over pairs."""
 
     first_loss = math.log(2)
-    """Nothing has been learned: model and reference are one."""
+    """At the start, model and reference are equal, so that the margin is 0."""
 
     def __init__(self, config: DPOConfig) -> None:
         self._config = config
@@ -131,17 +131,17 @@ class Preference:
 
 
 def preference_metrics(score: Callable[[Batch], PairScores], batches: Iterable[Batch]) -> dict[str, float]:
-    """Loss, accuracy and rewards over a whole set, each pair counting once; standard errors beside loss and accuracy.
+    """Loss, accuracy and rewards over a whole set, each pair counting once; with standard errors of loss and accuracy.
 
-    `accuracy`: share of pairs whose chosen side has the larger reward, equal ones as half: 50% before training. Rewards
-    are over the reference. `chosen_nll`: nats per token of the chosen sides, which preference training may well worsen.
-    Raises InputError where there is not one pair.
+    `accuracy`: share of pairs whose chosen side has the larger reward, ties counting half: 50% before training. Rewards
+    are relative to the reference. `chosen_nll`: nats per token of the chosen sides; it may well rise during training.
+    Raises InputError if there are no pairs.
     """
     losses, rewards, log_probs, num_tokens = _gathered(score, batches)
     pairs, won = len(losses), wins(rewards)
     if pairs == 0:
         raise InputError(
-            "no held-out pair has anything of both answers left within data.sequence_length; raise it, or "
+            "no held-out pair has scored tokens of both answers within data.sequence_length; raise it, or "
             "data.validation.fraction"
         )
     chosen, rejected = rewards.sum(dim=0).tolist()
@@ -159,17 +159,17 @@ def preference_metrics(score: Callable[[Batch], PairScores], batches: Iterable[B
 
 
 def _gathered(score: Callable[[Batch], PairScores], batches: Iterable[Batch]) -> list[Tensor]:
-    """Loss [N], rewards [N, 2], log-probabilities [N, 2] and numbers of tokens [N, 2] of all pairs, in float64."""
+    """Loss [N], rewards [N, 2], log-probabilities [N, 2] and token counts [N, 2] of all pairs, in float64."""
     found: list[list[Tensor]] = []
     for batch in batches:
         scores = score(batch)
         real = scores.real.cpu()
-        # On the host: MPS has no float64.
+        # On the host, because MPS has no float64.
         columns = (scores.loss, scores.rewards, scores.log_probs, scores.num_tokens)
         found.append([column.cpu()[real].double() for column in columns])
     return [torch.cat(column) for column in zip(*found, strict=True)]
 
 
 def _standard_error(values: Tensor) -> float:
-    """Of the mean of independent values."""
+    """Standard error of the mean of independent values."""
     return float(values.std(correction=0)) / math.sqrt(len(values))

@@ -1,10 +1,10 @@
-"""How much of a budget is spent, and when it ends.
+"""Progress through a training budget, and the choice of the last step.
 
-A step cannot be cut in the middle, so a budget ends with a last step, and that one runs at progress 1: the schedule is
-at its end exactly when the run is. In steps and tokens the last step is the one that reaches the limit. In seconds it
-is the one after which nothing more would bring the end nearer to the limit, and it reads as many whole micro-batches as
-still fit. Which step is the last is settled before it runs. A run thus ends within half a micro-batch of its time, give
-or take what its last two steps differ from what steps usually take; slow ones before them are made up for.
+A step cannot be interrupted, so a budget ends with a last step, which runs at progress 1: the schedule ends exactly
+when the run does. In steps and tokens, the last step is the one that reaches the limit. In seconds, it is the step
+after which another one would end further from the limit, and it reads as many whole micro-batches as still fit. Whether
+a step is the last is decided before it runs. A run thus ends within half a micro-batch of its time limit, give or take
+how much its last two steps deviate from the usual step time; earlier slow steps are compensated for.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from typing import NamedTuple
 from pretune.optim.config import BudgetConfig
 
 REMEMBERED = 15
-"""Steps that tell what the next one takes."""
+"""Number of recent steps from which the time of the next one is estimated."""
 
 
 class Step(NamedTuple):
-    """A step to come."""
+    """A step that is about to run."""
 
     progress: float
-    """Where in [0, 1] of the schedule it runs: 1 for the last step and no other."""
+    """Its position in the schedule, in [0, 1]: 1 for the last step only."""
     tokens: int
-    """Input tokens that it reads."""
+    """Number of input tokens that it reads."""
 
 
 @dataclass(frozen=True)
 class Spent:
     """What training has used so far, or what one step uses.
 
-    seconds: the caller leaves out what the budget is not meant to pay for, and adds what earlier sessions of the run
-    have used and what must still be paid for after the last step.
+    seconds: the caller excludes time that the budget does not count, and includes the time of earlier sessions of the
+    run and the time reserved for work after the last step.
     """
 
     steps: int
@@ -43,11 +43,11 @@ class Spent:
 
 
 def next_step(budget: BudgetConfig, spent: Spent, cost: Spent, micro_batch: int, before: float) -> Step:
-    """The next step of a run that has `spent` so much.
+    """The next step of a run that has used `spent`.
 
-    cost: what a whole step is expected to use; until one has been timed its seconds may be 0. micro_batch: tokens of
-    one; they divide `cost.tokens`. before: progress of the step before; nothing goes back. Of several limits the one
-    nearest to its end counts.
+    cost: what a full step is expected to use; its seconds may be 0 until a step has been timed. micro_batch: tokens per
+    micro-batch, a divisor of `cost.tokens`. before: progress of the previous step; progress never decreases. With
+    several limits, the one with the most progress counts.
     """
     progress, tokens = before, cost.tokens
     if budget.steps is not None:
@@ -64,13 +64,13 @@ def next_step(budget: BudgetConfig, spent: Spent, cost: Spent, micro_batch: int,
 
 
 def usual(seconds: Sequence[float]) -> float:
-    """What the next one is expected to take, from what the newest ones took; 0 where there are none.
+    """The expected duration of the next step, from those of the newest steps; 0 if there are none.
 
-    Their median: over as likely as under, and a single slow step does not move it.
+    The median: it is as likely too long as too short, and a single slow step does not move it.
     """
     return median(seconds) if seconds else 0.0
 
 
 def _progress(limit: float, spent: float, cost: float, unused: float = 0.0) -> float:
-    """Progress by one limit, of which `unused` may be left over: 0 for the first step, 1 for the last."""
+    """Progress towards one limit, of which up to `unused` may be left over: 0 for the first step, 1 for the last."""
     return 1.0 if spent + cost + unused >= limit else spent / (limit - cost)

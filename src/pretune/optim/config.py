@@ -1,4 +1,4 @@
-"""Optimizer, schedule and budget, as YAML says them."""
+"""Configuration of optimizer, schedule and budget."""
 
 from __future__ import annotations
 
@@ -16,81 +16,81 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 class OptimizerBase(Section):
     lr: Positive
-    """Peak learning rate; the schedule multiplies it, and every other learning rate of the section."""
+    """Peak learning rate; the schedule scales it and every other learning rate in the section."""
     weight_decay: NotNegative
-    """Decoupled decay, on matrices only (never on norms, biases or scalars)."""
+    """Decoupled weight decay, on matrices only (never on norms, biases or scalars)."""
     weight_decay_final: Fraction
-    """Factor on every weight decay at the end of the budget, approached in a straight line; 1 keeps them as they are.
-    (What is taken off a weight is also proportional to the learning rate, and so follows the schedule anyway.)"""
+    """Factor on every weight decay at the end of the budget, reached linearly; 1 keeps weight decay constant.
+    (The decay of a weight is also proportional to the learning rate, so it follows the schedule anyway.)"""
     clip_norm: Positive | None
-    """Gradients with a larger global norm are scaled down to it; null never clips."""
+    """Gradients with a larger global norm are scaled down to this norm; null never clips."""
 
 
 class AdamWConfig(OptimizerBase):
     kind: Literal["adamw"]
     """AdamW (arXiv:1711.05101), fused."""
     betas: tuple[Beta, Beta]
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay rates of the running mean of the gradient and of its square."""
     eps: Positive
-    """Added to the root of the running square."""
+    """Added to the root of the running mean square."""
 
 
 class AdamW8bitConfig(OptimizerBase):
     kind: Literal["adamw_8bit"]
-    """AdamW with its two running means in 8 bits (arXiv:2110.02861), by torchao: 2 bytes a parameter instead of 8."""
+    """torchao's AdamW with 8-bit state (arXiv:2110.02861): 2 bytes per parameter instead of 8."""
     betas: tuple[Beta, Beta]
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay rates of the running mean of the gradient and of its square."""
     eps: Positive
-    """Added to the root of the running square."""
+    """Added to the root of the running mean square."""
 
 
 class LionConfig(OptimizerBase):
     kind: Literal["lion"]
-    """Lion (arXiv:2302.06675), by lion-pytorch; wants a learning rate 3 to 10 times smaller than AdamW's."""
+    """lion-pytorch's Lion (arXiv:2302.06675); it needs a learning rate 3 to 10 times smaller than AdamW's."""
     betas: tuple[Beta, Beta]
-    """Interpolation for the update and decay of the momentum."""
+    """Interpolation factor of the update, and decay rate of the momentum."""
 
 
 class MuonAdamWConfig(Section):
-    """AdamW for what Muon does not take: embeddings, head, norms, biases and scalars."""
+    """AdamW for parameters that Muon does not handle: embeddings, head, norms, biases and scalars."""
 
     embedding_lr: Positive
-    """Peak learning rate of embedding tables (of the head too, where the two are tied)."""
+    """Peak learning rate of embedding tables (and of a tied head)."""
     head_lr: Positive
-    """Peak learning rate of an output head of its own, and of any other matrix outside the layers."""
+    """Peak learning rate of an untied output head, and of any other matrix outside the layers."""
     scalar_lr: Positive
     """Peak learning rate of norms, biases and scalars."""
     betas: tuple[Beta, Beta]
-    """Decay of the running mean and of the running square of the gradient."""
+    """Decay rates of the running mean of the gradient and of its square."""
     eps: Positive
-    """Added to the root of the running square."""
+    """Added to the root of the running mean square."""
     weight_decay: NotNegative
-    """Decoupled decay of embeddings and head."""
+    """Decoupled weight decay of embeddings and head."""
 
 
 class MuonConfig(OptimizerBase):
     kind: Literal["muon"]
     """Muon (kellerjordan.github.io/posts/muon) for the matrices inside the layers, AdamW for everything else."""
     momentum: Beta
-    """Decay of the running gradient that is orthogonalized."""
+    """Decay rate of the gradient's running mean, which is then orthogonalized."""
     momentum_initial: Beta
-    """Momentum of the very first step (with momentum_warmup = 0 it is never used)."""
+    """Momentum at the first step (unused with momentum_warmup = 0)."""
     momentum_warmup: Fraction
-    """Share of the budget over which the momentum goes, in a straight line, from momentum_initial to momentum."""
+    """Fraction of the budget over which the momentum changes linearly from momentum_initial to momentum."""
     nesterov: bool
-    """Look one momentum step ahead."""
+    """Use Nesterov momentum."""
     ns_steps: Annotated[int, Field(ge=1, lt=100)]
-    """Newton-Schulz iterations of the orthogonalization."""
+    """Number of Newton-Schulz iterations for the orthogonalization."""
     scale: Literal["original", "match_rms_adamw"]
-    """How a matrix' shape scales its learning rate: sqrt(max(1, rows / columns)), or 0.2 sqrt(max(rows, columns)),
-    which suits learning rates tuned for AdamW (arXiv:2502.16982)."""
+    """How a matrix's shape scales its learning rate: original is sqrt(max(1, rows / columns)); match_rms_adamw is
+    0.2 sqrt(max(rows, columns)), which suits learning rates tuned for AdamW (arXiv:2502.16982)."""
     neuron_beta: Beta | None
-    """NorMuon (arXiv:2510.05491): rows of the orthogonalized update are divided by the root of their running mean
-    square, which decays with this; the update keeps its norm. null leaves them alone."""
+    """NorMuon (arXiv:2510.05491): each row of the orthogonalized update is divided by the root of its running mean
+    square, which has this decay rate; the norm of the update is kept. null is plain Muon."""
     cautious_decay: bool
-    """Weight decay only where the update also brings the weight nearer to zero (arXiv:2510.12402)."""
+    """Apply weight decay only where the update also moves the weight towards zero (arXiv:2510.12402)."""
     adamw: MuonAdamWConfig
-    """The rest of the parameters."""
+    """AdamW for the remaining parameters."""
 
 
 OptimizerConfig = Annotated[AdamWConfig | AdamW8bitConfig | LionConfig | MuonConfig, Field(discriminator="kind")]
@@ -98,44 +98,44 @@ OptimizerConfig = Annotated[AdamWConfig | AdamW8bitConfig | LionConfig | MuonCon
 
 class ScheduleBase(Section):
     warmup: Fraction
-    """Share of the budget spent going up to the peak."""
+    """Fraction of the budget for the warm-up to the peak."""
     initial: Fraction
-    """Factor on the learning rate at the very start (with warmup = 0 it is never used)."""
+    """Factor on the peak learning rate at the start (unused with warmup = 0)."""
 
 
 class CosineConfig(ScheduleBase):
     kind: Literal["cosine"]
-    """Linear warm-up, then half a cosine down."""
+    """Linear warm-up, then cosine decay."""
     final: Fraction
     """Factor at the end of the budget."""
 
 
 class CycleConfig(ScheduleBase):
     kind: Literal["cycle"]
-    """One cycle (arXiv:1708.07120): half a cosine up, half a cosine down; momentum is left alone."""
+    """One cycle (arXiv:1708.07120): half a cosine up, half a cosine down; momentum stays constant."""
     final: Fraction
     """Factor at the end of the budget."""
 
 
 class LinearConfig(ScheduleBase):
     kind: Literal["linear"]
-    """Linear warm-up, then linear to the end."""
+    """Linear warm-up, then linear decay."""
     final: Fraction
     """Factor at the end of the budget."""
 
 
 class ConstantConfig(ScheduleBase):
     kind: Literal["constant"]
-    """Linear warm-up, then the peak to the end."""
+    """Linear warm-up, then constant at the peak."""
 
 
 class TrapezoidConfig(ScheduleBase):
     kind: Literal["trapezoid"]
-    """Linear warm-up, the peak, and a decay over the last part of the budget (arXiv:2405.18392)."""
+    """Linear warm-up, constant at the peak, and decay over the last part of the budget (arXiv:2405.18392)."""
     decay: Fraction
-    """Share of the budget, at its end, spent going down."""
+    """Fraction of the budget, at its end, for the decay."""
     shape: Literal["linear", "sqrt", "cosine"]
-    """Curve of the decay; sqrt is one minus the square root, steepest at first."""
+    """Shape of the decay; sqrt is one minus the square root, steepest at first."""
     final: Fraction
     """Factor at the end of the budget."""
 
@@ -144,7 +144,7 @@ class TrapezoidConfig(ScheduleBase):
         if self.warmup + self.decay > 1:
             raise ValueError(
                 f"warmup ({self.warmup:g}) and decay ({self.decay:g}) take more than the whole budget; "
-                "lower one so that they sum to at most 1"
+                "lower one of them so that they sum to at most 1"
             )
         return self
 
@@ -159,23 +159,23 @@ Overhead = Literal["evaluation", "samples", "compilation", "checkpoint"]
 
 
 class BudgetConfig(Section):
-    """Any subset of steps, tokens and time; the first one reached ends the run, and the schedule ends with it."""
+    """Any subset of steps, tokens and time; the first limit reached ends the run, and the schedule with it."""
 
     steps: Count | None
     """Optimizer steps."""
     tokens: Count | None
     """Input tokens, over all ranks."""
     time: Seconds | None
-    """Time: seconds, or text such as 90s, 5m, 3h. Training counts, and what `count` names."""
+    """Time limit: seconds, or text such as 90s, 5m, 3h. It covers training and whatever `count` lists."""
     count: tuple[Overhead, ...]
-    """What else counts as time spent: any of evaluation, samples, compilation, checkpoint. Each is reported apart,
-    counted or not. What is counted is also set aside for the end of the run, as long as it took the last time."""
+    """What else counts as time spent: any of evaluation, samples, compilation, checkpoint. Each is reported separately,
+    counted or not. Time for counted work at the end of the run is reserved, as long as it took the last time."""
     replay: str | None
-    """Name or folder of a run, or a progress.txt: its steps are taken again, each at the progress and with the tokens
-    that it had, whatever the clock says and the limits above; null goes by the clock."""
+    """Name or folder of a run, or a progress.txt: repeat its steps, each with the same progress and number of tokens,
+    ignoring the clock and the limits above; null follows the limits."""
 
     @pydantic.model_validator(mode="after")
     def _something(self) -> Self:
         if self.steps is None and self.tokens is None and self.time is None and self.replay is None:
-            raise ValueError("a budget of nothing: set at least one of steps, tokens, time")
+            raise ValueError("the budget is empty: set at least one of steps, tokens, time")
         return self

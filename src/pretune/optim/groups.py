@@ -1,4 +1,4 @@
-"""Which parameters are trained, and how each is treated: the one place that decides it."""
+"""Which parameters are trained, and the role of each: the only place that decides it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ Role = Literal["hidden", "embedding", "head", "vector"]
 class Trained:
     """A parameter that is trained.
 
-    name: without what torch.compile puts into it. role: `hidden` (a 2-D weight inside `layers`), `embedding` (a table
-    of vectors, wherever it is), `head` (any other matrix), `vector` (norms, biases, scalars: never decayed).
+    name: without the prefix that torch.compile adds. role: `hidden` (a 2-D weight inside `layers`), `embedding` (a
+    table of vectors, anywhere), `head` (any other matrix), `vector` (norms, biases, scalars: no weight decay).
     """
 
     name: str
     parameter: nn.Parameter
     role: Role
     rows: tuple[int, ...]
-    """Rows of the matrices that it holds, where a module has fused several and says so in `rows`; else all of them."""
+    """Rows of each matrix that it holds, if its module has fused several and lists them in `rows`; else all rows."""
 
     @property
     def decays(self) -> bool:
@@ -35,7 +35,7 @@ class Trained:
 def trained_parameters(model: nn.Module) -> list[Trained]:
     """Every parameter with requires_grad, once each (tied ones under their first name), in the model's order.
 
-    Raises ConfigError where there is none.
+    Raises ConfigError if there is none.
     """
     trained: dict[nn.Parameter, Trained] = {}
     for name, module, parameter in _parameters(model):

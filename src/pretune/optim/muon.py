@@ -1,5 +1,5 @@
-"""Muon with what torch's has no place for: matrices of a shape at once, fused ones apart, normalised neurons, cautious
-weight decay."""
+"""Muon with features that torch's lacks: batching of equal shapes, splitting of fused matrices, normalized neurons and
+cautious weight decay."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from pretune.optim.groups import Trained
 class BatchedMuon(Muon):
     """torch's Muon, up to rounding, for the parameters of `trained`; it orthogonalizes in `dtype` (torch's: bfloat16).
 
-    Matrices of the same shape are orthogonalized together, which spares most of the time of small ones; a parameter
-    that holds several (queries, keys and values) is orthogonalized and scaled piece by piece. Sharded parameters
-    (DTensor) are taken one by one and whole.
+    Matrices of the same shape are orthogonalized in one batch, which saves most of the time for small ones. A parameter
+    that fuses several matrices (queries, keys and values) is orthogonalized and scaled piece by piece. Sharded
+    parameters (DTensor) are processed one by one, whole.
 
-    neuron_beta: after the orthogonalization each row of a matrix, the weights of one neuron, is divided by the root of
-    its running mean square, and the whole put back to the norm it had (NorMuon, arXiv:2510.05491; there the norm is
-    set to 0.2 sqrt(rows * columns), which is what the update has here with `adjust_lr_fn` match_rms_adamw, up to how
-    far the orthogonalization is from exact). cautious_decay: weights are decayed only where the update has their own
-    sign, and so takes them nearer to zero too (arXiv:2510.12402).
+    neuron_beta: after the orthogonalization, each row of a matrix (the weights of one neuron) is divided by the root of
+    its running mean square, and the matrix is rescaled to its previous norm (NorMuon, arXiv:2510.05491; the paper sets
+    the norm to 0.2 sqrt(rows * columns), which the update has here with `adjust_lr_fn` match_rms_adamw, up to the error
+    of the orthogonalization). cautious_decay: a weight is decayed only where the update has its sign, and so moves it
+    towards zero too (arXiv:2510.12402).
 
-    Like torch's fused optimizers it looks at `found_inf`, a scalar on the device that its caller may set: where it is
-    1, a step changes nothing, and the host need not wait to know.
+    Like torch's fused optimizers it reads `found_inf`, a scalar on the device that the caller may set: if it is 1, a
+    step changes nothing, and the host does not have to wait for its value.
     """
 
     _step_supports_amp_scaling = True
@@ -49,7 +49,7 @@ class BatchedMuon(Muon):
         super().__init__(params, **settings)
         self.dtype, self.neuron_beta, self.cautious_decay = dtype, neuron_beta, cautious_decay
         self.rows: Mapping[Tensor, tuple[int, ...]] = {one.parameter: one.rows for one in trained}
-        """Of each parameter, the rows of the matrices in it."""
+        """The rows of the matrices in each parameter."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
@@ -63,11 +63,11 @@ class BatchedMuon(Muon):
                 self._update(weight, [next(updates) for _ in self._split(weight, weight)], group)
 
     def _split(self, weight: Tensor, tensor: Tensor) -> Sequence[Tensor]:
-        """The matrices in `tensor`, which is as large as `weight`."""
+        """The matrices in `tensor`, which has as many rows as `weight`."""
         return [tensor] if isinstance(tensor, DTensor) else tensor.split(self.rows[weight])
 
     def _direction(self, weight: Tensor, group: dict[str, Any]) -> Tensor:
-        """The running gradient [M, N], one step ahead where it is Nesterov's."""
+        """The running mean of the gradient [M, N], with Nesterov's look-ahead if it is on."""
         state, momentum = self.state[weight], group["momentum"]
         assert weight.grad is not None
         if not state:
@@ -79,11 +79,11 @@ class BatchedMuon(Muon):
         return weight.grad.lerp(average, momentum) if group["nesterov"] else average
 
     def _unless_skipped(self, amount: float) -> Any:
-        """How much of something a step does: none of it where it is skipped."""
+        """`amount`, or 0 if the step is skipped."""
         return amount if self.found_inf is None else amount * (1 - self.found_inf)
 
     def _update(self, weight: Tensor, updates: Sequence[Tensor], group: dict[str, Any]) -> None:
-        """Move the matrices in `weight` against their orthogonalized directions."""
+        """Decay the matrices in `weight` and subtract their orthogonalized updates."""
         if self.neuron_beta is not None:
             squares = self._split(weight, self.state[weight]["neuron_square"])
             updates = [
@@ -102,8 +102,9 @@ class BatchedMuon(Muon):
 def orthogonalize(
     matrices: Sequence[Tensor], dtype: torch.dtype, coefficients: tuple[float, float, float], steps: int, eps: float
 ) -> list[Tensor]:
-    """Matrices [M, N] with their singular values brought near 1, in `dtype`, by Newton-Schulz iterations of degree 5
-    (kellerjordan.github.io/posts/muon; torch.optim.Muon's own is private and takes one at a time)."""
+    """Bring the singular values of matrices [M, N] near 1, in `dtype`, by Newton-Schulz iterations of degree 5
+    (kellerjordan.github.io/posts/muon; torch.optim.Muon's version is private and takes one matrix at a time)."""
+    # Tall matrices are transposed, so that the Gram matrix x @ x.T of each iteration has the smaller of the two sizes.
     flat = [_unit(matrix.T if matrix.size(0) > matrix.size(1) else matrix, dtype, eps) for matrix in matrices]
     alike: dict[object, list[int]] = defaultdict(list)
     for index, matrix in enumerate(flat):
@@ -119,8 +120,9 @@ def orthogonalize(
 
 
 def _unit(x: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
-    """x in `dtype` with no singular value above 1."""
-    if dtype != torch.float16:  # which holds neither large gradients nor their squares; otherwise as torch does it
+    """x in `dtype`, scaled so that no singular value exceeds 1."""
+    # As in torch, convert before scaling; except float16, which would overflow on large gradients and their squares.
+    if dtype != torch.float16:
         x = x.to(dtype)
     return (x / x.norm().clamp(min=eps)).to(dtype)
 
@@ -136,15 +138,15 @@ def _iterate(x: Tensor, coefficients: tuple[float, float, float], steps: int) ->
 
 
 def _normalize(update: Tensor, square: Tensor, new: Any, eps: float) -> Tensor:
-    """`update` [M, N] with rows divided by the root of their running mean `square` [M, 1], at the norm it had; `new` is
-    the share of this update in the mean."""
+    """Divide the rows of `update` [M, N] by the root of their running mean `square` [M, 1], keeping the norm of the
+    whole; `new` is the weight of this update in the running mean."""
     square.lerp_(update.square().mean(-1, keepdim=True), new)
     rows = update / (square.sqrt() + eps)
     return rows * (update.norm() / rows.norm().clamp(min=eps))
 
 
 def _subtract(matrix: Tensor, update: Tensor, amount: Any) -> None:
-    """matrix - amount * update, the product in the matrix's own type; `amount` is a number, or a scalar tensor."""
+    """matrix - amount * update, in place, in the matrix's dtype; `amount` is a number or a scalar tensor."""
     if isinstance(amount, Tensor):
         matrix.addcmul_(update.to(matrix.dtype), amount, value=-1)
     else:

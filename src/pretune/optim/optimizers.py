@@ -1,6 +1,6 @@
-"""Optimizers from their sections, what moves with the schedule, and gradients before the update.
+"""Build optimizers, apply the schedule to them, clip gradients and update.
 
-Every group carries `role`, `param_names`, `peak_lr` and `peak_weight_decay`. Checkpoints need none of them: they store
+Every group has `role`, `param_names`, `peak_lr` and `peak_weight_decay`. Checkpoints need none of these: they store
 state by the names of the model's parameters.
 """
 
@@ -28,11 +28,11 @@ def build_optimizer(
     lr_factors: Mapping[str, float] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
-    """The optimizer of every trainable parameter of `model`; build it last, when the model is in its final form.
+    """An optimizer for every trainable parameter of `model`; build it last, when the model is in its final form.
 
-    lr_factors: what the learning rate of a parameter is multiplied by, by its name; 1 for those that are not in it.
-    dtype: type of the matrix products in an update; Muon's is the only one that has any.
-    Raises ConfigError where nothing is trainable, or nothing that the optimizer is meant for.
+    lr_factors: learning-rate factors by parameter name; 1 for parameters that are not listed.
+    dtype: dtype of the matrix products in an update (only Muon has any).
+    Raises ConfigError if nothing is trainable, or nothing that the optimizer is meant for.
     """
     trained = trained_parameters(model)
     match config:
@@ -44,7 +44,7 @@ def build_optimizer(
                 from torchao.optim import AdamW8bit
 
             groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
-            # Its update is compiled: what moves with the schedule must be tensors, or each new value compiles it anew.
+            # Its update is compiled: scheduled values must be tensors, or each new value would trigger a recompilation.
             tensors = [
                 {**one, "lr": torch.tensor(one["lr"]), "weight_decay": torch.tensor(one["weight_decay"])}
                 for one in groups
@@ -57,16 +57,16 @@ def build_optimizer(
             return Lion(groups, lr=config.lr, betas=config.betas)
         case MuonConfig():
             if lr_factors:
-                raise ConfigError("optimizer=muon has no learning rate per factor; set adapter.lr_ratio=1 or use adamw")
+                raise ConfigError("optimizer=muon does not support adapter.lr_ratio; set it to 1, or use adamw")
             return _muon(config, trained, dtype)
         case _:
             assert_never(config)
 
 
 def set_progress(optimizer: Optimizer, config: OptimizerConfig, schedule: ScheduleConfig, progress: float) -> float:
-    """Set learning rates, weight decays and momentum to what they are at `progress` in [0, 1].
+    """Set learning rates, weight decays and momentum for `progress` in [0, 1].
 
-    Returns the first group's learning rate: that of the section's `lr`.
+    Returns the first group's learning rate, which belongs to the section's `lr`.
     """
     lr, decay = schedule_factor(schedule, progress), 1 - progress * (1 - config.weight_decay_final)
     for group in optimizer.param_groups:
@@ -84,7 +84,7 @@ def compiles_update(optimizer: Optimizer) -> bool:
 
 
 def compile_update(optimizer: Optimizer) -> None:
-    """Let an optimizer that compiles its update do so now; weights and state stay as they are."""
+    """Make an optimizer that compiles its update do so now, without changing weights or state."""
     state, optimizer.state = optimizer.state, defaultdict(dict)
     for group in optimizer.param_groups:
         group["lr"].zero_()
@@ -98,17 +98,17 @@ def compile_update(optimizer: Optimizer) -> None:
 
 @torch.no_grad()
 def clip_gradients(model: nn.Module, max_norm: float | None, scale: float = 1.0) -> Tensor:
-    """Divide the gradients by `scale` (that of the loss), scale them down to a global norm of `max_norm` (None: leave
-    them) and return the norm before that, a scalar on their device: the caller reads it when it reports.
+    """Divide gradients by `scale` (the loss scale), clip them to a global norm of `max_norm` (None: no clipping) and
+    return the norm before clipping, a scalar on their device: the caller reads it only when it reports.
 
-    Gradients whose norm is not finite are not clipped: `update` will leave them out.
+    Gradients with a non-finite norm are not clipped, because `update` skips them.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:
         torch._foreach_mul_(gradients, 1 / scale)  # pyright: ignore[reportPrivateImportUsage]
     norm = nn.utils.get_total_norm(gradients)
-    # Looking waits for no device on the CPU, and saves a pass over all gradients.
+    # On the CPU, reading the norm does not synchronize a device, and can save a pass over all gradients.
     if max_norm is not None and (norm.device.type != "cpu" or max_norm < norm < torch.inf):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
@@ -116,11 +116,10 @@ def clip_gradients(model: nn.Module, max_norm: float | None, scale: float = 1.0)
 
 @torch.no_grad()
 def update(optimizer: Optimizer, norm: Tensor) -> Tensor:
-    """Let the optimizer step, unless `norm`, that of its gradients, is not finite: then weights, momentum and all other
-    state stay as they are. Returns 1 where the step was skipped, else 0: a scalar on the device of `norm`.
+    """Step the optimizer, unless the gradient norm `norm` is not finite: then weights and all optimizer state stay
+    unchanged. Returns 1 if the step was skipped, else 0: a scalar on the device of `norm`.
 
-    On CUDA the host does not wait to know, where the optimizer can leave a step undone on the device (Lion and 8-bit
-    AdamW cannot).
+    On CUDA the host does not synchronize if the optimizer can skip a step on the device (Lion and 8-bit AdamW cannot).
     """
     skipped = (~torch.isfinite(norm)).float()
     if norm.device.type == "cuda" and getattr(optimizer, "_step_supports_amp_scaling", False):
@@ -133,7 +132,7 @@ def update(optimizer: Optimizer, norm: Tensor) -> Tensor:
 
 
 def _zero_where(skipped: Tensor, optimizer: Optimizer) -> None:
-    """No gradient where the step is skipped: what is not a number would survive being multiplied by 0."""
+    """Zero the gradients if the step is skipped: a NaN multiplied by 0 would still be NaN."""
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is not None:
@@ -141,9 +140,9 @@ def _zero_where(skipped: Tensor, optimizer: Optimizer) -> None:
 
 
 class MuonAdamW(Optimizer):
-    """Two optimizers that look like one: its groups are their groups, and its state is theirs.
+    """Two optimizers behind one interface, sharing its parameter groups and its state.
 
-    Both can leave a step undone on the device, and so can it.
+    Both can skip a step on the device, so this one can too.
     """
 
     _step_supports_amp_scaling = True
@@ -155,7 +154,7 @@ class MuonAdamW(Optimizer):
         self._share()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # load_state_dict ends here, with new groups and a new state.
+        # load_state_dict calls this with new groups and a new state.
         super().__setstate__(state)
         self._share()
 
@@ -166,7 +165,7 @@ class MuonAdamW(Optimizer):
             optimizer.state = self.state
 
     def step(self, closure: Any = None) -> Any:
-        """Step each of them."""
+        """Step each optimizer."""
         assert closure is None, "closures are not supported"
         for optimizer in self.optimizers:
             optimizer.found_inf = self.found_inf  # type: ignore[attr-defined]
@@ -184,7 +183,7 @@ def _muon(config: MuonConfig, trained: Sequence[Trained], dtype: torch.dtype) ->
         return [one for one in trained if one.role == role]
 
     if not of("hidden"):
-        raise ConfigError("optimizer=muon trains the matrices inside the layers, and none is trainable; use adamw")
+        raise ConfigError("optimizer=muon trains matrices inside the layers, but none of them is trainable; use adamw")
     rest, hidden = config.adamw, _groups(_group("hidden", of("hidden"), config.lr, config.weight_decay))
     settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     settings |= {"ns_steps": config.ns_steps, "adjust_lr_fn": config.scale}
@@ -205,7 +204,7 @@ def _groups(*groups: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _scaled(groups: Sequence[dict[str, Any]], factors: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Groups split so that each has one learning rate, the plain ones first."""
+    """Split groups so that each has a single learning rate, smallest factor first."""
 
     def split() -> Iterator[dict[str, Any]]:
         for group in groups:

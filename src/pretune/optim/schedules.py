@@ -1,13 +1,13 @@
 """Learning-rate schedules: pure functions from progress in [0, 1] to a factor on the peak learning rate.
 
-Progress comes from the budget, so a schedule ends when the run does, whether that is counted in steps, tokens or
-seconds. Other quantities may follow such a curve one day (momentum, weight decay): nothing here knows what it scales.
+Progress comes from the budget, so a schedule ends when the run does, whether the budget is in steps, tokens or seconds.
+Nothing here depends on what is scaled, so other quantities (momentum, weight decay) could follow the same curves.
 
-How they relate to torch.optim.lr_scheduler.OneCycleLR with `total_steps` N, cosine annealing and momentum left alone:
-`cycle` is the same curve with initial = 1 / div_factor and final = initial / final_div_factor. OneCycleLR has its peak
-at step `pct_start * N - 1` of 0..N-1, ours at progress `warmup`; equal for warmup = (pct_start N - 1) / (N - 1).
-epfml/llm-baselines' schedule "cos" is OneCycleLR too (div_factor 100, final_div_factor 0.1), that is, `cycle` with
-initial 0.01 and final 0.1; our `cosine` differs from it in the warm-up, which is linear.
+Relation to torch.optim.lr_scheduler.OneCycleLR with `total_steps` N, cosine annealing and constant momentum: `cycle` is
+the same curve with initial = 1 / div_factor and final = initial / final_div_factor. OneCycleLR has its peak at step
+`pct_start * N - 1` of 0..N-1, ours at progress `warmup`; they agree for warmup = (pct_start N - 1) / (N - 1).
+The schedule "cos" of epfml/llm-baselines is also OneCycleLR (div_factor 100, final_div_factor 0.1), that is, `cycle`
+with initial 0.01 and final 0.1; our `cosine` differs from it in its linear warm-up.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pretune.optim.config import (
 
 
 def schedule_factor(config: ScheduleConfig, progress: float) -> float:
-    """The factor on the peak learning rate at `progress` in [0, 1]: between `initial` or `final` and 1."""
+    """The factor on the peak learning rate at `progress` in [0, 1]: between `initial` or `final`, and 1."""
     assert 0 <= progress <= 1, f"progress {progress}"
     warmup = config.warmup
     if progress < warmup:
@@ -47,7 +47,7 @@ def schedule_factor(config: ScheduleConfig, progress: float) -> float:
 
 
 def _part(progress: float, last: float) -> float:
-    """How much of the last share of the budget is over: 0 before it, exactly 1 at the end."""
+    """How much of the last part of the budget (a fraction `last`) is over: 0 before it, exactly 1 at the end."""
     return max(0.0, 1 - (1 - progress) / last) if last > 0 else 0.0
 
 

@@ -1,6 +1,6 @@
-"""progress.txt: at which progress each step of a run ran, and how many tokens it read; line n is step n.
+"""progress.txt: the progress and the number of tokens of each step of a run; line n is step n.
 
-Where a run goes by the clock, this is all that the clock has decided: with it, it can be run again, step for step.
+With a time budget, these are the only values that depend on the clock: with this file a run can be repeated exactly.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from pretune.optim.budget import Step
 
 
 class Trace:
-    """The steps of a run as they are taken."""
+    """Writes progress.txt as steps are taken."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def rewind(self, num_steps: int) -> None:
-        """Keep the first `num_steps`, atomically; those that a crash has lost are marked so."""
+        """Keep the first `num_steps` lines, atomically; lines lost in a crash are marked as lost."""
         lines = self._path.read_text().split("\n")[:-1] if self._path.is_file() else []
         lost = [_line(Step(math.nan, 0))] * (num_steps - len(lines))
         write_atomic(self._path, "".join(line + "\n" for line in [*lines[:num_steps], *lost]))
 
     def append(self, step: Step) -> None:
         """Add a step that has been taken."""
-        # One write on a file opened for it: no line is ever half in a buffer.
+        # Open, write once, close: a partial line is never left in a buffer.
         handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             os.write(handle, (_line(step) + "\n").encode())
@@ -37,7 +37,7 @@ class Trace:
 
 
 def read_trace(path: Path) -> list[Step]:
-    """The steps of a run that has spent its budget; InputError where it has not, or where the file is not whole."""
+    """The steps of a run that has used up its budget; InputError if it has not, or if the file is incomplete."""
     try:
         lines = path.read_text().split("\n")[:-1]
     except (OSError, UnicodeDecodeError) as error:
@@ -45,8 +45,8 @@ def read_trace(path: Path) -> list[Step]:
     steps = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
     if not steps or steps[-1].progress < 1:
         raise InputError(
-            f"{path} ends after {len(steps)} steps, before the budget did; only a run that has spent its budget can be "
-            "replayed"
+            f"{path} ends after {len(steps)} steps, before the end of the budget; only a run that has used up its "
+            "budget can be replayed"
         )
     return steps
 
@@ -63,7 +63,7 @@ def _parse(path: Path, number: int, line: str) -> Step:
             raise ValueError
     except ValueError:
         raise InputError(
-            f"{path}, line {number} is '{line[:40]}', not a progress from 0 to 1 and a number of tokens; "
+            f"{path}, line {number} is '{line[:40]}', not a progress from 0 to 1 followed by a number of tokens; "
             "set budget.replay to a run or to its progress.txt"
         ) from None
     return step

@@ -1,1 +1,1 @@
-"""Weights in fewer bits, done to a model from outside."""
+"""Quantization, applied to a model from outside."""

@@ -1,4 +1,4 @@
-"""Quantization, as YAML says it."""
+"""Configuration of quantization."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ Stored = Literal["int4", "int8", "none"]
 
 class NoQuantizationConfig(Section):
     kind: Literal["none"]
-    """Weights keep all their bits."""
+    """No quantization."""
     needs_adapter: ClassVar[bool] = False
-    """Whether weights that are stored so cannot be trained themselves."""
+    """Whether quantized weights cannot be trained, so that an adapter is needed."""
 
 
 class QloraConfig(Section):
     kind: Literal["qlora_nf4"]
-    """Frozen matrices inside the blocks take 4 bits a number (NF4 with quantized scales, arXiv 2305.14314); an adapter
-    beside them is trained in full precision."""
+    """QLoRA: frozen matrices inside the blocks have 4 bits per weight (NF4 with double quantization, arXiv 2305.14314);
+    an adapter is trained in full precision."""
     block_size: Annotated[int, Field(ge=2, multiple_of=2)]
-    """Neighbouring numbers that share a scale; the size of each matrix is a multiple of it."""
+    """Number of adjacent weights that share a scale; it must divide the size of each matrix."""
     needs_adapter: ClassVar[bool] = True
 
 
 class IntegerConfig(Section):
-    """Weights that are stored as integers, in any of the ways below."""
+    """Base of the sections that store weights as integers."""
 
     needs_adapter: ClassVar[bool] = False
     group_size: Annotated[int, Field(ge=2)]
-    """Neighbouring inputs that share a scale, in what is stored in int4; it divides the inputs of every such layer."""
+    """Number of adjacent inputs that share a scale in int4 weights; it must divide the inputs of every such layer."""
     embedding: Stored
-    """How tables of vectors are stored, value embeddings too: int4 with a scale for each group, int8 with one for each
-    row, or as they are. Where the head is the embedding's table, this says how the head is stored."""
+    """How embedding tables, including value embeddings, are stored: int4 with a scale per group, int8 with a scale per
+    row, or none for no quantization. This also applies to a tied head."""
     head: Stored
-    """The same for a head with a matrix of its own; it has no meaning where the head is the embedding's table."""
+    """The same for an untied head; ignored for a tied head."""
 
 
 class Int8WeightOnlyConfig(IntegerConfig):
     kind: Literal["int8_weight_only"]
-    """After training: weights of linear layers in 8 bits, a scale for each row; activations stay as they are."""
+    """Post-training: 8-bit weights in linear layers, one scale per row; activations are not quantized."""
 
 
 class Int4WeightOnlyConfig(IntegerConfig):
     kind: Literal["int4_weight_only"]
-    """After training: weights of linear layers in 4 bits, a scale for each group; activations stay as they are."""
+    """Post-training: 4-bit weights in linear layers, one scale per group; activations are not quantized."""
 
 
 class Int8Int4Config(IntegerConfig):
     kind: Literal["int8_int4"]
-    """After training: weights of linear layers in 4 bits, a scale for each group, and what goes into these layers in 8
-    bits, a scale for each token, found as it comes (8da4w). Phones compute so."""
+    """Post-training: 4-bit weights in linear layers, one scale per group, and 8-bit inputs with a dynamic scale per
+    token (8da4w), as used on phones."""
 
 
 class QatConfig(IntegerConfig):
     kind: Literal["qat_int8_int4"]
-    """Training that rounds weights and activations as int8_int4 will (fake quantization), so that the weights adapt to
-    it. The run's checkpoints hold weights with all their bits; it is measured, sampled from and exported rounded."""
+    """Quantization-aware training: fake quantization rounds weights and activations as int8_int4 does, so that the
+    weights adapt to it. Checkpoints hold unrounded weights; evaluation, samples and exports use rounded ones."""
     start: Fraction
-    """Share of the budget that is trained without rounding: 0.5 rounds in the second half."""
+    """Fraction of the budget before fake quantization starts: 0.5 rounds in the second half."""
 
 
 PostTrainingConfig = Int8WeightOnlyConfig | Int4WeightOnlyConfig | Int8Int4Config
-"""What is done to a model that has been trained."""
+"""Sections for post-training quantization."""
 
 FakeQuantizationConfig = PostTrainingConfig | QatConfig
-"""What stores weights as integers."""
+"""Sections that store weights as integers."""
 
 QuantizationConfig = Annotated[
     NoQuantizationConfig | QloraConfig | QatConfig | Int8Int4Config | Int4WeightOnlyConfig | Int8WeightOnlyConfig,
@@ -79,9 +79,9 @@ QuantizationConfig = Annotated[
 
 
 def misfit_of_groups(config: FakeQuantizationConfig, inputs: Mapping[str, int]) -> str | None:
-    """What is wrong with group_size for matrices with so many `inputs`, and which sizes would do; None where it fits.
+    """Why group_size does not fit matrices with these `inputs`, and which sizes would; None if it fits.
 
-    Matrices are named as model.config.ModelConfig.matrix_inputs names them.
+    Matrices are named as in model.config.ModelConfig.matrix_inputs.
     """
 
     def grouped(name: str) -> bool:
@@ -96,7 +96,7 @@ def misfit_of_groups(config: FakeQuantizationConfig, inputs: Mapping[str, int]) 
     common = math.gcd(*inputs.values())
     fits = [width for width in range(2, common + 1) if common % width == 0]
     near = {*[width for width in fits if width < size][-1:], *[width for width in fits if width > size][:1]}
-    advice = f"the nearest that fit all layers are {' and '.join(map(str, sorted(near)))}" if near else "no size would"
+    advice = f"the nearest that fit all layers are {' and '.join(map(str, sorted(near)))}" if near else "no size does"
     return (
         f"quantization.group_size ({size}) does not divide the {inputs[misfit]} inputs of the layer {misfit}; {advice}"
     )

@@ -1,4 +1,4 @@
-"""A trained model with its weights as integers: torchao's tensors, which exports know what to do with."""
+"""Convert a trained model's weights to integers, as torchao tensors that exports can handle."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _ACTIVATIONS: Any = "int8_asym_per_token"
 
 
 def convert(model: nn.Module, config: FakeQuantizationConfig) -> None:
-    """Store the linear layers and tables of a plain model as integers, in place, for computing without gradients.
+    """Store the linear layers and tables of a plain model as integers, in place, for inference.
 
     Their weights become torchao's IntxUnpackedToInt8Tensor: `qdata` [E, D] int8, `scale` and `zero_point` [E, G], and
-    `activation_quantization` where what goes into the layer is rounded too. Where the head was the embedding's table,
-    `model.head` is from now on a layer of its own with the same integers and scales (the same memory), which rounds its
-    inputs as other layers do. `model` holds float weights as trained, its adapter merged (run.model.converted_model).
+    `activation_quantization` if the layer's inputs are quantized too. A tied head becomes a separate layer `model.head`
+    that shares the memory of the table's integers and scales, and rounds its inputs like other layers. `model` must
+    hold trained float weights, with its adapter merged (run.model.converted_model).
     """
     active = rounds_activations(config)
     for name, grid in grids(model, config).items():
         layer = model.get_submodule(name)
-        assert type(layer) in (nn.Linear, nn.Embedding), f"{name} is no plain layer: convert a model as it is loaded"
+        assert type(layer) in (nn.Linear, nn.Embedding), f"{name} is not a plain layer: convert a freshly loaded model"
         weight = _integers(layer.weight, grid, active and isinstance(layer, nn.Linear))
         layer.weight = nn.Parameter(weight, requires_grad=False)
     _give_head(model, active)
@@ -35,7 +35,7 @@ def _integers(weight: Any, grid: Grid, active: bool) -> Tensor:
     scale, weight = scales(weight, grid), weight.detach()
     return _tensor_class().from_hp(
         weight,
-        (1, grid.group_size or weight.shape[1]),  # pyright: ignore[reportArgumentType]  # it says one, and means two
+        (1, grid.group_size or weight.shape[1]),  # pyright: ignore[reportArgumentType]  # declared tuple[int]
         getattr(torch, f"int{grid.bits}"),
         activation_quantization=_ACTIVATIONS if active else None,
         intx_choose_qparams_algorithm=None,
@@ -45,7 +45,7 @@ def _integers(weight: Any, grid: Grid, active: bool) -> Tensor:
 
 
 def _give_head(model: nn.Module, active: bool) -> None:
-    """A head of its own for a model whose head is the embedding's table, if that is stored as integers."""
+    """Give a model with a tied head a separate head layer, if the embedding table is stored as integers."""
     table: Any = model.get_submodule("embedding").weight
     if getattr(model, "head", None) is not None or not isinstance(table, _tensor_class()):
         return

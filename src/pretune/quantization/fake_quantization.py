@@ -1,9 +1,9 @@
-"""Fake quantization: a model that computes as if its weights were stored as integers, and keeps all their bits.
+"""Fake quantization: the model computes as if its weights were integers, but keeps them in full precision.
 
-Parameters keep their names, and so do checkpoints. A layer or table that is stored as integers becomes one of the
-classes below; what goes into the head is rounded as it leaves the final norm, because a loss may take the head's matrix
-instead of calling it. With an adapter, it is the sum of weight and update that is rounded: the merged weight, which is
-what will be stored.
+Parameter names, in the model and in checkpoints, do not change. Each layer or table that will be stored as integers
+gets one of the classes below. The head's inputs are rounded as they leave the final norm, because a loss may use the
+head's matrix without calling the head. With an adapter, the sum of weight and update is rounded, because the merged
+weight is what will be stored.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from pretune.quantization.rounding import Grid, grids, round_activations, round_
 
 
 class FakeQuantizedLinear(nn.Linear):
-    """A linear layer that rounds its inputs (`rounds_inputs`) and its weight (to `grid`; None: it is rounded already).
+    """A linear layer that rounds its inputs (if `rounds_inputs`) and its weight (to `grid`; None: already rounded).
 
-    It does so while `fake_quant_enabled` is set. An adapter beside it hands the sum of weight and update to `multiply`.
+    It rounds only while `fake_quant_enabled` is set. An adapter on it passes the sum of weight and update to
+    `multiply`.
     """
 
     grid: Grid | None
@@ -43,7 +44,8 @@ class FakeQuantizedLinear(nn.Linear):
 
 
 class _FakeQuantizedWeight(nn.Module):
-    """A module whose `weight` reads as it will be stored: a head or a table, which others multiply with."""
+    """A head or table whose `weight` attribute returns the rounded weight, for code that multiplies with it
+    directly."""
 
     grid: Grid | None
     fake_quant_enabled: bool
@@ -57,20 +59,21 @@ class _FakeQuantizedWeight(nn.Module):
 
 
 class FakeQuantizedHead(_FakeQuantizedWeight, nn.Linear):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A head with a matrix of its own; its inputs come rounded."""
+    """An untied head; its inputs are already rounded."""
 
 
 class FakeQuantizedEmbedding(_FakeQuantizedWeight, nn.Embedding):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """A table of vectors, and perhaps the head. Groups lie within rows, so that only what is looked up is rounded."""
+    """A table of vectors, possibly also the head. Groups lie within rows, so only rows that are looked up are
+    rounded."""
 
     def forward(self, input: Tensor) -> Tensor:
         return self._rounded(F.embedding(input, self._parameters["weight"]))  # pyright: ignore[reportArgumentType]
 
 
 def prepare_qat(model: nn.Module, config: FakeQuantizationConfig, enabled: bool = True) -> None:
-    """Let `model` compute as what `convert` would make of it. An adapter must be on it by then.
+    """Make `model` compute what its result of `convert` would. Attach an adapter before.
 
-    `enabled` says whether it starts enabled; see enable_fake_quantization.
+    `enabled`: whether fake quantization is on at first; see enable_fake_quantization.
     """
     active, stored = rounds_activations(config), grids(model, config)
     for name, grid in stored.items():
@@ -104,7 +107,7 @@ def fake_quantization_enabled(model: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def fake_quantization(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """The model with fake quantization on or off, for as long as the block lasts."""
+    """Switch fake quantization on or off for the duration of the block."""
     before = [module.fake_quant_enabled for module in _switches(model)]
     enable_fake_quantization(model, enabled)
     try:
@@ -116,7 +119,8 @@ def fake_quantization(model: nn.Module, enabled: bool) -> Iterator[None]:
 
 @torch.no_grad()
 def round_weights_in_place(model: nn.Module) -> None:
-    """Round the weights of a prepared model once and for all: it computes the same, faster, and cannot be trained."""
+    """Round the weights of a prepared model permanently: it computes the same, faster, but cannot be trained
+    further."""
     for module in _switches(model):
         if getattr(module, "grid", None) is not None:
             weight = module._parameters["weight"]

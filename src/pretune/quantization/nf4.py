@@ -1,6 +1,6 @@
-"""Frozen linear layers in 4 bits: torchao's NF4 tensors, put together again for each product.
+"""Frozen linear layers in 4 bits: torchao's NF4 tensors, dequantized for each matrix product.
 
-A number is one of 16 levels times the scale of its block. Scales are 8-bit integers in blocks of their own.
+A weight is one of 16 levels times the scale of its block. Scales are themselves 8-bit integers, scaled in blocks.
 
 E outputs, D inputs, N tokens.
 """
@@ -18,14 +18,14 @@ from pretune.core.config import ConfigError
 from pretune.quantization.config import QloraConfig, QuantizationConfig
 
 SCALES = 256
-"""Scales that share a float, at most."""
+"""Maximum number of scales that share a float factor."""
 
 
 def quantize(model: nn.Module, config: QuantizationConfig) -> None:
-    """Store the frozen linear layers inside the blocks of `model` in 4 bits; nothing for kind = none.
+    """Store the frozen linear layers inside the blocks of `model` in 4 bits; do nothing for kind = none.
 
-    Adapters must be on the model by then, and stay as they are: frozen is what they do not train. Raises ConfigError
-    for a layer that cannot be stored so.
+    Attach adapters before, because they freeze the layers; the adapters themselves are not quantized. Raises
+    ConfigError for a layer that cannot be stored in 4 bits.
     """
     if isinstance(config, QloraConfig):
         for name, layer in frozen_layers(model).items():
@@ -33,7 +33,7 @@ def quantize(model: nn.Module, config: QuantizationConfig) -> None:
 
 
 def dequantize(model: nn.Module) -> None:
-    """Make plain linear layers of those in 4 bits, with the numbers that these stood for."""
+    """Replace 4-bit layers by plain linear layers with the dequantized weights."""
     for layer in model.modules():
         if isinstance(layer, NF4Linear):
             weight = layer.expand(layer.stored(), None)
@@ -48,8 +48,8 @@ def frozen_layers(model: nn.Module) -> dict[str, nn.Linear]:
 
 
 def stored_bytes(numel: int, block_size: int) -> int:
-    """Bytes of a matrix of `numel` numbers: 4 bits each, 8 for the scale of a block, and a float for a block of scales,
-    one for their mean, and 16 for the levels."""
+    """Bytes of a matrix of `numel` weights: 4 bits per weight, 8 bits per block for its scale, a float per block of
+    scales, a float for the mean of the scales, and 16 floats for the levels."""
     blocks = numel // block_size
     return numel // 2 + blocks + 4 * (blocks // _scales_together(blocks)) + 4 + 4 * 16
 
@@ -57,8 +57,9 @@ def stored_bytes(numel: int, block_size: int) -> int:
 class NF4Linear(nn.Linear):
     """A frozen linear layer whose weight is torchao's NF4Tensor.
 
-    `expand(stored(), after)` is the weight [E, D]. With a tensor `after`, a compiler cannot tell that it is the weight
-    of before, and computes it again instead of keeping it from the forward to the backward pass.
+    `expand(stored(), after)` is the dequantized weight [E, D]. Passing a tensor `after` makes the result depend on it
+    (without changing its values), so that the compiler cannot reuse the weight of the forward pass in the backward pass
+    and keep it in memory, but dequantizes it again.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -78,7 +79,7 @@ class NF4Linear(nn.Linear):
         pairs, scales, factors, mean, levels = stored
         if after is not None:
             first = after.flatten()[:1]
-            scales = scales ^ (first.isnan() & first.isinf()).to(torch.int8)  # no number is both
+            scales = scales ^ (first.isnan() & first.isinf()).to(torch.int8)  # always 0: no number is NaN and infinite
         steps = (scales.view(len(factors), -1) / factors[:, None]).flatten() + mean  # [blocks]
         numbers = levels[torch.stack((pairs >> 4, pairs & 15), dim=-1).int()]  # [E D / 2, 2]
         return (numbers.view(len(steps), -1) * steps[:, None]).view(self.out_features, self.in_features)
@@ -103,7 +104,7 @@ def _store(name: str, layer: nn.Linear, block_size: int) -> None:
     if numel % block_size:
         raise ConfigError(
             f"quantization=qlora_nf4: {name} has {layer.out_features} x {layer.in_features} weights, not a multiple of "
-            f"quantization.block_size={block_size}; set one that divides {numel}, such as {math.gcd(numel, 64)}"
+            f"quantization.block_size={block_size}; set it to a divisor of {numel}, such as {math.gcd(numel, 64)}"
         )
     if layer.weight.is_meta:
         size = stored_bytes(numel, block_size)
@@ -120,12 +121,12 @@ def _store(name: str, layer: nn.Linear, block_size: int) -> None:
     assert isinstance(layer, NF4Linear)
     if not layer.expand(layer.stored(), None).isfinite().all():
         raise ConfigError(
-            f"quantization=qlora_nf4: {name} has weights that are not finite; see what the run that they come from did"
+            f"quantization=qlora_nf4: {name} has weights that are not finite; check the run that produced them"
         )
 
 
 class _NF4WithoutValues(NF4Linear):
-    """On the meta device, for a rehearsal: as many bytes as the real one, put together as often."""
+    """Stand-in on the meta device for estimating memory: as many bytes as the real layer, dequantized as often."""
 
     def stored(self) -> tuple[Tensor, ...]:
         return (self.weight,)
@@ -138,5 +139,5 @@ class _NF4WithoutValues(NF4Linear):
 
 
 def _scales_together(blocks: int) -> int:
-    """How many scales share a float: the most that divide them."""
+    """How many scales share a float: the largest number up to SCALES that divides `blocks`."""
     return max(size for size in range(1, SCALES + 1) if blocks % size == 0)

@@ -1,8 +1,8 @@
-"""Weights and activations as integers times a scale: how large the scales are, and rounding that gradients pass.
+"""Rounding of weights and activations to integers times a scale, with a straight-through gradient.
 
-Weights are symmetric: a number is an integer of `bits` bits times the scale of its group. Activations have 8 bits, and
-for each token a scale and a zero point that cover all of its values. Scales are torchao's; those of groups are rounded
-to bfloat16 besides, as XNNPACK's 4-bit matrices store them, so that a phone multiplies with the very same numbers.
+Weights are symmetric: a weight is an integer of `bits` bits times the scale of its group. Activations have 8 bits, with
+a scale and a zero point per token that cover all of its values. Scales are computed as in torchao; scales of groups are
+also rounded to bfloat16, as XNNPACK's 4-bit matrices store them, so that a phone computes with exactly the same values.
 
 E rows, D columns, G groups in a row.
 """
@@ -20,7 +20,8 @@ from pretune.quantization.config import FakeQuantizationConfig, Int8Int4Config, 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a matrix is rounded to: integers of `bits` bits, a scale for each `group_size` neighbours or (None) row."""
+    """How a matrix is rounded: integers of `bits` bits, one scale per `group_size` adjacent weights or (None) per
+    row."""
 
     bits: int
     group_size: int | None
@@ -31,9 +32,9 @@ class Grid:
 
 
 def grids(model: nn.Module, config: FakeQuantizationConfig) -> dict[str, Grid]:
-    """The linear layers and tables of `model` that are stored as integers, by name, with what they are rounded to.
+    """The linear layers and tables of `model` that are stored as integers, by name, each with its grid.
 
-    Of a layer with an adapter, the layer beneath it.
+    For a layer with an adapter, this is its base layer.
     """
     inside = Grid(8, None) if isinstance(config, Int8WeightOnlyConfig) else Grid(4, config.group_size)
     named = {"int4": Grid(4, config.group_size), "int8": Grid(8, None), "none": None}
@@ -44,13 +45,13 @@ def grids(model: nn.Module, config: FakeQuantizationConfig) -> dict[str, Grid]:
             found[name] = named[config.embedding]
         elif isinstance(module, nn.Linear) and not isinstance(
             parent, nn.ModuleDict
-        ):  # which holds an adapter's factors
+        ):  # a ModuleDict holds an adapter's factors
             found[name] = inside if "layers" in name.split(".") else named[config.head]
     return {name: grid for name, grid in found.items() if grid is not None}
 
 
 def rounds_activations(config: FakeQuantizationConfig) -> bool:
-    """Whether what goes into linear layers is rounded too."""
+    """Whether inputs of linear layers are rounded too."""
     return isinstance(config, Int8Int4Config | QatConfig)
 
 
@@ -65,14 +66,14 @@ def scales(weight: Tensor, grid: Grid) -> Tensor:
 
 
 def round_weight(weight: Tensor, grid: Grid) -> Tensor:
-    """weight [..., D] with each number rounded, in its own type; gradients pass where nothing was cut off."""
+    """Round weight [..., D], keeping its dtype; gradients pass unchanged, except where values were clipped."""
     found, shape = scales(weight, grid), weight.shape
     groups = weight.unflatten(-1, (-1, grid.group_size or shape[-1]))
     return _Rounded.apply(groups, found[..., None], None, *grid.bounds).view(shape)
 
 
 def round_activations(x: Tensor) -> Tensor:
-    """x [..., D] rounded to 8 bits, a token at a time, in its own type; gradients pass where nothing was cut off."""
+    """Round x [..., D] to 8 bits per token, keeping its dtype; gradients pass unchanged, except where clipped."""
     wide = x.detach().float()
     low = wide.amin(-1, keepdim=True).clamp(max=0)
     high = wide.amax(-1, keepdim=True).clamp(min=0)
@@ -82,7 +83,7 @@ def round_activations(x: Tensor) -> Tensor:
 
 
 class _Rounded(torch.autograd.Function):
-    """Rounded as if the result had been an integer, in float32, whatever the type of `x`."""
+    """Round to integers in float32, whatever the dtype of `x`, and scale back; straight-through gradient."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:

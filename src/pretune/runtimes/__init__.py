@@ -1,1 +1,1 @@
-"""Models as files for other runtimes: ExecuTorch, which runs on phones, and ONNX."""
+"""Export to other runtimes: ExecuTorch, which runs on phones, and ONNX."""

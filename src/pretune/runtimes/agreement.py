@@ -1,4 +1,4 @@
-"""Whether an exported file computes what the model computes."""
+"""Check that an exported file computes the same logits as the model."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from torch import Tensor
 from pretune.runtimes.executorch.program import Program
 
 PROMPT, STEPS = 12, 4
-"""Tokens that are read at once, and those that follow one by one."""
+"""Number of tokens read at once, and of tokens that follow one by one."""
 
 TOLERANCE = 0.05
-"""Root mean square of the differences of logits, as a share of their standard deviation. What it allows for:
-activations that lie between two integers of 8 bits are rounded to the other one, and how many depends on the CPU's
-kernels (up to 0.032 was seen, on a Zen 4). The largest of them all says less: it grows with the vocabulary."""
+"""Maximum root mean square of the logit differences, relative to the logits' standard deviation. It allows for 8-bit
+activations near a rounding boundary that round the other way; how many do depends on the CPU's kernels (up to 0.032 was
+seen, on a Zen 4). The largest difference is less informative, because it grows with the vocabulary."""
 
 
 def probe(vocab_size: int, length: int = PROMPT + STEPS) -> Tensor:
-    """Tokens [1, T] to compare with: the same ones each time."""
+    """Tokens [1, T] for the comparison, the same at every call."""
     return torch.randint(0, vocab_size, (1, length), generator=torch.Generator().manual_seed(1))
 
 
 def program_logits(program: Program, tokens: Tensor) -> Tensor:
-    """Logits [T - PROMPT, V] after each of tokens [1, T] but the first ones, which are read at once."""
+    """Logits [T - PROMPT, V] after the first PROMPT of tokens [1, T], read at once, and after each further token but
+    the last."""
     cache = program.new_cache(torch.zeros(1, dtype=torch.int64), tokens.shape[1])
     found = []
     for part in (tokens[:, :PROMPT], *tokens[:, PROMPT:-1].split(1, dim=1)):
@@ -32,12 +33,12 @@ def program_logits(program: Program, tokens: Tensor) -> Tensor:
 
 
 def largest_difference(found: Tensor, expected: Tensor, name: str) -> float:
-    """Of logits; RuntimeError where they differ by more than rounding."""
+    """The largest difference of logits; RuntimeError if they differ by more than rounding explains."""
     differences = found - expected
     difference, typical = float(differences.abs().max()), float(differences.square().mean().sqrt())
     if not typical <= TOLERANCE * float(expected.std()):
         raise RuntimeError(
-            f"{name} computes other logits than the model, by up to {difference:.3g}: do not use it; this is a mistake "
-            "in Pretune or in the libraries beneath it, please report it with the run's config.yaml"
+            f"the logits of {name} differ from the model's by up to {difference:.3g}: do not use it; this is a bug in "
+            "Pretune or in a library that it uses, please report it with the run's config.yaml"
         )
     return difference

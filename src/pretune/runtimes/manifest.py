@@ -1,4 +1,4 @@
-"""What stands beside an exported file: whose it is, which tokenizer belongs to it, and how close it is to the model."""
+"""The manifest of an exported file: its run, its tokenizer, and how closely it matches the model."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ PROGRAM = "model.pte"
 
 
 def write_manifest(folder: Path, file: str, tokenizer: str, about: dict[str, Any]) -> None:
-    """Write the manifest of `file` in `folder`; `tokenizer` is the fingerprint of the one beside it."""
+    """Write the manifest of `file` in `folder`; `tokenizer` is the fingerprint of its tokenizer."""
     content = {"file": file, "tokenizer": tokenizer, **measure(folder / file), **about}
     write_sealed(folder / MANIFEST, content)
 
 
 def newest_program(exports: Path) -> Path | None:
-    """The folder of the .pte that was written last, among the folders in `exports`."""
+    """The folder with the most recently written .pte, among the folders in `exports`."""
     found = [path for path in exports.glob(f"*/{MANIFEST}") if (path.parent / PROGRAM).is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent if found else None
 
 
 def checked_program(folder: Path, tokenizer: str) -> Path:
-    """The .pte in a folder of task=export; InputError where it is not one, is damaged, or belongs to another tokenizer
-    than the one with that fingerprint."""
+    """The .pte in an export folder; InputError if there is none, or if it is damaged or was exported with a tokenizer
+    that has another fingerprint."""
     path = folder / PROGRAM
     if not path.is_file():
         raise InputError(f"{folder} holds no {PROGRAM}; name the folder of an export with export.format=executorch")
@@ -40,7 +40,7 @@ def checked_program(folder: Path, tokenizer: str) -> Path:
         raise InputError(f"{path} is not the file that {MANIFEST} beside it describes; export the run again")
     if not belongs:
         raise InputError(
-            f"{path} was exported with another tokenizer than this run has, and would read other words; name an export "
-            "of this run in generate.export, or generate with the configuration of the run that it came from"
+            f"{path} was exported with a different tokenizer than this run's, so it would misread the prompt; name an "
+            "export of this run in generate.export, or generate with the configuration of the export's own run"
         )
     return path

@@ -1,4 +1,4 @@
-"""A model as an ONNX file, without a cache: token ids to the logits of every position.
+"""Export a model to ONNX, without a cache: from token ids to the logits of every position.
 
 B rows, T tokens, V token ids.
 """
@@ -16,18 +16,18 @@ from pretune.core.config import ConfigError
 from pretune.core.quiet import quiet
 
 OPSET = 18
-"""Which operators the file may use."""
+"""Version of the ONNX operator set."""
 
 
 def check_onnx_installed() -> None:
-    """ConfigError where a package that ONNX files need is missing."""
+    """Raise ConfigError if a package for ONNX export is missing."""
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ConfigError(f"ONNX files need {', '.join(missing)}, not installed here: pip install -r req-phone.txt")
 
 
 class _Logits(nn.Module):
-    """tokens [B, T] -> logits [B, T, V] of the ids that the tokenizer knows."""
+    """tokens [B, T] -> logits [B, T, V] of the tokenizer's ids."""
 
     def __init__(self, model: nn.Module, vocab_size: int) -> None:
         super().__init__()
@@ -39,8 +39,8 @@ class _Logits(nn.Module):
 
 
 def write_onnx(model: nn.Module, vocab_size: int, path: Path) -> None:
-    """Write a transformer in evaluation mode, in float32 on the CPU: `tokens` [B, T] int64 -> `logits` [B, T, V], for
-    any number of rows and of tokens up to the model's positions."""
+    """Write a float32 transformer in evaluation mode on the CPU: `tokens` [B, T] int64 -> `logits` [B, T, V], for any
+    number of rows and any length up to the model's maximum."""
     check_onnx_installed()
     config: Any = model.config
     rows = torch.export.Dim("rows", min=1)
@@ -61,7 +61,7 @@ def write_onnx(model: nn.Module, vocab_size: int, path: Path) -> None:
 
 
 def onnx_logits(path: Path, tokens: Tensor) -> Tensor:
-    """What onnxruntime computes on the CPU: logits [B, T, V] of tokens [B, T]."""
+    """Logits [B, T, V] of tokens [B, T], computed by onnxruntime on the CPU."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

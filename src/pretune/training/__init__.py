@@ -1,1 +1,1 @@
-"""What surrounds a training step: averages of the weights, prefetch, timing, early stopping, signals, noise."""
+"""Components of the training loop: EMA, prefetch, timing, early stopping, signals, NEFTune."""

@@ -1,4 +1,4 @@
-"""Early stopping and averaging of the weights, as YAML says them."""
+"""Configuration of early stopping and of the weight average (EMA)."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from pretune.core.config import Count, Section
 
 class EMAConfig(Section):
     decay: Annotated[float, Field(gt=0, lt=1)] | None
-    """Share of the moving average that each step keeps: 0.999 averages over about the last 1,000 steps; null averages
-    nothing."""
+    """Decay of the exponential moving average (EMA) per step: 0.999 averages over about the last 1,000 steps; null
+    turns EMA off."""
     warmup: bool
-    """Let the decay grow as (1 + steps) / (10 + steps) up to its value, so that a short run forgets where it began."""
+    """Increase the decay as (1 + steps) / (10 + steps) up to its value, so that a short run forgets its initial
+    weights."""
     evaluate_raw: bool
-    """Evaluate the weights as they are too, as val_raw/loss and so on; val/loss is always that of the averages."""
+    """Also evaluate the raw weights, as val_raw/loss and so on; val/loss is always that of the averages."""
 
 
 class EarlyStoppingConfig(Section):
     patience: Count | None
-    """End the run after this many evaluations in a row in which val/loss did not improve; null never does."""
+    """End the run after this many consecutive evaluations without an improvement of val/loss; null never does."""
     min_delta: Annotated[float, Field(ge=0)]
-    """How far val/loss must fall, in nats, to count as an improvement."""
+    """How much val/loss must fall, in nats, to count as an improvement."""

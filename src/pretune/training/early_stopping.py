@@ -1,4 +1,4 @@
-"""What a run's evaluations say of its course: the best of them, and whether it still gets better."""
+"""Early stopping: the best evaluation of a run, and whether it is still improving."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ Losses = Sequence[tuple[int, float]]
 
 
 def best(losses: Losses) -> tuple[int, float] | None:
-    """Step and loss of the evaluation with the lowest loss, the first of equals; None where none is finite."""
+    """Step and loss of the evaluation with the lowest loss, the first of ties; None if none is finite."""
     return min(((step, loss) for step, loss in losses if math.isfinite(loss)), key=lambda one: one[1], default=None)
 
 
 def evaluations_without_improvement(losses: Losses, min_delta: float) -> int:
-    """How many evaluations, up to the last, have not been lower by more than `min_delta` than the last that was.
+    """The number of evaluations since the last improvement by more than `min_delta`.
 
-    Small steps add up: a loss is compared with the last that counted as an improvement, not with the one before. What
-    is not a number is no improvement. ReduceLROnPlateau of torch counts its bad epochs the same way.
+    A loss is compared with the last one that counted as an improvement, not with the previous one, so that small gains
+    add up. NaN is never an improvement. torch's ReduceLROnPlateau counts bad epochs in the same way.
     """
     reference, count = math.inf, 0
     for _, loss in losses:
@@ -28,12 +28,12 @@ def evaluations_without_improvement(losses: Losses, min_delta: float) -> int:
 
 
 def out_of_patience(losses: Losses, patience: int | None, min_delta: float) -> bool:
-    """Whether a run ends here because its validation loss has not become better for too long; never for None."""
+    """Whether to stop because the validation loss has not improved for `patience` evaluations; never for None."""
     return patience is not None and evaluations_without_improvement(losses, min_delta) >= patience
 
 
 def why_stopped(losses: Losses, min_delta: float) -> str:
-    """A line that says why a run ended at its last evaluation."""
+    """One line that says why the run was stopped at its last evaluation."""
     count, lowest = evaluations_without_improvement(losses, min_delta), best(losses)
     at_best = f"; the lowest was {lowest[1]:.4f} at step {lowest[0]:,}" if lowest else ""
     by = f" by more than {min_delta}" if min_delta else ""

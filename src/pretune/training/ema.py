@@ -1,7 +1,8 @@
-"""A moving average of the weights: what a run measures and hands on, while training goes on with the raw ones.
+"""EMA: an exponential moving average of the weights, used for evaluation and later runs, while training continues with
+the raw weights.
 
-An average of late weights is often better than the last weights, most of all where the learning rate does not go down
-or the data is small (arXiv 1803.05407, 2411.18704).
+Averaged weights are often better than the last weights, especially if the learning rate does not decay or the data set
+is small (arXiv 1803.05407, 2411.18704).
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ M = TypeVar("M", bound="nn.Module")
 
 
 class EMA(Generic[M]):
-    """`model` is a second model, the same but for the trained weights, which are averages of the first one's.
+    """Its `model` is a second model whose trained weights are averages of the first model's.
 
-    What is frozen, and buffers, the two have in common. Build it when the first model is in its final form. Averages
-    are float32 at least, whatever the weights are.
+    The two share frozen weights and buffers. Build it when the first model is in its final form. Averages are at least
+    float32, whatever the dtype of the weights.
     """
 
     def __init__(self, model: M, decay: float, warmup: bool) -> None:
@@ -34,21 +35,21 @@ class EMA(Generic[M]):
             )
             for parameter in trained
         }
-        # What deepcopy finds in its memo it takes for copied already.
+        # deepcopy treats tensors in its memo as already copied: frozen ones are shared, trained ones become averages.
         self.model = copy.deepcopy(model, {**averages, **{id(one): one for one in (*frozen, *model.buffers())}})
         self._pairs = [averages[id(parameter)] for parameter in trained], trained
         self._decay, self._warmup = decay, warmup
 
     def update(self, step: int, skipped: Tensor) -> None:
-        """Move the averages towards the weights as they are after `step` steps; not where the newest was `skipped`, a
-        scalar of 0 or 1."""
+        """Move the averages towards the weights after `step` steps, unless the newest step was `skipped`, a scalar of 0
+        or 1."""
         import torch
 
         averages, trained = self._pairs
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
         wide = [one.detach().to(mean.dtype) for mean, one in zip(averages, trained, strict=True)]
         new: Any = 1 - decay
-        if skipped.device.type != "cpu":  # where looking would wait for the device
+        if skipped.device.type != "cpu":  # reading `skipped` on the host would synchronize the device
             new = [new * (1 - skipped)] * len(wide)
         elif skipped:
             return

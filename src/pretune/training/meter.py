@@ -1,4 +1,4 @@
-"""Training time, and loss and speed between two reports."""
+"""Measure training time, and the loss and speed between two reports."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from torch import Tensor
 
 
 class Stopwatch:
-    """Training time in seconds, as laps; it stands still until `start`.
+    """Measures training time in seconds, in laps; it is stopped until `start`.
 
-    A device works on while the host goes ahead. A lap therefore waits for the end of the step before: the device is
-    never idle, and its steps are timed one late. `stop` waits for everything, so that the sum of all laps is right.
+    A device runs asynchronously to the host. A lap therefore waits for the end of the previous step only: the device is
+    never idle, and steps are timed one step late. `stop` waits for everything, so the sum of all laps is correct.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -27,16 +27,16 @@ class Stopwatch:
 
     @property
     def steps_behind(self) -> int:
-        """Steps that have been given to the device and are not in any lap yet: 0 or 1."""
+        """The number of steps submitted to the device but not yet in any lap: 0 or 1."""
         return int(self._end_of_step is not None)
 
     def start(self) -> None:
-        """Begin a lap, unless one is under way."""
+        """Begin a lap, unless one is running."""
         if self._mark is None:
             self._mark = time.perf_counter()
 
     def lap(self) -> float:
-        """Seconds since the last lap ended or the watch was started; the next lap begins."""
+        """End the lap and begin the next; return its seconds."""
         if self._device.type != "cpu":
             before, self._end_of_step = self._end_of_step, torch.get_device_module(self._device).Event()
             self._end_of_step.record()
@@ -45,7 +45,7 @@ class Stopwatch:
         return self._split()
 
     def stop(self) -> float:
-        """Seconds of the last lap, once the device has finished; 0 where the watch stands."""
+        """End the lap when the device has finished, and stop; return its seconds, or 0 if the watch is stopped."""
         if self._mark is None:
             return 0.0
         if self._device.type != "cpu":
@@ -61,31 +61,31 @@ class Stopwatch:
 
 @dataclass
 class Window:
-    """Loss and speed since the last report. The loss stays on its device until it is asked for."""
+    """Loss and speed since the last report. The loss stays on its device until it is reported."""
 
     since: float = 0.0
     """Training seconds at the last report."""
     mfu: float = math.nan
-    """Share of the device's peak that one token per second is: FLOPs per token / peak FLOP/s. What a run has reached is
-    never above its peak."""
+    """Model FLOPs utilization per token per second: FLOPs per token / peak FLOP/s. It is lowered if a run exceeds a
+    measured peak."""
     sums: Mapping[str, Tensor | float] = field(default_factory=dict)
-    """The loss, and what else the objective tells, summed over what is scored."""
+    """The loss and the objective's other metrics, summed over scored tokens or pairs."""
     scored: int = 0
-    """What the sums are over: scored tokens, or pairs."""
+    """The number of scored tokens or pairs in the sums."""
     tokens: int = 0
     scored_tokens: int = 0
     skipped: Tensor | float = 0.0
-    """Steps of the whole run whose gradients were not finite, and that changed nothing."""
+    """The number of steps in the whole run that were skipped because their gradients were not finite."""
     shown_loss: float = math.nan
     """Training loss of the last report, in nats per scored token or pair."""
     speed: float = 0.0
-    """Tokens per second up to the last report."""
+    """Tokens per second in the window of the last report."""
 
     def add_step(
         self, sums: Mapping[str, Tensor], skipped: Tensor, scored: int, tokens: int, scored_tokens: int
     ) -> None:
-        """Count a step that read `tokens`: `sums` are over `scored` tokens or pairs; `skipped` is 1 where it changed
-        nothing, else 0."""
+        """Add a step that read `tokens`: `sums` are over `scored` tokens or pairs; `skipped` is 1 if the step was
+        skipped, else 0."""
         self.skipped = self.skipped + skipped
         self.sums = {name: value + self.sums.get(name, 0) for name, value in sums.items()}
         self.scored += scored
@@ -93,18 +93,18 @@ class Window:
         self.scored_tokens += scored_tokens
 
     def stored(self) -> dict[str, Any]:
-        """All of it as numbers, JSON-like: `Window(**stored)` goes on with the same metrics."""
+        """The window as JSON-serializable numbers: `Window(**stored)` continues with the same metrics."""
         sums = {name: float(value) for name, value in self.sums.items()}
         return {**vars(self), "sums": sums, "skipped": float(self.skipped)}
 
     def metrics(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
-        """The row to report after `seconds` of training; a new window begins."""
+        """The metrics to report after `seconds` of training; begins a new window."""
         assert self.sums, "nothing was trained since the last report"
         means = {f"train/{name}": float(value) / max(self.scored, 1) for name, value in self.sums.items()}
         elapsed = seconds - self.since
         self.shown_loss = means["train/loss"]
         self.speed, scored_speed = self.tokens / elapsed, self.scored_tokens / elapsed
-        if self.speed * self.mfu > 1:  # a device that was measured, and at a bad moment
+        if self.speed * self.mfu > 1:  # the peak was measured, and came out too low
             self.mfu = 1 / self.speed
         self.since, self.sums, self.scored, self.tokens, self.scored_tokens = seconds, {}, 0, 0, 0
         return {
@@ -119,7 +119,7 @@ class Window:
 
 
 def peak_memory(device: torch.device) -> int | None:
-    """Bytes at the peak so far: on a GPU of what torch has allocated, else of the whole process; None if unknown."""
+    """Peak memory so far in bytes: torch's allocations on a CUDA GPU, else the whole process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     try:

@@ -1,4 +1,4 @@
-"""NEFTune: uniform noise on the embeddings while a model is trained (arXiv 2310.05914)."""
+"""NEFTune: uniform noise on the embeddings during training (arXiv 2310.05914)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ if TYPE_CHECKING:
 
 
 def add_embedding_noise(embedding: nn.Module, alpha: float) -> None:
-    """From now on, add noise in +-alpha / sqrt(T D) to each value of what `embedding` returns, [B, T, D].
+    """Add uniform noise in +-alpha / sqrt(T D) to each output value of `embedding`, [B, T, D], from now on.
 
-    T is the length of a row, packed or padded. Only in training mode and where gradients are computed: evaluation,
-    generation and a frozen reference see none. The noise comes from torch's generator, as dropout does. Compile after.
+    T is the length of a row, packed or padded. Noise is added only in training mode with gradients on: evaluation,
+    generation and a frozen reference model get none. It comes from torch's generator, like dropout. Call this before
+    compiling.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Batches on the device by the time that they are needed: the next one travels while this one is computed with."""
+"""Prefetch batches: copy the next batch to the device while the current one is being used."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pretune.core.batch import Batch
 
 @dataclass(frozen=True)
 class Prefetched:
-    """A batch on the device, and how many of its positions are scored: counted on the host, which need not wait."""
+    """A batch on the device with its counts, taken on the host so that the device need not be synchronized."""
 
     position: int
     batch: Batch
     scored: int
-    """What its loss is divided by."""
+    """The number of scored items (tokens or pairs): the loss is divided by its total over a step."""
     scored_tokens: int
 
 
 class Prefetcher:
-    """Batches from `read(position, num_sequences)`, on `device`, with what `count` finds scored in them.
+    """Provides batches from `read(position, num_sequences)` on `device`, with the number of scored items from `count`.
 
-    On CUDA the batch that is likely to come next is read, pinned and copied on a stream of its own as soon as one is
-    handed out, so that neither host nor device waits for it. Elsewhere reading is all there is: it takes a thousandth
-    of a step (benchmarks/loader_speed.py), too little to hide.
+    On CUDA, as soon as a batch is returned, the likely next one is read, pinned and copied on a separate stream, so
+    that neither host nor device waits for it. Elsewhere batches are only read: that takes a thousandth of a step
+    (benchmarks/loader_speed.py), too little to be worth hiding.
     """
 
     def __init__(self, read: Callable[[int, int], Batch], count: Callable[[Batch], int], device: torch.device) -> None:
@@ -35,7 +35,7 @@ class Prefetcher:
         self._ahead: Prefetched | None = None
 
     def batch(self, position: int, num_sequences: int) -> Prefetched:
-        """`num_sequences` sequences from `position` on; the guess is that the sequences after them come next."""
+        """`num_sequences` sequences from `position` on; prefetches the same number of sequences after them."""
         ahead = self._ahead
         if ahead is None or (ahead.position, len(ahead.batch.inputs)) != (position, num_sequences):
             ahead = self._send(position, num_sequences)
@@ -53,7 +53,7 @@ class Prefetcher:
             return Prefetched(position, batch.pinned().to(self._device), *counts)
 
     def _arrive(self, batch: Batch) -> None:
-        """Let what is computed from here on wait for `batch`, and its memory for what is computed with it."""
+        """Make the current stream wait for the copy of `batch`, and keep its memory until this stream has used it."""
         assert self._stream is not None
         here = torch.cuda.current_stream(self._device)
         here.wait_stream(self._stream)

@@ -1,4 +1,4 @@
-"""Signals: a run is stopped at once wherever it is, and nothing is lost."""
+"""Handle SIGINT and SIGTERM: stop a run immediately, wherever it is, without losing work."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from types import FrameType
 from typing import Any, Self
 
 EXIT_STOPPED = 75
-"""Exit code of a run that a signal stopped and that the same command continues (EX_TEMPFAIL)."""
+"""Exit code of a run that was stopped by a signal and that the same command resumes (EX_TEMPFAIL)."""
 
 
 class Stop(BaseException):
-    """A signal asked the run to end. Not an Exception, so that nobody's `except Exception` swallows it."""
+    """Raised when a signal asks the run to end. Not an Exception, so that no `except Exception` swallows it."""
 
 
 class Interrupts:
-    """Turns SIGINT and SIGTERM into `Stop`, raised wherever the main thread is: no polling, so it works in evaluation,
-    compilation and data preparation too.
+    """Turns SIGINT and SIGTERM into `Stop`, raised wherever the main thread is. There is no polling, so it also works
+    in evaluation, compilation and data preparation.
 
-    Inside `shielded()` it waits for the end of the block. Once a Stop is on its way (until it has been handled), a
-    second signal only says that the run is stopping; the third kills the process. Leaving the block restores the
-    handlers from before. Outside the main thread, where Python allows no handlers, it does nothing.
+    Inside `shielded()`, Stop is raised at the end of the block instead. While a Stop is pending or being handled, a
+    second signal only prints that the run is being saved; a third one kills the process. Leaving the context restores
+    the previous handlers. Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -46,9 +46,9 @@ class Interrupts:
         self.restore()
 
     def restore(self) -> None:
-        """Put the handlers from before back, if that is still to be done."""
+        """Restore the previous handlers, if that has not been done yet."""
         for number, handler in self._previous.items():
-            # None: it was installed by something that is not Python, and cannot be put back.
+            # None: the handler was not installed from Python, so it cannot be restored.
             if handler is not None:
                 signal.signal(number, handler)
         self._previous.clear()
@@ -57,8 +57,8 @@ class Interrupts:
     def shielded(self) -> Iterator[None]:
         """A block that signals do not interrupt; Stop is raised at its end instead.
 
-        A Stop that something in between has swallowed (Python ignores what is raised in a `__del__`) is raised again
-        here. An `except Stop:` block may use a shield to save: it is not raised anew while it is being handled.
+        A Stop that was swallowed earlier (Python ignores exceptions raised in a `__del__`) is raised again here. An
+        `except Stop:` block may use a shield while saving: Stop is not raised again while it is being handled.
         """
         self._shields += 1
         try:
@@ -70,33 +70,33 @@ class Interrupts:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:
-            # A worker that was forked from us has our handlers, but is not the one to save anything.
+            # A forked worker inherits our handlers, but must not save anything.
             _die(number)
         self._received += 1
         if self._received >= 3:
             _die(number)
         if self._shields or _stopping():
             if self._received == 2:
-                # Not print: the signal may have come in the middle of one, and its lock is not reentrant.
+                # Not print: the signal may have interrupted a print, whose lock is not reentrant.
                 os.write(2, b"\nsaving; a third signal ends the run without it\n")
             return
         raise Stop
 
 
 def stoppable(work: Callable[[Interrupts], int], stopped: str) -> int:
-    """The exit code of `work`; where a signal ended it, print the line `stopped` and return EXIT_STOPPED."""
+    """The exit code of `work`; if a signal stopped it, print the line `stopped` and return EXIT_STOPPED."""
     interrupts = Interrupts()
     try:
         with interrupts:
             return work(interrupts)
     except Stop:
-        interrupts.restore()  # it may have come in the very moment in which the block was being left
+        interrupts.restore()  # Stop may have been raised inside __exit__, before it restored the handlers
         print(stopped)
         return EXIT_STOPPED
 
 
 def _stopping() -> bool:
-    """Whether a Stop is being handled, or an error that came up while one was."""
+    """Whether a Stop, or an error raised while handling one, is being handled."""
     error = sys.exception()
     while error is not None and not isinstance(error, Stop):
         error = error.__context__

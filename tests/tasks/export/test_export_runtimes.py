@@ -65,7 +65,7 @@ def test_a_run_goes_to_the_phone(settings: Compose, tmp_path: Path, capsys: pyte
     printed(settings(*phone, f"generate.file={tmp_path}/prompts.txt", f"generate.output={tmp_path}/out.jsonl"), capsys)
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert "The cat" + rows[0]["text"] + "\n" == ours
-    with pytest.raises(InputError, match="and the model has room for 128"):
+    with pytest.raises(InputError, match="but the model has room for 128"):
         run(settings(*phone, f"generate.prompt={'The cat ' * 100}"))
 
     copy = exports / "copied"
@@ -75,7 +75,7 @@ def test_a_run_goes_to_the_phone(settings: Compose, tmp_path: Path, capsys: pyte
         run(settings(*phone, f"generate.export={copy}", "generate.prompt=x"))
     other = settings("name=two", "data.tokenizer.vocab_size=290", "budget.steps=1")
     run(other)
-    with pytest.raises(InputError, match="was exported with another tokenizer"):
+    with pytest.raises(InputError, match="was exported with a different tokenizer"):
         run(other | {"task": "generate", "generate": settings(*phone, "generate.prompt=x")["generate"] | {
             "export": str(folder)}})  # fmt: skip
     _the_runner_of_the_apps_reads_it(folder, ours)

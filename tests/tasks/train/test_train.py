@@ -282,5 +282,5 @@ def test_a_disk_that_is_full_ends_the_run_with_one_line(tiny: Compose, tmp_path:
     metrics = tmp_path / "runs" / "full" / "metrics.jsonl"
     metrics.parent.mkdir(parents=True)
     metrics.symlink_to("/dev/full")
-    with pytest.raises(InputError, match="no space left on device; make room"):
+    with pytest.raises(InputError, match="no space left on device; free some space"):
         run(tiny("name=full"))

@@ -1,4 +1,4 @@
-"""Which of transformers' architectures computes what a model computes, and the config.json that says so."""
+"""Choose the transformers architecture that computes what a model computes, and write its config.json."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ NANOCHAT = Architecture("nanochat", "NanoChatForCausalLM")
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """The architecture that holds the model: gated ones are Llama, Qwen2 or Qwen3, the others Arcee or Apertus; with a
-    softcap it can only be NanoChat.
+    """The architecture that fits the model: Llama, Qwen2 or Qwen3 for gated activations, else Arcee or Apertus; with a
+    softcap, only NanoChat.
 
-    Raises ConfigError, with the key, for what none of them has.
+    Raises ConfigError, naming the key, for a feature that none of them has.
     """
     if _is_nanochat(config):
         return NANOCHAT
@@ -51,7 +51,7 @@ def architecture(config: ModelConfig) -> Architecture:
 
 
 def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
-    """The content of config.json for weights that `to_huggingface` made, stored as `dtype`."""
+    """The content of config.json for weights from `to_huggingface`, stored as `dtype`."""
     kind, bias = architecture(config), config.bias
     content = {
         "architectures": [kind.name],
@@ -92,7 +92,7 @@ def _is_nanochat(config: ModelConfig) -> bool:
 
 
 def _check(config: ModelConfig) -> None:
-    """Raise ConfigError for what no architecture has."""
+    """Raise ConfigError for features that no architecture has."""
     bias, gated = config.bias, config.activation in GATED
     faults = {
         f"model.softcap = {config.softcap}": config.softcap is not None,
@@ -104,7 +104,7 @@ def _check(config: ModelConfig) -> None:
         "model.residual_scalars": config.residual_scalars,
         "model.normalize_embedding": config.normalize_embedding,
         f"model.rope.fraction = {config.rope.fraction:g}": config.rope.fraction != 1,
-        # Qwen2 alone has biases on queries, keys and values and none on the output, and no other bias.
+        # Only Qwen2 has biases on queries, keys and values but not on the output, and it has no other biases.
         "model.bias.attention_output different from model.bias.qkv": bias.qkv != bias.attention_output
         and not (bias.qkv and gated and not config.qk_norm and not bias.mlp),
         "model.bias.mlp = true with model.qk_norm = true": bias.mlp and config.qk_norm,
@@ -112,7 +112,7 @@ def _check(config: ModelConfig) -> None:
     found = [fault for fault, there in faults.items() if there]
     if found:
         raise ConfigError(
-            f"no architecture of transformers computes what this model does: {'; '.join(found)}. Llama, Qwen2, Qwen3, "
-            "Arcee and Apertus have learned rmsnorms, whole rotary positions and none of these switches; nanochat has "
+            f"no transformers architecture computes what this model does: {'; '.join(found)}. Llama, Qwen2, Qwen3, "
+            "Arcee and Apertus have learned rmsnorms, fully rotated heads and none of these features; nanochat has "
             "model.softcap with relu_squared, qk_norm, normalize_embedding, norm.learned=false and an untied head"
         )

@@ -1,4 +1,4 @@
-"""The same model without switches that only Pretune has, where they can be written into the weights."""
+"""Fold features that only Pretune has into the weights, where possible, so that other libraries can run the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pretune.model.config import ModelConfig
 
 
 def portable_config(config: ModelConfig) -> ModelConfig:
-    """The shape of a model that computes the same, given what `portable_weights` makes of its weights.
+    """The configuration of an equivalent model whose weights `portable_weights` returns.
 
-    Norms without weights get ones. A scale of the attention logits goes into the queries. A normalised embedding is a
-    table of normalised vectors; a head that was tied to it gets a table of its own. What cannot be written into weights
-    stays as it is; so does all of a model with a softcap, which NanoChat alone has, and with its own bare norms.
+    Norms without weights get weights of ones. The attention scale is folded into the queries. A normalized embedding
+    becomes a table of normalized vectors, and a head tied to it gets its own table. Features that cannot be folded into
+    weights stay as they are. A model with a softcap is left unchanged: only NanoChat has one, with unweighted norms.
     """
     if config.norm.kind != "rmsnorm" or config.softcap is not None:
         return config
@@ -45,7 +45,7 @@ def portable_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> d
 
 
 def _ones(config: ModelConfig) -> dict[str, Tensor]:
-    """The weights of all norms but the embedding's."""
+    """Weights of ones for all norms except the embedding's."""
     sizes = {"norm.weight": config.dim}
     for index in range(config.num_layers):
         sizes |= {f"layers.{index}.{name}.weight": config.dim for name in ("attention_norm", "mlp_norm")}

@@ -1,4 +1,4 @@
-"""Our weights under the names that transformers' NanoChat has for them."""
+"""Convert our weights to the names and layout of transformers' NanoChat."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pretune.model.huggingface.architectures import NANOCHAT, architecture
 def to_nanochat(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Weights for NanoChatForCausalLM; padding rows are left out.
 
-    It turns positions the other way round: the halves of each query and key change places. (It normalises them after
-    they are turned, and we before: without learned weights that is the same.)
+    NanoChat rotates by the opposite angle; swapping the two halves of each query and key makes the results equal.
+    (It normalizes queries and keys after rotation, and we before; without learned weights that is the same.)
     """
     assert architecture(config) is NANOCHAT
     theirs = {
@@ -37,5 +37,5 @@ def to_nanochat(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[s
 
 
 def _swap_halves(rows: Tensor, head_dim: int) -> Tensor:
-    """[H K, D] -> [H K, D]."""
+    """Swap the first and second half of each head's rows: [H K, D] -> [H K, D]."""
     return rows.unflatten(0, (-1, 2, head_dim // 2)).flip(1).flatten(0, 2)

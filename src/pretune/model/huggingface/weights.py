@@ -1,8 +1,8 @@
-"""Hugging Face's names for weights, and ours: checkpoints of Llama, Mistral, Qwen2, Qwen3, Arcee and Apertus.
+"""Convert weights between our names and Hugging Face's, for Llama, Mistral, Qwen2, Qwen3, Arcee and Apertus.
 
-Both sides are plain mappings from names to tensors. There, queries, keys and values (and gate and up) are matrices of
-their own; here they are one, in that order. The rotary layout is the same on both sides, so that nothing is permuted.
-What only we have, `portable` takes out before.
+Both sides are plain mappings from names to tensors. Hugging Face has separate matrices for queries, keys and values
+(and for gate and up); we stack them into one, in that order. The rotary layout is the same, so no rows are permuted.
+Features that only we have are folded into the weights beforehand (folding.py).
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 Shape = tuple[int, ...]
 Parts = list[tuple[str, Shape]]
-"""Names and shapes of theirs that make up one of ours, stacked along the first axis."""
+"""Names and shapes of the Hugging Face tensors that make up one of ours, stacked along the first axis."""
 
 
 def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Weights for `Transformer.load_state_dict` out of a Hugging Face causal language model's.
+    """Convert a Hugging Face causal language model's weights for `Transformer.load_state_dict`.
 
-    Padding rows of the embedding and head are zeros. Raises InputError for a weight that is missing, of another shape,
-    or has no place in the model; ConfigError for a model that has no counterpart there.
+    Padding rows of the embedding and head are zeros. Raises InputError for a weight that is missing, has another shape,
+    or has no place in the model; ConfigError for a model without a Hugging Face counterpart.
     """
     _check_all_used(state_dict, config)
     ours: dict[str, Tensor] = {}
@@ -45,7 +45,7 @@ def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> d
 
 
 def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `from_huggingface`: padding rows are left out; tied weights are there once, as the embedding."""
+    """The inverse of `from_huggingface`: padding rows are left out; tied weights appear once, as the embedding."""
     if architecture(config) is NANOCHAT:
         return to_nanochat(state_dict, config)
     theirs: dict[str, Tensor] = {}
@@ -57,7 +57,7 @@ def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dic
 
 
 def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
-    """For each linear layer of ours, by name, the layers that make it up there, with their rows, in order."""
+    """For each of our linear layers, by name: the Hugging Face layers that it stacks, with their rows, in order."""
     return {
         ours.removesuffix(".weight"): [(part.removesuffix(".weight"), shape[0]) for part, shape in parts]
         for ours, parts in _names(config)
@@ -67,7 +67,7 @@ def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
 
 def _names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
     if architecture(config) is NANOCHAT:
-        raise ConfigError("models with a softcap are written for NanoChat, and not read; nor are their adapters")
+        raise ConfigError("models with a softcap (NanoChat) and their adapters can be exported, but not imported")
     yield "embedding.weight", [(_EMBEDDING, (config.vocab_size, config.dim))]
     yield "norm.weight", [("model.norm.weight", (config.dim,))]
     if not config.tied_embeddings:
@@ -106,17 +106,17 @@ def _linear(ours: str, parts: list[tuple[str, int]], columns: int, bias: bool) -
 
 def _take(state_dict: Mapping[str, Tensor], name: str, shape: Shape) -> Tensor:
     if name not in state_dict:
-        raise InputError(f"the checkpoint has no weight '{name}', which the model's configuration asks for")
+        raise InputError(f"the checkpoint has no weight '{name}', which the model's configuration requires")
     if state_dict[name].shape != shape:
         raise InputError(
-            f"the checkpoint's '{name}' has shape {list(state_dict[name].shape)}, the model's configuration asks for "
-            f"{list(shape)}"
+            f"the checkpoint's '{name}' has shape {list(state_dict[name].shape)}, but the model's configuration "
+            f"requires {list(shape)}"
         )
     return state_dict[name]
 
 
 def _check_all_used(state_dict: Mapping[str, Tensor], config: ModelConfig) -> None:
-    # A bias that the configuration forgot would make another model of it without a word.
+    # If the configuration omitted a bias, ignoring it here would silently give a different model.
     known = {part for _, parts in _names(config) for part, _ in parts} | {_HEAD}
     unknown = [name for name in state_dict if name not in known and not name.endswith("rotary_emb.inv_freq")]
     if unknown:

@@ -1,1 +1,1 @@
-"""ExecuTorch: a static cache, lowering, and its runtime as a model."""
+"""ExecuTorch: a static cache, lowering to .pte, and running a .pte as a model."""

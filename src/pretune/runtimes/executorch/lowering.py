@@ -1,4 +1,4 @@
-"""A model as a .pte: captured by torch.export, its layers handed to XNNPACK, the rest to ExecuTorch's own kernels."""
+"""Lower a model to a .pte: torch.export captures it, XNNPACK runs its layers, ExecuTorch's kernels the rest."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pretune.core.quiet import quiet
 from pretune.runtimes.executorch.static import PhoneModel, pack_tables
 
 XNNPACK_GROUP = 32
-"""XNNPACK's 4-bit matrices have a scale for a multiple of this many numbers."""
+"""Group sizes of XNNPACK's 4-bit matrices must be multiples of this."""
 
 
 class Interface(NamedTuple):
-    """What ExecuTorch's runner reads from a .pte beside the model: `context` tokens of memory for prompt and answer,
-    the ids that the tokenizer knows, and which of them end a text."""
+    """Metadata for ExecuTorch's runner in a .pte: the cache size (`context` tokens for prompt and answer), the size of
+    the tokenizer's vocabulary, and the ids that end a text."""
 
     context: int
     vocab_size: int
@@ -28,11 +28,11 @@ class Interface(NamedTuple):
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens that one call may read."""
+        """Maximum number of tokens per call."""
         return self.context - 1
 
     def methods(self, num_layers: int) -> dict[str, Any]:
-        """Under the names of its constants (extension/llm/runner/constants.h)."""
+        """The metadata under the runner's names (extension/llm/runner/constants.h)."""
         return {
             "get_max_seq_len": self.longest_prompt,
             "get_max_context_len": self.context,
@@ -46,13 +46,13 @@ class Interface(NamedTuple):
 
 
 def check_installed() -> None:
-    """ConfigError where executorch is missing."""
+    """Raise ConfigError if executorch is missing."""
     if importlib.util.find_spec("executorch") is None:
-        raise ConfigError("executorch is not installed here, and .pte files need it: pip install -r req-phone.txt")
+        raise ConfigError(".pte files need executorch, which is not installed here: pip install -r req-phone.txt")
 
 
 def check_lowerable(model: nn.Module) -> None:
-    """ConfigError, which names the layer, for what XNNPACK has no kernel for."""
+    """Raise ConfigError, naming the layer, if XNNPACK has no kernel for it."""
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
         if not hasattr(weight, "qdata"):
@@ -60,27 +60,27 @@ def check_lowerable(model: nn.Module) -> None:
         group = weight.block_size[-1]
         if isinstance(module, nn.Linear) and weight.activation_quantization is None:
             raise ConfigError(
-                f"XNNPACK multiplies integers by integers: it has no kernel for {name}, whose weights alone are "
-                "rounded; take quantization=int8_int4 (or qat_int8_int4, or none)"
+                f"XNNPACK multiplies integers by integers: it has no kernel for {name}, whose weights are quantized "
+                "but not its activations; use quantization=int8_int4 (or qat_int8_int4, or none)"
             )
         if isinstance(module, nn.Linear) and group < weight.shape[-1] and group % XNNPACK_GROUP:
             raise ConfigError(
-                f"XNNPACK's matrices have a scale for each {XNNPACK_GROUP} numbers or a multiple of that: {name} has "
-                f"one for each {group}; take quantization.group_size={XNNPACK_GROUP}"
+                f"XNNPACK needs group sizes that are multiples of {XNNPACK_GROUP}, but {name} has groups of {group}; "
+                f"set quantization.group_size={XNNPACK_GROUP}"
             )
 
 
 STAGES = 3
-"""Stages of lowering."""
+"""Number of stages of lowering, for a progress display."""
 
 
 def lower(model: nn.Module, interface: Interface, path: Path) -> Iterator[None]:
-    """Write the .pte of a transformer in evaluation mode, on the CPU, in float32 or with torchao's integers in its
-    layers; yields after each of its STAGES.
+    """Write the .pte of a transformer in evaluation mode on the CPU, in float32 or with torchao's integer layers; yield
+    after each of the STAGES.
 
-    Its method `forward` takes (tokens [1, T] int64, position of the first of them [1] int64) and returns logits [1, V]
-    after the last; T is at most `interface.longest_prompt`. Tables stored as integers are packed in place: use the
-    model before, not afterwards. Raises ConfigError for what XNNPACK lacks.
+    Its method `forward` takes (tokens [1, T] int64, position of the first token [1] int64) and returns logits [1, V]
+    after the last token; T is at most `interface.longest_prompt`. Integer tables are packed in place, so the model
+    cannot be used afterwards. Raises ConfigError for layers that XNNPACK does not support.
     """
     check_installed()
     check_lowerable(model)
@@ -97,7 +97,7 @@ def lower(model: nn.Module, interface: Interface, path: Path) -> Iterator[None]:
             captured,
             partitioner=_partitioners(),
             constant_methods=interface.methods(config.num_layers),
-            # Their own export of language models sets both: the operators of the cache are not in core ATen.
+            # As in ExecuTorch's own export of language models: the cache operators are not in core ATen.
             compile_config=EdgeCompileConfig(_check_ir_validity=False, _skip_dim_order=True),
         )
     _check_nothing_left(edge.exported_program())
@@ -114,7 +114,7 @@ def _capture(model: nn.Module, interface: Interface) -> torch.export.ExportedPro
     length = torch.export.Dim("length", min=1, max=interface.longest_prompt)
     with torch.no_grad():
         captured = torch.export.export(phone, example, dynamic_shapes=({1: length}, None), strict=False)
-        return captured.run_decompositions({})  # takes torchao's tensors apart
+        return captured.run_decompositions({})  # decomposes torchao's tensor subclasses
 
 
 def _partitioners() -> list[Any]:
@@ -124,9 +124,9 @@ def _partitioners() -> list[Any]:
         XnnpackPartitioner,
     )
 
-    # XNNPACK's gelu is the exact one, whatever it is asked for; ours is the tanh approximation.
+    # Leave gelu to ExecuTorch: XNNPACK always computes the exact one, and ours is the tanh approximation.
     others = [one for one in ALL_PARTITIONER_CONFIGS if getattr(one, "target_name", None) != "gelu.default"]
-    # Layers that round what goes into them first: the other partitioner would tear them apart.
+    # Dynamically quantized layers first: the other partitioner would split them.
     return [XnnpackDynamicallyQuantizedPartitioner(), XnnpackPartitioner(configs=others)]
 
 
@@ -143,10 +143,10 @@ def _backend_config() -> Any:
 
 
 def _check_nothing_left(program: Any) -> None:
-    """ConfigError where integers were not taken over by XNNPACK: the file would hold them in float32."""
+    """Raise ConfigError if XNNPACK did not take all integer layers: the file would store the others in float32."""
     left = {str(node.target) for node in program.graph.nodes if "quantize_affine" in str(node.target)}
     if left:
         raise ConfigError(
-            "XNNPACK took not all layers that are stored as integers; take quantization=int8_int4 with "
+            "XNNPACK does not support all layers that are stored as integers; use quantization=int8_int4 with "
             f"quantization.group_size={XNNPACK_GROUP}, or quantization=none ({', '.join(sorted(left))} would remain)"
         )

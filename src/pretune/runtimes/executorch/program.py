@@ -1,4 +1,4 @@
-"""A .pte as ExecuTorch's runtime runs it here, behind the interface that decoding asks of a model.
+"""Run a .pte with ExecuTorch's runtime, behind the model interface that decoding needs.
 
 T tokens, V token ids.
 """
@@ -22,31 +22,31 @@ from pretune.runtimes.executorch.lowering import check_installed
 
 
 class Limits(NamedTuple):
-    """What decoding asks of a model's configuration."""
+    """The part of a model's configuration that decoding needs."""
 
     max_sequence_length: int
 
 
 class Position:
-    """How far the one text has come that a program holds."""
+    """The position in the single text that a program holds; stands in for a cache."""
 
     def __init__(self) -> None:
         self.start, self._next = 0, 0
 
     def advance(self, num_new: int, whole: bool = False) -> None:
-        """The next call reads `num_new` tokens."""
+        """Announce that the next call reads `num_new` tokens."""
         self.start, self._next = self._next, self._next + num_new
 
     def keep(self, rows: Tensor) -> None:
-        """Go on with these rows: there is one, or none."""
+        """Keep these rows: one, or none."""
         assert rows.tolist() in ([0], []), "a program holds one text"
 
 
 class Program(nn.Module):
-    """A .pte of a transformer. It holds one text at a time; a new cache begins another."""
+    """A transformer in a .pte. It holds one text at a time; a new cache starts another text."""
 
     def __init__(self, path: Path) -> None:
-        """Raises InputError for a file that is not a .pte of a model, ConfigError where executorch is missing."""
+        """Load a .pte. Raises InputError if the file is not a model's .pte, ConfigError if executorch is missing."""
         super().__init__()
         check_installed()
         try:
@@ -55,32 +55,32 @@ class Program(nn.Module):
                 self._forward = self._methods.load_method("forward")
         except Exception as error:
             reason = str(error).splitlines()[0]
-            raise InputError(f"{path} is no .pte that ExecuTorch can load ({reason}); export the run again") from None
+            raise InputError(f"{path} is not a .pte that ExecuTorch can load ({reason}); export it again") from None
         self.config = Limits(self.constant("get_max_context_len"))
         self.eval()
 
     def constant(self, name: str) -> Any:
-        """What a method without inputs returns: a number, or a list of numbers."""
+        """The result of a method without inputs: a number or a list of numbers."""
         found = self._methods.load_method(name).execute([])
         return list(found) if len(found) > 1 or name.endswith("ids") else found[0]
 
     def new_cache(self, starts: Tensor, capacity: int) -> Position:
-        """The beginning of a text."""
+        """Start a new text."""
         assert starts.tolist() == [0], "a program holds one text"
         return Position()
 
     def forward(self, tokens: Tensor, *, cache: Position) -> Tensor:
         """Logits [1, 1, V] after the last of tokens [1, T]."""
-        # A copy: the runtime writes the next ones to the same place.
+        # Cloned, because the runtime reuses the output buffer.
         return self._forward.execute([tokens, torch.tensor([cache.start])])[0].clone()[None]
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """They are logits already."""
+        """Return `hidden`, which already holds logits."""
         return hidden
 
 
 def load_runtime() -> Any:
-    """ExecuTorch's runtime with all kernels that a .pte of ours needs."""
+    """ExecuTorch's runtime with all kernels that our .pte files need."""
     import executorch.kernels.quantized  # noqa: F401  # registers the tables' kernels
     from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  # and those of attention
     from executorch.runtime import Runtime
@@ -90,7 +90,7 @@ def load_runtime() -> Any:
 
 @contextlib.contextmanager
 def _runtime_is_silent() -> Iterator[None]:
-    """Keep off the terminal what the runtime's C++ says about the processor when it is first loaded."""
+    """Discard what the runtime's C++ code prints to stderr about the processor when it is first loaded."""
     sys.stderr.flush()
     kept = os.dup(2)
     with tempfile.TemporaryFile() as nowhere:

@@ -1,6 +1,6 @@
-"""The transformer in the form that ExecuTorch's runner of language models calls: one text, its memory inside the model.
+"""The transformer in the form that ExecuTorch's language-model runner calls: one text, with the cache inside the model.
 
-T new tokens, S columns of the memory, H query heads, G key-value heads, K head width, D model width, V token ids.
+T new tokens, S columns of the cache, H query heads, G key-value heads, K head width, D model width, V token ids.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from torch import Tensor, nn
 
 
 class StaticCache:
-    """Keys and values of one text in buffers of a fixed size, for one call of the model that they belong to.
+    """Keys and values of one text in fixed-size buffers, for a single call of the model.
 
-    It attends with ExecuTorch's own operators for language models, which write into the buffers in place and look at
-    no more columns than are filled.
+    It uses ExecuTorch's operators for language models, which write into the buffers in place and read only the filled
+    columns.
     """
 
     def __init__(self, memory: nn.ModuleList, start: Tensor, num_new: int) -> None:
         self._memory, self._num_new = memory, num_new
         self._start, self._first = start, start[0].item()
         capacity: int = memory[0].keys.shape[1]  # type: ignore[union-attr, index]
-        # What the compiler cannot know: the tokens fit.
+        # Tell the compiler what it cannot infer: the tokens fit into the cache.
         torch._check(self._first >= 0)
         torch._check(self._first < capacity)
         torch._check(self._first + num_new <= capacity)
@@ -33,7 +33,7 @@ class StaticCache:
         return (self._start + torch.arange(self._num_new))[None]
 
     def mask(self, window: int | None) -> Tensor | None:
-        """None for layers that see everything before; else 0 or -inf for each new token and column: [T, S]."""
+        """None for layers without a window; else an additive mask (0 or -inf) of new tokens and columns: [T, S]."""
         if window is None:
             return None
         queries, keys = self.positions()[0, :, None], torch.arange(self._capacity)
@@ -41,11 +41,11 @@ class StaticCache:
         return torch.where(seen, 0.0, -torch.inf)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        """Store new keys and values [1, T, G, K]; attention of queries [1, T, H, K], of the same shape."""
+        """Store new keys and values [1, T, G, K]; attend from queries [1, T, H, K] to all stored ones: [1, T, H, K]."""
         memory: Any = self._memory[layer]
         for stored, new in ((memory.keys, k), (memory.values, v)):
             torch.ops.llama.update_cache(new.contiguous(), stored, self._first)
-        # With a mask, the operator looks at all columns; without one, at those before `start` and the new ones.
+        # With a mask, the operator reads all columns; without one, those before `start` and the new ones.
         start = self._first if mask is None else 0
         return torch.ops.llama.custom_sdpa(q, memory.keys, memory.values, start, mask, 0.0, mask is None, scale)
 
@@ -65,7 +65,7 @@ class LayerMemory(nn.Module):
 class PhoneModel(nn.Module):
     """(tokens [1, T], position of the first of them [1]) -> logits [1, V] after the last; both int64.
 
-    `capacity` columns of memory; logits of the first `vocab_size` ids, those that the tokenizer knows.
+    The cache has `capacity` columns; logits are for the first `vocab_size` ids, those of the tokenizer.
     """
 
     def __init__(self, model: nn.Module, capacity: int, vocab_size: int) -> None:
@@ -83,13 +83,13 @@ class PhoneModel(nn.Module):
 
 
 class PackedTable(nn.Module):
-    """A table of vectors stored as integers, two in a byte where they have 4 bits, for ExecuTorch's operators."""
+    """An embedding table stored as integers for ExecuTorch's operators; 4-bit integers are packed two per byte."""
 
     packed: Tensor
     scales: Tensor
 
     def __init__(self, weight: Any) -> None:
-        """weight [V, D]: torchao's IntxUnpackedToInt8Tensor of 4 or 8 bits, with a scale for each group or row."""
+        """weight [V, D]: torchao's IntxUnpackedToInt8Tensor with 4 or 8 bits and a scale per group or row."""
         super().__init__()
         self.dtype: torch.dtype = weight.dtype
         self.bits = 4 if str(weight.target_dtype) == "torch.int4" else 8
@@ -98,7 +98,7 @@ class PackedTable(nn.Module):
             shifted = (numbers + 8).to(torch.uint8)
             numbers = shifted[:, ::2] << 4 | shifted[:, 1::2]
         halved = scales.bfloat16()
-        # Scales that bfloat16 holds are stored in it; the operator multiplies in float32 all the same.
+        # Scales are stored as bfloat16 if that is exact; the operator multiplies in float32 in any case.
         self.register_buffer("packed", numbers)
         self.register_buffer("scales", halved if torch.equal(halved.to(scales.dtype), scales) else scales)
 
@@ -111,8 +111,8 @@ class PackedTable(nn.Module):
 
 
 def pack_tables(model: nn.Module) -> None:
-    """Put a PackedTable in place of each embedding that is stored as integers. Where the head shares the embedding's
-    table it must have a layer of its own by now."""
+    """Replace each embedding that is stored as integers by a PackedTable. A tied head must have become a separate layer
+    before (quantization.convert does that)."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Embedding) and hasattr(module.weight, "qdata"):
             owner, _, last = name.rpartition(".")
