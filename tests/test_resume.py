@@ -129,7 +129,7 @@ def test_resume_must_and_never(tiny: Compose, tmp_path: Path) -> None:
         run(tiny("name=none", "resume=must"))
     assert not (tmp_path / "runs").exists()
     assert run(tiny("name=one", "budget.steps=1", "resume=never")) == 0
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with pytest.raises(ConfigError, match="already holds a run"):
         run(tiny("name=one", "budget.steps=1", "resume=never"))
 
 

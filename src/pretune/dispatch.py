@@ -1,4 +1,4 @@
-"""From a plain mapping to a finished task: types the configuration and dispatches on `task`."""
+"""Run a task from a plain mapping: validate the configuration and dispatch on `task`."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from pretune.run.config import RunConfig
 DISK_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR
 )  # fmt: skip
-"""Errors of the system that the user mends, and not we."""
+"""System errors that only the user can fix."""
 
 
 def run(mapping: Mapping[str, Any]) -> int:
-    """Do what the configuration asks for; return the exit code (0 done, 75 stopped by a signal with all saved).
+    """Run the configured task; return the exit code (0 done, 75 stopped by a signal with everything saved).
 
-    Raises ConfigError before torch is imported, InputError for what the configuration points at, and for a disk that
-    takes nothing more.
+    Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, and for
+    a disk that cannot be written.
     """
     config = validate(RunConfig, mapping)
     try:
         return _do(config, mapping)
     except OSError as error:
-        # Whatever was being written, in training or in any other task.
+        # Raised by any write, in training or in another task.
         if error.errno not in DISK_FAULTS:
             raise
         where = error.filename2 or error.filename or config.output_dir
         raise InputError(
-            f"{where}: {(error.strerror or '').lower()}; make room on that disk or mend its permissions, then run the "
-            "same command again: what is saved stays"
+            f"{where}: {(error.strerror or '').lower()}; free some space on that disk or fix its permissions, then run "
+            "the same command again: saved work is kept"
         ) from None
 
 
 def _do(config: RunConfig, mapping: Mapping[str, Any]) -> int:
-    # Each verb is imported only when it is asked for: they bring torch.
+    # Tasks are imported only when needed, because they import torch.
     match config.task:
         case "train":
             from pretune.tasks.train.task import train

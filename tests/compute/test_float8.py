@@ -101,7 +101,7 @@ def test_it_is_refused_before_anything_is_read_or_written(tiny: Compose) -> None
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (("adapter=lora", "stage.init_from=base"), "adapter=lora trains beside"),
+        (("adapter=lora", "stage.init_from=base"), "does not work with adapter=lora"),
         (("data.sequence_length=31", "batch.micro_batch=1", "batch.tokens=248"), "multiple of 16 tokens"),
     ],
 )

@@ -119,14 +119,14 @@ def test_nothing_is_measured_on_what_any_set_trains_on(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.validation\.source is data\.mix\.x\.source itself"):
         mixed(tmp_path, {"x": x}, validation=own)
     with pytest.raises(
-        ConfigError, match=r"data\.mix\.x\.source is data\.mix\.y\.source too, but holds out other rows"
+        ConfigError, match=r"data\.mix\.x\.source equals data\.mix\.y\.source, but other rows are held out"
     ):
         mixed(tmp_path, {"x": x, "y": x | {"validation": x["validation"] | {"seed": 4}}})
     mixed(tmp_path, {"x": x, "y": x})
 
 
 def test_shares_leave_something_for_the_source(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"the shares in mix come to 1\.1"):
+    with pytest.raises(ConfigError, match=r"the shares in mix sum to 1\.1"):
         data_config(mix={"x": part(tmp_path, "x", 0.6), "y": part(tmp_path, "y", 0.5)})
     with pytest.raises(ConfigError, match=r"'mix\.x\.share' = 0\.0: .*0\.001"):
         data_config(mix={"x": part(tmp_path, "x", 0.0)})

@@ -157,7 +157,7 @@ def test_a_data_set_without_a_row_is_an_error(tmp_path: Path) -> None:
     records = [{"text": "far too long for a row of eight tokens"}] * 10
     packing = {"mode": "documents", "too_long": "drop", "isolate": True}
     config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), packing=packing, sequence_length=8)
-    with pytest.raises(InputError, match="has not one sequence of 8 tokens"):
+    with pytest.raises(InputError, match="does not give one sequence of 8 tokens"):
         Loader(prepare(config, byte_tokenizer(), tmp_path).train, config, seed=1)
 
 
@@ -260,10 +260,10 @@ def test_the_sides_of_a_pair_are_numbered_2k_and_2k_plus_1(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"packing": PAIRS | {"too_long": "split"}}, "tears pairs apart"),
+        ({"packing": PAIRS | {"too_long": "split"}}, "would separate the sides of a pair"),
         ({"packing": {"mode": "pairs", "isolate": False, "too_long": "drop"}}, "must not see the other"),
-        ({"packing": {"mode": "documents", "isolate": True, "too_long": "drop"}}, "goes with packing.mode pairs"),
-        ({"format": {"kind": "text", "column": "text"}}, "goes with packing.mode pairs"),
+        ({"packing": {"mode": "documents", "isolate": True, "too_long": "drop"}}, "needs packing.mode pairs"),
+        ({"format": {"kind": "text", "column": "text"}}, "needs packing.mode pairs"),
         (
             {
                 "format": {

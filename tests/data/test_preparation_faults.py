@@ -22,9 +22,9 @@ def test_rows_left_out_are_counted_with_the_reason(tmp_path: Path) -> None:
     good = write_lines(tmp_path / "g.jsonl", [GOOD])
     config = data_config(source=files(mixed), format=MATHQA, validation={"source": files(good), "fraction": None})
     data = prepare(config, byte_tokenizer(), tmp_path / "cache").train
-    assert (data.num_documents, dict(data.skipped)) == (1, {"it has not five options": 2})
+    assert (data.num_documents, dict(data.skipped)) == (1, {"it does not have five options": 2})
     config = data_config(source=files(good), format=MATHQA, validation={"source": files(bad), "fraction": None})
-    with pytest.raises(InputError, match=r"no row of .*b\.jsonl \(validation\) can be used: 1 because it has not five"):
+    with pytest.raises(InputError, match=r"no row of .*b\.jsonl \(validation\) can be used: 1 because it does not"):
         prepare(config, byte_tokenizer(), tmp_path / "cache")
 
 

@@ -39,7 +39,7 @@ def test_all_broken_rules_are_reported_together(tiny: Callable[..., dict[str, An
     with pytest.raises(ConfigError) as caught:
         validate(RunConfig, tiny(*changes))
     message = str(caught.value)
-    for part in ("longer than the positions", "adapter=lora", "option_accuracy"):
+    for part in ("exceeds the model", "adapter=lora", "option_accuracy"):
         assert part in message
     assert len(message.splitlines()) == 3
     assert broken(validate(RunConfig, tiny())) == []

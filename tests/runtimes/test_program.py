@@ -110,7 +110,7 @@ def test_tables_and_heads(embedding: Any, head: Any, tmp_path: Path) -> None:
 def test_what_xnnpack_lacks_is_named(tmp_path: Path) -> None:
     model = tiny_model(**SHAPE).eval()
     convert(model, Int4WeightOnlyConfig(kind="int4_weight_only", group_size=32, embedding="int4", head="int4"))
-    with pytest.raises(ConfigError, match=r"no kernel for layers\.0\.attention\.qkv.*take quantization=int8_int4"):
+    with pytest.raises(ConfigError, match=r"no kernel for layers\.0\.attention\.qkv.*use quantization=int8_int4"):
         lowered(model, tmp_path / "model.pte")
     model = tiny_model(**SHAPE).eval()
     convert(model, ROUNDED.model_copy(update={"group_size": 16}))

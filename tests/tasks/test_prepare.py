@@ -51,7 +51,7 @@ def test_prepare_shows_figures_reasons_and_what_is_scored(
     assert run(chatting("task=prepare", "prepare.show=2")) == 0
     out = capsys.readouterr().out
     assert f"1 because it starts with the assistant (the first is {chats}, row 61)" in out
-    assert f"1 because it has no turn of the assistant (the first is {chats}, row 62)" in out
+    assert f"1 because it has no assistant turn (the first is {chats}, row 62)" in out
     shown = out[out.index("document 1 of") :]
     assert "<|user|>\nadd " in shown
     assert "<|assistant|>\n[[" in shown

@@ -1,1 +1,1 @@
-"""From rows of text to batches of token ids."""
+"""The data pipeline: from rows of text to batches of token ids."""

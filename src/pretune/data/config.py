@@ -1,4 +1,4 @@
-"""Tokenizer, packing and the data of a run, as YAML says them; sources and formats have files of their own."""
+"""Configuration of a run's data: tokenizer, packing and mixing; sources and formats have their own config files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pretune.data.sources.config import SourceConfig, ValidationConfig
 
 class FileTokenizer(Section):
     kind: Literal["file"]
-    """A tokenizer.json of this machine."""
+    """A local tokenizer.json."""
     path: str
-    """The file, or the folder that holds it."""
+    """The file, or the folder that contains it."""
     eos: str | None
-    """Text of the token that ends a document; null where a run saved the tokenizer and its eos with it."""
+    """Text of the token that ends a document; null if tokenizer_config.json beside the file says it."""
 
 
 class HubTokenizer(Section):
@@ -32,13 +32,13 @@ class HubTokenizer(Section):
 
 class TrainedTokenizer(Section):
     kind: Literal["trained"]
-    """Byte-level BPE, trained on the spot on the source's own text and kept in the cache."""
+    """Byte-level BPE, trained on the source's own text and kept in the cache."""
     vocab_size: Annotated[int, Field(ge=257)]
-    """Tokens, the 256 bytes and the end-of-document token included."""
+    """Number of tokens, including the 256 bytes and the end-of-document token."""
     max_bytes: Count
-    """Text to train on, from the start of the source."""
+    """Bytes of text to train on, from the start of the source."""
     split_digits: bool
-    """Every digit is a token of its own, which makes arithmetic easier to learn."""
+    """Make every digit a separate token, which makes arithmetic easier to learn."""
 
 
 class InheritedTokenizer(Section):
@@ -53,37 +53,38 @@ TokenizerConfig = Annotated[
 
 class PackingConfig(Section):
     mode: Literal["stream", "documents", "pairs", "none"]
-    """stream: documents joined and cut every sequence_length tokens, nothing padded; documents: whole documents, best
-    fit, hardly anything padded; pairs: the same with both sides of each preference in one row; none: one document a
-    row, padded."""
+    """stream: documents concatenated and cut every sequence_length tokens, no padding; documents: whole documents
+    packed by best fit, little padding; pairs: the same with both sides of each preference pair in one row; none: one
+    document per row, padded."""
     too_long: Literal["cut", "split", "drop"]
-    """A document, or a pair, longer than a row, unless mode is stream: keep its start (of a pair: of its sides, half a
-    row for each), spread it over rows (not a pair), or leave it out."""
+    """What to do with a document or pair longer than a row (no effect with mode stream): cut keeps its start (for a
+    pair, the start of each side, half a row each), split spreads it over several rows (not for pairs), drop leaves it
+    out."""
     isolate: bool
-    """No position attends to another document of its row, and positions restart with each document."""
+    """No position attends to another document in its row, and positions restart at each document."""
 
     @pydantic.model_validator(mode="after")
     def _pairs_stay_whole(self) -> Self:
         if self.mode == "pairs" and not self.isolate:
             raise ValueError("isolate must be true for mode = pairs: one side must not see the other")
         if self.mode == "pairs" and self.too_long == "split":
-            raise ValueError("too_long = split tears pairs apart: take drop or cut for mode = pairs")
+            raise ValueError("too_long = split would separate the sides of a pair: use drop or cut for mode = pairs")
         return self
 
 
 class MixConfig(Section):
-    """Another set of documents in the training set, such as texts of pretraining against forgetting."""
+    """Another data set mixed into training, such as pretraining text to reduce forgetting."""
 
     share: Annotated[float, Field(ge=0.001, lt=1)]
-    """Share of the rows, and so of the tokens, that training reads of it; rounded to a thousandth."""
+    """Fraction of the rows, and so of the tokens, that training reads from it; rounded to a thousandth."""
     source: SourceConfig
-    """Where its rows come from, in the keys of data.source."""
+    """Where its rows come from; same keys as data.source."""
     validation: ValidationConfig
-    """Which of its rows are held out, in the keys of data.validation; their loss is val_NAME/loss."""
+    """Which of its rows are held out; same keys as data.validation. Their loss is val_NAME/loss."""
     format: FormatConfig
-    """How its rows become text, in the keys of data.format."""
+    """How its rows become text; same keys as data.format."""
     packing: PackingConfig
-    """How its documents are laid into rows, in the keys of data.packing."""
+    """How its documents are packed into rows; same keys as data.packing."""
 
 
 class DataConfig(Section):
@@ -92,25 +93,25 @@ class DataConfig(Section):
     validation: ValidationConfig
     """Which rows are held out."""
     format: FormatConfig
-    """How a row becomes text, and which of it is scored."""
+    """How a row becomes text, and which parts of it are scored."""
     tokenizer: TokenizerConfig
     """How text becomes token ids."""
     sequence_length: Annotated[int, Field(ge=2)]
-    """Tokens in a row."""
+    """Number of tokens in a row."""
     packing: PackingConfig
-    """How documents are laid into rows."""
+    """How documents are packed into rows."""
     mix: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], MixConfig]
-    """Other sets of documents to read in the same run, by name; the rest of the rows are data.source's."""
+    """Other data sets to mix in, by name; the remaining rows come from data.source."""
     shuffle: bool
-    """Draw rows in a new order each epoch."""
+    """Read rows in a new random order each epoch."""
     num_workers: Annotated[Count | None, MAY_DIFFER]
-    """Threads that tokenize; null uses every core."""
+    """Number of tokenizing threads; null uses every core."""
 
     @pydantic.model_validator(mode="after")
     def _something_is_left_for_the_source(self) -> Self:
         total = sum(part.share for part in self.mix.values())
         if total > 0.999:
-            raise ValueError(f"the shares in mix come to {total:g}, which leaves nothing for source; lower them")
+            raise ValueError(f"the shares in mix sum to {total:g}, which leaves nothing for source; lower them")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -118,15 +119,15 @@ class DataConfig(Section):
         for part in (self, *self.mix.values()):
             if (part.format.kind == "preference") != (part.packing.mode == "pairs"):
                 raise ValueError(
-                    f"format.kind = {part.format.kind} with packing.mode = {part.packing.mode}: format preference goes "
-                    "with packing.mode pairs, and no other format does"
+                    f"format.kind = {part.format.kind} with packing.mode = {part.packing.mode}: format preference "
+                    "needs packing.mode pairs, and no other format works with it"
                 )
             if self.mix and part.format.kind == "preference":
-                raise ValueError("preferences have a loss of their own and mix with nothing else: data/mix=none")
+                raise ValueError("preferences have their own loss and cannot be mixed with other data: data/mix=none")
         return self
 
     def part(self, name: str) -> DataConfig:
-        """The data section of one set of the mix, with what all of them share."""
+        """The data section of one mixed-in set, including the keys that all sets share."""
         part = self.mix[name]
         own = {"source": part.source, "validation": part.validation, "format": part.format, "packing": part.packing}
         return self.model_copy(update={**own, "mix": {}})

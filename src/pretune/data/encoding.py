@@ -1,7 +1,6 @@
-"""Rows to token ids: read and formatted in this thread, chunk by chunk, and tokenized by others.
+"""Turn rows into token ids: the main thread reads and formats them in chunks, and other threads tokenize the chunks.
 
-`tokenizers` releases the interpreter's lock while it works, so threads tokenize the next chunks meanwhile, without
-copying text to other processes.
+`tokenizers` releases the GIL while it works, so threads run in parallel without copying text to other processes.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from pretune.data.tokens import Counts
 
 @dataclass(frozen=True)
 class Sizes:
-    """How tokens are portioned on their way to the disk."""
+    """Sizes of shards and chunks."""
 
     shard_tokens: int = 1 << 24
     """A shard is published once it holds this many tokens: 32 MiB, about ten seconds of work on two cores."""
     chunk_characters: int = 500_000
-    """Text that one thread tokenizes at once. Shards end with a chunk."""
+    """Characters that one thread tokenizes at once. A shard always ends at the end of a chunk."""
     chunk_rows: int = 2_000
 
 
@@ -41,7 +40,7 @@ SIZES = Sizes()
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the tokens of a source are made with; `split` is None where all rows are of one side."""
+    """Everything that determines the tokens of a source; `split` is None if all rows are on one side."""
 
     source: SourceConfig
     format: FormatConfig
@@ -60,17 +59,17 @@ class Recipe:
 
 @dataclass
 class Chunk:
-    """Consecutive rows as segments by side, with the number of the row after the last."""
+    """Consecutive rows as segments, by side; `stop_row` is the number of the row after the last one."""
 
     stop_row: int
     documents: dict[str, list[list[Segment]]]
     skipped: dict[str, list[tuple[int, str]]]
-    """Rows that are left out, and why."""
+    """Rows that are left out, with the reason."""
 
 
 @dataclass
 class Encoded:
-    """A chunk's tokens by side: ids, length of each document, and a flag per token for "scored"."""
+    """A chunk's tokens by side: ids, the length of each document, and the loss mask (scored or not, per token)."""
 
     stop_row: int
     counts: dict[str, Counts]
@@ -85,7 +84,7 @@ class Encoded:
 
 @contextlib.contextmanager
 def encoded_chunks(recipe: Recipe, start_row: int, workers: int) -> Iterator[Iterator[Encoded]]:
-    """The tokenized chunks of the rows from `start_row` on, in order, a few chunks ahead of the reader."""
+    """The tokenized chunks of the rows from `start_row` on, in order, computed a few chunks ahead of the reader."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="tokenize")
     try:
         with _one_thread_per_call():
@@ -105,7 +104,7 @@ def _in_order(pool: ThreadPoolExecutor, recipe: Recipe, start_row: int, ahead: i
 
 
 def _chunks(recipe: Recipe, start_row: int) -> Iterator[Chunk]:
-    """Rows as segments, in chunks whose ends depend on nothing but the rows from `start_row` on."""
+    """Rows as segments, in chunks whose boundaries depend only on the rows from `start_row` on."""
     formatter = build_formatter(recipe.format, recipe.tokenizer.template_tokens)
     chunk, characters, first = _empty_chunk(recipe.sides, start_row), 0, start_row
     for number, row in enumerate(rows(recipe.source)):
@@ -136,7 +135,7 @@ def _add_row(chunk: Chunk, side: str, formatter: Formatter, row: Row, place: Pla
 
 
 def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
-    """Token ids of a chunk; each document ends with EOS, scored if its last segment is."""
+    """Tokenize a chunk; each document ends with EOS, which is scored if its last segment is."""
     encoded = Encoded(chunk.stop_row, {})
     for side, documents in chunk.documents.items():
         segments = [segment for segments in documents for segment in segments]
@@ -167,7 +166,7 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
 
 @contextlib.contextmanager
 def _one_thread_per_call() -> Iterator[None]:
-    """Keep `tokenizers` from spreading one call over its own threads: ours are enough, and waste less."""
+    """Stop `tokenizers` from using its own threads within a call: ours are enough and have less overhead."""
     before = os.environ.get("TOKENIZERS_PARALLELISM")
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:

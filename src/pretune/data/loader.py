@@ -1,4 +1,4 @@
-"""Batches in an order that is a pure function of seed, epoch and position: the position is all the state."""
+"""Load batches in an order that is a pure function of seed, epoch and position, so the position is the only state."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pretune.data.tokens import TokenData
 
 
 class Loader:
-    """Batches of one side of a run's data.
+    """Batches of one side (training or validation) of a run's data.
 
-    Raises InputError when there is not a single sequence.
+    Raises InputError if there are no sequences.
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
@@ -28,9 +28,9 @@ class Loader:
         self.report = self._rows.report
         if self.num_sequences == 0:
             raise InputError(
-                f"{data.name} ({data.side}) has not one sequence of {config.sequence_length} tokens: "
-                f"{data.num_documents:,} documents, {data.num_tokens:,} tokens, packing {config.packing.mode}, "
-                f"{config.packing.too_long} what is too long; give more data, a longer data.sequence_length, or "
+                f"{data.name} ({data.side}) does not give one sequence of {config.sequence_length} tokens: "
+                f"{data.num_documents:,} documents, {data.num_tokens:,} tokens, packing.mode={config.packing.mode}, "
+                f"packing.too_long={config.packing.too_long}; use more data, a longer data.sequence_length, or "
                 f"packing.too_long={'cut' if config.packing.mode == 'pairs' else 'split'}"
             )
         self._seed, self._shuffle = seed, config.shuffle
@@ -45,14 +45,14 @@ class Loader:
     def batch(self, position: int, num_sequences: int) -> Batch:
         """Sequences `position` to `position + num_sequences` of the endless stream of epochs, each in a new order.
 
-        A batch may straddle epochs. Costs the same at any position.
+        A batch may span epochs. The cost is the same at any position.
         """
         sequences = self._padding(num_sequences)
         self.fill(np.arange(position, position + num_sequences), sequences, range(num_sequences))
         return as_batch(sequences)
 
     def fill(self, positions: np.ndarray, sequences: Sequences, places: Iterable[int]) -> None:
-        """Write the sequences at `positions` of the endless stream into `sequences`, at `places`."""
+        """Write the sequences at `positions` in the endless stream into rows `places` of `sequences`."""
         epochs, numbers = np.divmod(positions, self.num_sequences)
         if self._shuffle:
             for epoch in np.unique(epochs):
@@ -61,14 +61,14 @@ class Loader:
         self._fill(numbers.tolist(), sequences, places)
 
     def batches(self, micro_batch: int) -> Iterator[Batch]:
-        """Every sequence once and in order, `micro_batch` at a time; the last batch is padded with unscored ones."""
+        """Every sequence once and in order, `micro_batch` at a time; the last batch is padded with unscored rows."""
         for start in range(0, self.num_sequences, micro_batch):
             sequences = self._padding(micro_batch)
             self._fill(range(start, min(start + micro_batch, self.num_sequences)), sequences, range(micro_batch))
             yield as_batch(sequences)
 
     def metrics(self) -> dict[str, int]:
-        """What training does not see of the data: rows left out, documents that were too long, and tokens lost."""
+        """Metrics of data that training does not see: rows left out, documents that are too long, tokens lost."""
         left_out, report = self._data.skipped.total(), self.report
         return {
             "data/rows_left_out": left_out,
@@ -77,7 +77,7 @@ class Loader:
         }
 
     def notes(self) -> list[str]:
-        """The same in words; empty where nothing is missing."""
+        """The same as text; empty if nothing is left out."""
         left_out, too_long, lost = self.metrics().values()
         done = {"cut": "cut", "split": "split", "drop": "dropped"}[self._too_long]
         notes = [f"{left_out:,} rows left out"] if left_out else []
@@ -86,7 +86,7 @@ class Loader:
         return notes
 
     def _fill(self, numbers: Iterable[int], sequences: Sequences, places: Iterable[int]) -> None:
-        # Sequences that are not isolated stay one document, also where a mixture has ids for others.
+        # Without isolation a sequence stays one document, even if other sets in a mixture need document ids.
         own = sequences if self.isolate else Sequences(sequences.inputs, sequences.targets, None)
         for number, place in zip(numbers, places, strict=False):
             self._rows.fill(number, own, place)
@@ -103,14 +103,14 @@ class Loader:
 
 
 def padding(num_sequences: int, length: int, eos_id: int, isolate: bool) -> Sequences:
-    """Sequences to fill in: EOS that is not scored."""
+    """Sequences to be filled in: unscored EOS tokens."""
     shape = (num_sequences, length)
     documents = np.zeros(shape, dtype=np.int32) if isolate else None
     return Sequences(np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64), documents)
 
 
 def as_batch(sequences: Sequences) -> Batch:
-    """The same memory as tensors."""
+    """The sequences as a batch of tensors that share their memory."""
     ids, reference = (
         None if one is None else torch.from_numpy(one) for one in (sequences.documents, sequences.reference)
     )
@@ -118,11 +118,12 @@ def as_batch(sequences: Sequences) -> Batch:
 
 
 def shuffled(numbers: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:
-    """Where the permutation of (seed, epoch) takes each of `numbers`: a bijection of range(count).
+    """Apply the pseudorandom permutation of range(count) for (seed, epoch) to each of `numbers`.
 
-    A Feistel network permutes the next power of four; numbers that land outside the range go through it again until
-    they land inside (cycle walking). Unlike a shuffled array it needs no memory and no set-up, so that resuming at any
-    position of a trillion tokens is immediate, and it does not depend on a library's random numbers.
+    A Feistel network (a permutation for any round function) permutes the integers below the next power of four; results
+    outside the range go through it again until they fall inside (cycle walking), which makes it a permutation of
+    range(count). Unlike a shuffled array it needs no memory and no setup, so resuming anywhere in a trillion tokens is
+    immediate, and it does not depend on a library's random numbers.
     """
     half = max(1, (int(count - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << half) - 1)

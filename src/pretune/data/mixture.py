@@ -1,4 +1,4 @@
-"""Several data sets in one, each with its share: still a pure function of seed, epoch and position."""
+"""Mix several data sets with given shares; the order remains a pure function of seed, epoch and position."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from pretune.data.loader import Loader, as_batch, padding
 from pretune.data.shards import Prepared
 
 RESOLUTION = 1000
-"""Shares are rounded to this fraction."""
+"""Shares are rounded to multiples of one over this number."""
 
 
 class Mixture:
-    """Sequences of a main loader and of others, in shares as even as they can be at every position.
+    """Sequences from a main loader and others, interleaved so that every prefix is as close to the shares as possible.
 
-    A cycle of at most RESOLUTION sequences says which set each one is from; each set goes through its own epochs at its
-    own pace. One epoch of the mixture reads the main set once.
+    A repeating cycle of at most RESOLUTION sequences defines which set each sequence comes from; each set goes through
+    its own epochs. One epoch of the mixture reads the main set once.
     """
 
     def __init__(self, main: Loader, others: dict[str, tuple[Loader, float]]) -> None:
@@ -31,7 +31,7 @@ class Mixture:
         self.num_sequences = -(-main.num_sequences * len(self._owners) // int(self._counts[0]))
 
     def batch(self, position: int, num_sequences: int) -> Batch:
-        """Sequences `position` to `position + num_sequences` of the endless stream. Costs the same at any position."""
+        """Sequences `position` to `position + num_sequences` of the endless stream, at equal cost for any position."""
         loaders = [self._main, *self._others.values()]
         isolate = any(loader.isolate for loader in loaders)
         sequences = padding(num_sequences, self._main.length, self._main.eos_id, isolate)
@@ -44,20 +44,20 @@ class Mixture:
         return as_batch(sequences)
 
     def metrics(self) -> dict[str, int]:
-        """What training does not see of the main set (`data/...`) and of each other one (`data_NAME/...`)."""
+        """Metrics of what training does not see, of the main set (`data/...`) and of each other (`data_NAME/...`)."""
         metrics = self._main.metrics()
         for name, loader in self._others.items():
             metrics |= {key.replace("data/", f"data_{name}/"): value for key, value in loader.metrics().items()}
         return metrics
 
     def notes(self) -> list[str]:
-        """The same in words; empty where nothing is missing."""
+        """The same as text; empty if nothing is left out."""
         others = [f"{name}: {note}" for name, loader in self._others.items() for note in loader.notes()]
         return self._main.notes() + others
 
 
 def training_loader(data: Prepared, config: DataConfig, seed: int) -> Loader | Mixture:
-    """What training reads: the main set, or the mixture that `config` describes."""
+    """The loader for training: of the main set, or of the mixture that `config` describes."""
     main = Loader(data.train, config, seed)
     if not config.mix:
         return main
@@ -66,9 +66,10 @@ def training_loader(data: Prepared, config: DataConfig, seed: int) -> Loader | M
 
 
 def evenly(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A cycle of sum(counts) places, counts[k] of them for set k, spread out: whose each is, and which of its own.
+    """A cycle of sum(counts) places in which set k has counts[k] evenly spread places. Returns the set of each place,
+    and the rank of each place among those of its set.
 
-    Each place goes to the set that lags its share most (smooth weighted round robin).
+    Each place goes to the set that is furthest behind its share (smooth weighted round-robin).
     """
     owners = np.empty(counts.sum(), dtype=np.int64)
     ranks = np.empty_like(owners)

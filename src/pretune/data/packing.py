@@ -1,15 +1,15 @@
-"""How documents are laid into sequences of `sequence_length` tokens.
+"""Pack documents into sequences of `sequence_length` tokens.
 
-stream      documents joined and cut anywhere: the last target of a sequence is the first input of the next.
-documents   whole documents side by side, best fit; what is left of a sequence is padding.
+stream      documents concatenated and cut anywhere: the last target of a sequence is the first input of the next.
+documents   whole documents packed by best fit; the rest of a sequence is padding.
 pairs       the same with two documents at a time: documents 2 k and 2 k + 1 of a sequence are a pair.
-none        one document a sequence, padded.
+none        one document per sequence, padded.
 
-A document that is longer than a sequence is cut, split over several, or dropped. A cut answer has no end-of-document
-token to learn; a piece of a long document in which nothing is scored is left out.
+A document longer than a sequence is cut, split over several, or dropped. A cut answer has no end-of-document token to
+learn; a piece of a long document without scored tokens is left out.
 
-Targets are the tokens that follow the inputs, where they are scored, else IGNORE. The first token of a document has
-nothing before it to be predicted from: it is a target only in an unisolated stream.
+A target is the token that follows its input if that token is scored, else IGNORE. The first token of a document cannot
+be predicted from anything in the document: it is a target only in a stream without isolation.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from pretune.data.config import DataConfig
 from pretune.data.tokens import TokenData
 
 VERSION = 3
-"""Raise when the same documents would be laid out otherwise: plans are addressed by it."""
+"""Increment when packing the same documents would give a different result: it is part of the name of saved plans."""
 
 TooLong = Literal["cut", "split", "drop"]
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Sequences to fill in place, as Batch has them: inputs [B, T], targets [B, T], documents [B, T] or None, reference
-    [B, P, 2] or None. They arrive as padding: EOS as input, IGNORE as target."""
+    """Sequences to be filled in place, with Batch's layout: inputs [B, T], targets [B, T], documents [B, T] or None,
+    reference [B, P, 2] or None. Initially they are all padding: EOS as input, IGNORE as target."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -46,11 +46,11 @@ class Sequences:
 
 
 class StreamSequences:
-    """Documents joined and cut every `sequence_length` tokens; only the last sequence can be padded."""
+    """Documents concatenated and cut every `sequence_length` tokens; only the last sequence can have padding."""
 
     def __init__(self, data: TokenData, sequence_length: int, isolate: bool) -> None:
         self.data, self.length = data, sequence_length
-        # The last token is a target only; a sequence of it alone would have nothing to predict.
+        # The last token is only a target: a sequence of it alone would have nothing to predict.
         self.num_sequences = max(0, -(-(data.num_tokens - 1) // sequence_length))
         self._ends = data.document_ends if isolate else None
         padding = self.num_sequences * sequence_length - max(0, data.num_tokens - 1)
@@ -66,7 +66,7 @@ class StreamSequences:
         sequences.targets[at, :used] = _targets(tokens, scored)
         if sequences.documents is None or self._ends is None:
             return
-        # Ends inside (start, start + used]: an end at e means that token e begins another document.
+        # Ends inside (start, start + used]: if a document ends at e, token e begins another document.
         first, last = np.searchsorted(self._ends, [start, start + used], side="right")
         ends = self._ends[first:last] - start
         sequences.targets[at, ends[ends <= used] - 1] = IGNORE
@@ -78,7 +78,7 @@ class StreamSequences:
 
 
 class PlannedSequences:
-    """Pieces of documents as a plan lays them out."""
+    """Sequences of document pieces, as laid out in a plan."""
 
     def __init__(self, data: TokenData, plan: Plan) -> None:
         self.data, self.plan = data, plan
@@ -91,7 +91,7 @@ class PlannedSequences:
         column = 0
         for number, piece in enumerate(range(first, last)):
             start, length = int(self.plan.starts[piece]), int(self.plan.lengths[piece])
-            # A piece that its document goes on after has a target for its last token too.
+            # If the document continues after this piece, the piece's last token has a target too.
             follows = int(self.plan.goes_on[piece])
             tokens, scored = self.data.read(start, start + length + follows)
             sequences.inputs[at, column : column + length] = tokens[:length]
@@ -110,10 +110,10 @@ def _targets(tokens: np.ndarray, scored: np.ndarray | None) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Plan:
-    """Which piece of the token array lies in which sequence.
+    """Assigns pieces of the token array to sequences.
 
-    starts, lengths, goes_on [num_pieces], sequence by sequence; sequence_starts [num_sequences + 1]: where the pieces
-    of each begin. A piece `goes_on` when its document continues after it.
+    starts, lengths, goes_on [num_pieces], sequence by sequence; sequence_starts [num_sequences + 1]: the index of each
+    sequence's first piece. A piece `goes_on` if its document continues after it.
     """
 
     starts: np.ndarray
@@ -124,7 +124,7 @@ class Plan:
 
 
 def build_sequences(data: TokenData, config: DataConfig) -> StreamSequences | PlannedSequences:
-    """The sequences of `data` as `config` packs them; a plan is kept beside the shards where that can be written."""
+    """The sequences of `data`, packed according to `config`; a plan is saved beside the shards if possible."""
     mode, length = config.packing.mode, config.sequence_length
     if mode == "stream":
         return StreamSequences(data, length, config.packing.isolate)
@@ -132,7 +132,7 @@ def build_sequences(data: TokenData, config: DataConfig) -> StreamSequences | Pl
     if folder.is_dir():
         return PlannedSequences(data, _load(folder))
     plan = make_plan(data.document_ends, length, mode, config.packing.too_long, data.any_scored)
-    with contextlib.suppress(OSError):  # a cache that someone else prepared for us may be read-only
+    with contextlib.suppress(OSError):  # the cache may be read-only, if someone else prepared it
         _save(plan, folder)
     return PlannedSequences(data, plan)
 
@@ -144,23 +144,23 @@ def make_plan(
     too_long: TooLong,
     any_scored: Callable[[int, int], bool],
 ) -> Plan:
-    """Lay documents, given by where each ends, into sequences of `capacity` tokens; `any_scored(start, stop)` says
-    whether any of those tokens is scored.
+    """Pack documents, given by their ends, into sequences of `capacity` tokens; `any_scored(start, stop)` tells whether
+    any of those tokens is scored.
 
-    The report counts sequences, padding, documents, documents or pairs that are too long (`too_long`), and the tokens
-    that are in no sequence (`lost_tokens`).
+    The report counts sequences, padding, documents, documents or pairs that are too long (`too_long`), and tokens that
+    are in no sequence (`lost_tokens`).
     """
     begins = np.concatenate([[0], ends[:-1]]) if len(ends) else ends
     together = 2 if mode == "pairs" else 1
     shorten = _pair_pieces if mode == "pairs" else _pieces
     starts, lengths, goes_on = shorten(begins, ends, capacity, too_long)
-    # Whole documents stay, scored or not: which sequences there are shall not depend on what is scored.
+    # Whole documents are kept, scored or not, so that the sequences do not depend on the loss mask.
     is_part = goes_on | ~np.isin(starts, begins)
     teaches = np.ones(len(starts), dtype=bool)
     for piece in np.flatnonzero(is_part).tolist():
         first, last = int(starts[piece]), int(starts[piece] + lengths[piece] + goes_on[piece])
         teaches[piece] = any_scored(first + 1, last)
-    # A pair of which one answer is lost says nothing.
+    # A pair is useless if one of its answers is lost.
     teaches = np.repeat(teaches.reshape(-1, together).all(axis=1), together)
     starts, lengths, goes_on = starts[teaches], lengths[teaches], goes_on[teaches]
     sizes = lengths.reshape(-1, together).sum(axis=1)
@@ -170,7 +170,8 @@ def make_plan(
     sequence_starts = np.concatenate([[0], np.cumsum(np.bincount(sequence_of, minlength=num_sequences))]).astype(
         np.int64
     )
-    # A token after a piece is a target of it; it is another piece's first input, too, or it is in no other.
+    # The token after a piece that goes on is a target of that piece. Count it as kept if it is not another piece's
+    # input.
     targets_only = goes_on & ~np.isin(starts + lengths, starts)
     report = {
         "sequences": num_sequences,
@@ -185,7 +186,7 @@ def make_plan(
 def _pieces(
     begins: np.ndarray, ends: np.ndarray, capacity: int, too_long: TooLong
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Start, length and goes_on of what is left of each document, none longer than `capacity`."""
+    """Start, length and goes_on of each document's pieces, none longer than `capacity`."""
     if too_long == "drop":
         fits = ends - begins <= capacity
         begins, ends = begins[fits], ends[fits]
@@ -193,7 +194,7 @@ def _pieces(
     if too_long == "cut":
         stops = np.minimum(ends, begins + capacity)
         return begins, stops - begins, stops < ends
-    # A document of capacity + 1 needs one sequence only: its last token is a target, and no input.
+    # A document of capacity + 1 tokens needs only one sequence: its last token is a target but not an input.
     counts = np.maximum(1, -(-(ends - begins - 1) // capacity))
     document = np.repeat(np.arange(len(begins)), counts)
     number = np.arange(len(document)) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -205,14 +206,14 @@ def _pieces(
 def _pair_pieces(
     begins: np.ndarray, ends: np.ndarray, capacity: int, too_long: TooLong
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The same for pairs of documents that may not be parted: what is left of both together fits."""
-    assert too_long != "split", "the configuration sees to it"
+    """The same for pairs of documents, which stay together: both pieces together fit into `capacity`."""
+    assert too_long != "split", "the configuration rules this out"
     lengths = (ends - begins).reshape(-1, 2)  # [num_pairs, 2]
     if too_long == "drop":
         fits = np.repeat(lengths.sum(axis=1) <= capacity, 2)
         begins, ends = begins[fits], ends[fits]
         return begins, ends - begins, np.zeros(len(begins), dtype=bool)
-    # Each side has half of the sequence, and what the other leaves of its half.
+    # Each side gets half of the sequence, plus what the other side leaves of its half.
     first = np.minimum(lengths[:, 0], np.maximum(capacity // 2, capacity - lengths[:, 1]))
     second = np.minimum(lengths[:, 1], capacity - first)
     kept = np.stack([first, second], axis=1).reshape(-1)
@@ -220,16 +221,17 @@ def _pair_pieces(
 
 
 def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
-    """The sequence of each piece: longest first, each into the sequence that it leaves the least room in.
+    """Best-fit decreasing: assign each piece, longest first, to the sequence where it leaves the least room. Returns
+    the sequence of each piece.
 
-    Works on all pieces of a length and all sequences with the same room at once, so a million documents take seconds.
-    Sequences are numbered by their first piece, so the order of the documents is roughly kept.
+    It processes all pieces of one length, and all sequences with the same room, at once, so that a million documents
+    take seconds. Sequences are numbered by their first piece, which roughly keeps the order of the documents.
     """
     order = np.argsort(-lengths, kind="stable")
     by_length = lengths[order]
     sequence_of = np.empty(len(lengths), dtype=np.int64)
-    open_sequences: dict[int, list[np.ndarray]] = {}  # room -> sequences that have it
-    rooms = 0  # bit r is set where open_sequences[r] has sequences
+    open_sequences: dict[int, list[np.ndarray]] = {}  # room -> sequences with that much room
+    rooms = 0  # bit r is set if there are sequences with room r; the lowest bit from `length` on is the best fit
     num_sequences = at = 0
     while at < len(order):
         length = int(by_length[at])
@@ -246,7 +248,7 @@ def best_fit(lengths: np.ndarray, capacity: int) -> np.ndarray:
                 room = capacity
                 sequences = np.arange(num_sequences, num_sequences + -(-left // (capacity // length)))
                 num_sequences += len(sequences)
-            # Best fit fills one sequence up before it turns to the next of the same room.
+            # Best fit fills one sequence before it continues with the next of the same room.
             each = room // length
             needed = -(-left // each)
             sequences, spare = sequences[:needed], sequences[needed:]

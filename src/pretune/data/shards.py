@@ -1,7 +1,7 @@
-"""Token ids on disk: what a source's rows come to, published shard by shard.
+"""Prepare a source's token ids and write them to disk, shard by shard.
 
-Each shard is published whole. A preparation that was killed resumes after the last whole shard and writes the same
-bytes as one that was not.
+Each shard is written atomically. A killed preparation resumes after the last complete shard, and writes the same bytes
+as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
 
 VERSION = 2
-"""Raise when the same tokens would be laid out otherwise on disk."""
+"""Increment when the layout on disk changes."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Both sides of a run's data, the folder that the training side lies in, and the same of each set mixed in."""
+    """Both sides of a run's data, the folder of the training side, and the same for each mixed-in set."""
 
     train: TokenData
     validation: TokenData
@@ -44,10 +44,10 @@ class Prepared:
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes = SIZES) -> Prepared:
-    """Tokenize both sides of `config`, and of each set mixed in, into `cache`, unless they are there.
+    """Tokenize both sides of `config`, and of each mixed-in set, into `cache`, unless they are there already.
 
-    Raises InputError for a source that cannot be read, has no usable rows on a side, or a cache that cannot be written;
-    ConfigError where training would read what validation is measured on.
+    Raises InputError for a source that cannot be read or has no usable rows on a side, and for a cache that cannot be
+    written; ConfigError if training would read validation data.
     """
     check_apart(config)
     parts = {name: prepare(config.part(name), tokenizer, cache, sizes) for name in config.mix}
@@ -74,11 +74,11 @@ def _nothing_usable(config: DataConfig, side: Any, data: TokenData) -> InputErro
 
 
 class Job:
-    """Prepares the tokens of a recipe in the folder of the cache that is named after it."""
+    """Prepares the tokens of a recipe, in a folder of the cache that is named after the recipe's fingerprint."""
 
     def __init__(self, recipe: Recipe, cache: Path) -> None:
         self.recipe, self.sides = recipe, recipe.sides
-        # The tokenizer's own template decides what a conversation becomes where the format has none.
+        # If a chat format has no template, the tokenizer's own template determines the text.
         template = vars(recipe.tokenizer.template_tokens) if chat_format(recipe.format) else None
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, recipe.sizes.shard_tokens],
@@ -91,7 +91,7 @@ class Job:
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
 
     def run(self, workers: int) -> dict[str, TokenData]:
-        """The tokens of each side; prepares what is missing."""
+        """The tokens of each side; prepares them if they are missing."""
         if not (self.folder / COMPLETE_FILE).is_file():
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
@@ -124,7 +124,7 @@ class Job:
         write_json(self.folder / COMPLETE_FILE, {"num_shards": number, "num_rows": start_row} | self.depends_on)
 
     def _write_shard(self, number: int, start_row: int, chunks: Iterator[Encoded], bar: PreparationBar) -> int:
-        """Fill one shard from `chunks` and publish it; the number of the row to go on with."""
+        """Fill one shard from `chunks` and publish it; return the number of the next row."""
         totals = {side: Counts() for side in self.sides}
         lengths: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
         flags: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
@@ -152,10 +152,11 @@ class Job:
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock: other processes that want the same data wait, and find it done.
+    """Hold the folder's lock, so that other processes that need the same data wait until it is complete.
 
-    The system lets go of the lock when a process ends, however it ends. What a killed one left half-written is removed.
-    On file systems without locks, processes do the work twice: each publishes whole shards, all of the same content.
+    The operating system releases the lock when a process ends, however it ends. Partial files of a killed process are
+    removed. On file systems without locks, processes duplicate the work: each publishes whole shards with equal
+    content.
     """
     with exclusive(folder / ".lock", wait=True) as locked:
         if locked:

@@ -1,4 +1,4 @@
-"""Text <-> token ids: a tokenizer of `tokenizers`, and what training needs to know of it."""
+"""Tokenizers: loading, training, saving, and converting between text and token ids, based on `tokenizers`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 VERSION = 1
-"""Raise when the same texts would train another tokenizer: trained ones are addressed by it."""
+"""Increment when training on the same texts would give a different tokenizer: it is part of the cache key."""
 
 TRAINED_EOS = "<|endoftext|>"
 
@@ -42,10 +42,10 @@ _FILE, _ABOUT, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_temp
 
 
 class Tokenizer:
-    """Text to ids and back. Text that spells a special token is ordinary text: only `eos_id` ends a document, and only
-    a chat template writes special tokens.
+    """Converts text to ids and back. Text that spells a special token is treated as ordinary text: only `eos_id` ends a
+    document, and only a chat template writes special tokens.
 
-    Raises ConfigError where the tokenizer has no token `eos`.
+    Raises ConfigError if the tokenizer has no token `eos`.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, without any end-of-document token."""
+        """The ids of a text, without an end-of-document token."""
         return self.backend.encode(text, add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, as `encode` gives them."""
+        """The ids of each text, as from `encode`."""
         return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """The ids of each segment: tokenized one by one, so that a prompt has the same ids whatever follows it."""
+        """The ids of each segment, tokenized separately, so that a prompt's ids do not depend on what follows it."""
         ids: list[list[int]] = [[]] * len(segments)
         for special in {segment.special for segment in segments}:
             backend = self._with_special_tokens if special else self.backend
@@ -87,12 +87,12 @@ class Tokenizer:
         return ids
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
-        """The text of ids; special tokens show as nothing, or as they are spelt with `special`."""
+        """The text of ids; special tokens are left out, or included if `special`."""
         return self.backend.decode(list(ids), skip_special_tokens=not special)
 
     @cached_property
     def _with_special_tokens(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, to which a text that spells a special token is that token."""
+        """The same tokenizer, except that text that spells a special token becomes that token."""
         import tokenizers
 
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
@@ -101,21 +101,21 @@ class Tokenizer:
 
     @cached_property
     def template_tokens(self) -> TemplateTokens:
-        """What a chat template needs to know."""
+        """The tokenizer's chat template and special tokens."""
         added = self.backend.get_added_tokens_decoder().values()
         special = tuple(token.content for token in added if token.special)
         return TemplateTokens(self.chat_template, self.bos, self.eos, special)
 
     @cached_property
     def fingerprint(self) -> str:
-        """Sixteen hex digits of everything that decides which ids a text gets."""
+        """Sixteen hex digits that depend on everything that determines a text's ids."""
         return hashlib.sha256(f"{self.eos}\n{self.backend.to_str()}".encode()).hexdigest()[:16]
 
     def token_bytes(self) -> np.ndarray:
-        """How many bytes of text each id stands for: [vocab_size] int32, 0 for special tokens.
+        """The number of bytes of text of each id: [vocab_size] int32, 0 for special tokens.
 
         Exact for byte-level tokenizers: the sum over a text's tokens is the text's length in UTF-8 (after the
-        tokenizer's own normalization). For others the length of the token's visible text.
+        tokenizer's own normalization). For others it is the length of the token's visible text.
         """
         count = _byte_level_length if _is_byte_level(self.backend) else _plain_length
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
@@ -129,7 +129,7 @@ class Tokenizer:
         return lengths
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer, its eos and its chat template into a folder that `load_tokenizer` and `transformers` can
+        """Save the tokenizer, its eos and its chat template in a folder that `load_tokenizer` and `transformers` can
         read."""
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
@@ -144,9 +144,9 @@ class Tokenizer:
 
 
 def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> Tokenizer:
-    """The tokenizer that `config` describes; one trained on the spot is trained on `data` and kept in `cache`.
+    """The tokenizer that `config` describes; kind = trained is trained on `data` and kept in `cache`.
 
-    Raises InputError for a file or a hub repository that is not there, ConfigError for an unknown eos.
+    Raises InputError for a file or hub repository that does not exist, ConfigError for an unknown eos.
     """
     chat = chat_format(data.format)
     template = chat.template if chat else None
@@ -165,7 +165,7 @@ def _find_file(path: str) -> Path:
     found = Path(path).expanduser()
     found = found / _FILE if found.is_dir() else found
     if not found.is_file():
-        raise InputError(f"no tokenizer at '{path}': expected a tokenizer.json, or the folder that holds one")
+        raise InputError(f"no tokenizer at '{path}': expected a tokenizer.json, or a folder that contains one")
     return found
 
 
@@ -179,7 +179,7 @@ def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> T
 
 
 def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
-    """The tokenizer at `path`, with what the files beside it say and `template`, unless that is None."""
+    """The tokenizer at `path`; eos and chat template come from the arguments or, if None, from the files beside it."""
     import tokenizers
 
     about = _about(path.parent)
@@ -190,14 +190,14 @@ def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises Exception itself
+    except Exception as error:  # `tokenizers` raises plain Exception
         raise InputError(f"{path} is not a tokenizer.json: {hub.error_summary(error)}") from error
     template = _saved_template(path.parent, about) if template is None else template
     return Tokenizer(backend, eos, _token(about, "bos_token") or "", template)
 
 
 def _about(folder: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says; nothing where there is none."""
+    """The content of tokenizer_config.json; empty if there is none."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -207,12 +207,12 @@ def _about(folder: Path) -> dict[str, Any]:
 
 def _token(about: dict[str, Any], name: str) -> str | None:
     token = about.get(name)
-    token = token.get("content") if isinstance(token, dict) else token  # how older files write a token
+    token = token.get("content") if isinstance(token, dict) else token  # older files store a token as a mapping
     return token if isinstance(token, str) else None
 
 
 def _saved_template(folder: Path, about: dict[str, Any]) -> str | None:
-    """The chat template in a file of its own, or in tokenizer_config.json: one, or the default of several."""
+    """The chat template from its own file or from tokenizer_config.json, where it may be the default of several."""
     if (folder / _TEMPLATE).is_file():
         return (folder / _TEMPLATE).read_text(encoding="utf-8")
     template = about.get("chat_template")
@@ -250,7 +250,7 @@ def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:
 
 
 def train_byte_level(texts: Iterator[str], vocab_size: int, split_digits: bool) -> tokenizers.Tokenizer:
-    """A byte-level BPE tokenizer of at most `vocab_size` tokens: end of document, the 256 bytes, merges."""
+    """Train a byte-level BPE tokenizer with at most `vocab_size` tokens: end of document, the 256 bytes, merges."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

@@ -1,11 +1,11 @@
-"""Prepared token ids on disk: one folder per shard, memory-mapped, read as if they were one long array.
+"""Read prepared token ids from disk: one folder per shard, memory-mapped, presented as one long array.
 
 tokens-<fingerprint>/
     shard-00000/  <side>.tokens   ids, uint16 or uint32
                   <side>.ends     int64: where each document ends, counted from the shard's first token
-                  <side>.scored   a bit per token, little-endian; absent where every token is scored
-                  shard.json      counts, and the rows of the source that the shard covers
-    complete.json                 how many shards there are; written last
+                  <side>.scored   one bit per token, little-endian; absent if every token is scored
+                  shard.json      counts, and the range of source rows that the shard covers
+    complete.json                 the number of shards; written last
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ COMPLETE_FILE = "complete.json"
 
 @dataclass
 class Counts:
-    """How much one side of a shard, or of all of them, holds; `skipped` counts rows that were left out, by reason, and
-    `first_skipped` is the first of them."""
+    """Counts for one side of a shard, or of all shards; `skipped` counts the rows left out by reason, and
+    `first_skipped` has the first such row by reason."""
 
     tokens: int = 0
     documents: int = 0
@@ -38,7 +38,7 @@ class Counts:
     first_skipped: dict[str, int] = field(default_factory=dict)
 
     def skip(self, row: int, reason: str) -> None:
-        """Count a row that is left out; rows come in order."""
+        """Count a row that is left out; call it in row order."""
         self.skipped[reason] += 1
         self.first_skipped.setdefault(reason, row)
 
@@ -59,7 +59,7 @@ class Counts:
 
 
 class TokenData:
-    """The tokens of one side, whichever shards they lie in. Opening it reads no tokens."""
+    """The tokens of one side, across all shards. Opening it reads no tokens."""
 
     def __init__(
         self, folder: Path, side: str, source: SourceConfig, shards: list[Counts], dtype: np.dtype, eos_id: int
@@ -83,11 +83,11 @@ class TokenData:
         self.skipped = total.skipped
         self._first_skipped = total.first_skipped
         self.reference: np.ndarray | None = None
-        """Log-probabilities under the reference model of both sides of each sequence's pairs, in nats, as the run packs
-        them: [num_sequences, P, 2] float32, once they are known."""
+        """Log-probabilities, in nats, under the reference model of both sides of each sequence's pairs, as packed by
+        the run: [num_sequences, P, 2] float32; None until they are known."""
 
     def left_out(self) -> list[str]:
-        """Why rows were left out, most frequent reason first: how many, and where the first is."""
+        """The reasons why rows were left out, most frequent first, each with its count and the first row."""
         return [
             f"{count:,} because {reason} (the first is {locate(self.source, self._first_skipped[reason])})"
             for reason, count in self.skipped.most_common()
@@ -95,7 +95,7 @@ class TokenData:
 
     @cached_property
     def document_ends(self) -> np.ndarray:
-        """Where each document ends (exclusive): [num_documents] int64, rising."""
+        """Where each document ends (exclusive): [num_documents] int64, increasing."""
         parts = [
             np.fromfile(self._file(index, "ends"), dtype=np.int64) + start
             for index, start in enumerate(self._starts[:-1])
@@ -103,9 +103,9 @@ class TokenData:
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """Tokens `start` to `stop` (exclusive), and which of them are scored (None: all of them).
+        """Tokens `start` to `stop` (exclusive), and which of them are scored (None: all).
 
-        Both may be views of the memory map: copy before changing them.
+        Both may be views of the memory map: copy them before changing them.
         """
         shard = bisect.bisect_right(self._starts, start) - 1
         if stop <= self._starts[shard + 1]:
@@ -151,5 +151,5 @@ class TokenData:
 
 
 def shard_folder(folder: Path, number: int) -> Path:
-    """Where a shard lies."""
+    """The folder of a shard."""
     return folder / f"shard-{number:05d}"

@@ -1,1 +1,1 @@
-"""A run: its configuration, its folder, and its parts put together."""
+"""A run: its configuration, its folder, and the assembly of its parts."""

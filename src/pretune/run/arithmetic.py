@@ -1,5 +1,5 @@
-"""How a run computes, decided for the device at hand: what `precision=auto` comes to, with which threads, compiled or
-not. Whatever was decided for a run when it began is kept by all that is done with it later.
+"""Resolve how a run computes on the available device: the precision for `precision=auto`, the number of threads, and
+whether to compile. The precision chosen when a run began is kept by all later tasks on that run.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class Resolved:
     config: RunConfig
     device: torch.device
     why: str
-    """Why it computes as it does, in a few words; empty where it was asked for by name."""
+    """The reason for the precision, in a few words; empty if it was set by name."""
     notes: tuple[str, ...]
-    """What the user should know of it, a line each."""
+    """Notes for the user, one line each."""
 
     def __str__(self) -> str:
         """`fp32 (this CPU has no bf16 instructions)`."""
@@ -43,15 +43,15 @@ class Resolved:
         return f"{name} ({self.why})" if self.why else name
 
     def recorded(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
-        """`mapping`, the run's configuration, with the arithmetic that was chosen."""
+        """`mapping`, the run's configuration, with the chosen precision."""
         return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
 
 
 def resolve(config: RunConfig, run: RunFolder | None) -> Resolved:
-    """Choose the device, and how to compute on it: as the configuration says; for `auto` as `run` was trained, where it
-    exists; else what the device does fast.
+    """Choose the device and the precision: the configured one or, for `auto`, the one that `run` was trained in if it
+    exists, else the fastest on the device. Process-wide settings (threads, TF32, compiler cache) are applied.
 
-    Raises ConfigError for a device that is not here or cannot compute so. What holds for the whole process is set.
+    Raises ConfigError for a device that does not exist or does not support the precision.
     """
     device = pick_device(config.device)
     _set_process(config, device)
@@ -75,37 +75,37 @@ def resolve(config: RunConfig, run: RunFolder | None) -> Resolved:
     if factor is not None:
         notes.append(_slow(compute, factor, best, before))
     if config.device == "auto" and device.type == "cpu" and (gpu := undetected_gpu(Path("/"))):
-        notes.append(f"computing on the CPU: {gpu}; device=cpu says that the CPU is meant")
+        notes.append(f"computing on the CPU: {gpu}; set device=cpu if you want the CPU")
     if _compiles(config) and (lacking := why_not_compiled()):
         config = _uncompiled(config, lacking)
-        notes.append(f"uncompiled: {lacking}; without it this is slower, and training takes more memory")
+        notes.append(f"not compiled: {lacking}; without it, everything is slower and training takes more memory")
     return Resolved(config, device, why, tuple(notes))
 
 
 def resolved_config(config: RunConfig, run: RunFolder | None) -> RunConfig:
-    """The configuration with the arithmetic chosen, for verbs that only read a run; notes go to the terminal."""
+    """The configuration with the precision chosen, for tasks that only read a run; notes go to the terminal."""
     found = resolve(config, run)
     print_notes(found)
     return found.config
 
 
 def print_notes(found: Resolved) -> None:
-    """Print what the user should know of the arithmetic."""
+    """Print the notes for the user."""
     for note in found.notes:
         print(f"note: {note}", file=sys.stderr)
 
 
 def _set_process(config: RunConfig, device: torch.device) -> None:
-    """Threads, the meaning of float32 on CUDA, and where compiled code is kept."""
+    """Set the number of threads, TF32 on CUDA, and the folder for compiled code."""
     use_threads(config.threads)
     set_tf32(config.precision, device)
-    # Before the compiler is imported, which would choose another place. torch 2.13 does not look at whether what it
-    # kept was compiled for these instructions.
+    # Before importing the compiler, which would choose another folder. One folder per instruction set, because torch
+    # 2.13 does not check whether cached code was compiled for this CPU's instructions.
     cache_compiled_code(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
 
 
 def _trained_in(run: RunFolder | None) -> Any:
-    """The arithmetic of a run that exists."""
+    """The precision in which an existing run was trained."""
     if run is None or not run.config.is_file():
         return None
     found = read_config(run.config).get("precision", {}).get("compute")
@@ -115,11 +115,11 @@ def _trained_in(run: RunFolder | None) -> Any:
 def _slow(compute: str, factor: float, best: Choice, before: str | None) -> str:
     name, better = OPTIONS[compute], OPTIONS[best.compute]
     whose = "which this run was trained in" if compute == before else "as asked"
-    return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} goes on in that"
+    return f"{name}, {whose}, is {factor:.0f} times slower here than {better}; precision={better} switches to that"
 
 
 def _compiles(config: RunConfig) -> bool:
-    """Whether the task needs a compiler, or would like to have one."""
+    """Whether the task compiles anything."""
     match config.task:
         case "train":
             return config.precision.compile or config.optimizer.kind == "adamw_8bit"
@@ -134,9 +134,9 @@ def _compiles(config: RunConfig) -> bool:
 
 
 def _uncompiled(config: RunConfig, lacking: str) -> RunConfig:
-    """The configuration without anything that is compiled; ConfigError for what cannot do without."""
+    """The configuration with compilation turned off; ConfigError if something cannot work without it."""
     if config.task == "train" and config.optimizer.kind == "adamw_8bit":
-        raise ConfigError(f"optimizer=adamw_8bit compiles its update, and {lacking}; take optimizer=adamw")
+        raise ConfigError(f"optimizer=adamw_8bit compiles its update, but {lacking}; use optimizer=adamw")
     answers = config.evaluation.answers.model_copy(update={"compile": False})
     changes = {
         "generate": config.generate.model_copy(update={"compile": False}),

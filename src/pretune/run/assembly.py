@@ -1,9 +1,9 @@
-"""The parts of a run, put together in one visible order:
+"""Assemble the parts of a run in one visible order:
 
     tokenizer -> data -> model (weights, adapter, quantization) -> reference -> EMA -> arithmetic -> optimizer
     -> compiled loss
 
-What is done to the model from outside is in run/model.py.
+run/model.py builds the model itself.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from pretune.training.ema import EMA
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, and by what."""
+    """Everything that the training loop needs."""
 
     parts: Parts
     ema: EMA[Transformer] | None
     optimizer: Optimizer
     loss_of: Callable[[Batch], dict[str, Tensor]]
-    """Compiled when it is called first."""
+    """Compiled at its first call."""
 
 
 def assemble_training(config: RunConfig, newest: Path | None) -> Training:
-    """All parts of a run in training, in the order of this file's first lines. `newest`: its checkpoint, if it has one,
-    is still to be loaded into them."""
+    """All parts of a run for training, in the order given at the top of this file. `newest`: the run's newest
+    checkpoint, if any, which the caller loads into them afterwards."""
     parts = _parts(config, lambda device: training_model(config, device, newest))
     parts = with_reference(config, parts)
     ema = moving_average(config.ema, parts.model)
     set_arithmetic(config.precision, parts.model)
-    # It sees the parameters that are really trained.
+    # Last, so that the optimizer gets the parameters that are actually trained.
     dtype = dtype_of(config.precision.activations)
     factors = learning_rate_factors(config.adapter, parts.model)
     optimizer = build_optimizer(config.optimizer, parts.model, factors, dtype)
@@ -62,8 +62,8 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
 
 
 def assemble_evaluation(config: RunConfig, run: RunFolder) -> Parts:
-    """All parts of a finished run, for tasks that measure it, without the reference of preferences: it may be a second
-    model, and not all of them need it."""
+    """All parts of a finished run, for tasks that evaluate it. The reference model of preferences is left out: it may
+    be a second model, and not all tasks need it."""
     return _parts(config, lambda device: evaluation_model(config, run, device))
 
 
@@ -75,16 +75,16 @@ def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -
 
 
 def assemble_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer: what it has saved; else, if inherited, that of the run it starts from; else by its section.
+    """The run's tokenizer: the saved one; else, if inherited, that of the run it starts from; else as configured.
 
-    Raises ConfigError where it has more tokens than the model's vocabulary.
+    Raises ConfigError if it has more tokens than the model's vocabulary.
     """
     section, folder = config.data.tokenizer, own_folder(config)
     if folder.tokenizer.is_dir():
         section = FileTokenizer(kind="file", path=str(folder.tokenizer), eos=None)
     elif section.kind == "inherited":
         start = start_run(config)
-        assert start is not None  # RunConfig sees to it
+        assert start is not None  # RunConfig ensures it
         if not start.tokenizer.is_dir():
             raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
         section = FileTokenizer(kind="file", path=str(start.tokenizer), eos=None)
@@ -98,5 +98,5 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
 
 
 def moving_average(config: EMAConfig, model: Transformer) -> EMA[Transformer] | None:
-    """Averages of what is trained of `model`, which is in its final form, if the run keeps any."""
+    """The EMA of the trained weights of `model`, which must be in its final form; None if the run has no EMA."""
     return None if config.decay is None else EMA(model, config.decay, config.warmup)

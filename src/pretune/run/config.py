@@ -1,4 +1,4 @@
-"""RunConfig: every section of a run on one page. What must hold between sections is in run/rules.py."""
+"""RunConfig: every section of a run on one page. Rules between sections are in run/rules.py."""
 
 from __future__ import annotations
 
@@ -45,41 +45,41 @@ class RunConfig(Section):
     }
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"), MAY_DIFFER]
-    """The run's name and the name of its folder in output_dir."""
+    """Name of the run and of its folder in output_dir."""
     task: Annotated[Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"], MAY_DIFFER]
-    """What to do."""
+    """The task to run."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
-    """Weights, order of the data and dropout."""
+    """Random seed for weights, data order and dropout."""
     device: Annotated[Literal["auto", "cpu", "cuda", "mps"], MAY_DIFFER]
-    """Where to compute; auto takes a GPU if there is one."""
+    """Device to compute on; auto takes a GPU if there is one."""
     threads: Annotated[Count | None, MAY_DIFFER]
-    """Threads of the CPU that compute; null leaves it to torch, which takes one for each core. Fewer, where others use
-    the machine too."""
+    """Number of CPU threads; null leaves it to torch, which uses one per core. Use fewer on a shared machine."""
     output_dir: Annotated[str, MAY_DIFFER]
     """Folder of all runs, relative to the working directory."""
     resume: Annotated[Literal["auto", "never", "must"], MAY_DIFFER]
-    """auto goes on from the newest checkpoint if there is one, never refuses to, must refuses to start anew."""
+    """auto resumes from the newest checkpoint if there is one; never refuses to resume; must refuses to start a new
+    run."""
     model: ModelConfig
     """The transformer."""
     data: DataConfig
-    """What it reads."""
+    """The training and validation data."""
     stage: StageConfig
-    """Pretraining, fine-tuning or learning from preferences, and from what."""
+    """Pretraining, fine-tuning or preference optimization, and the weights to start from."""
     optimizer: OptimizerConfig
     """How weights are updated."""
     schedule: ScheduleConfig
-    """How the learning rate moves over the budget."""
+    """How the learning rate changes over the budget."""
     adapter: AdapterConfig
-    """What is trained: everything, or small weights beside a frozen model."""
+    """What is trained: all weights, or a small adapter on a frozen model."""
     ema: EMAConfig
-    """A moving average of the weights, measured and used in place of them."""
+    """An exponential moving average of the weights, evaluated and used in place of the raw weights."""
     neftune_alpha: Annotated[float, Field(gt=0)] | None
     """NEFTune: training adds uniform noise of at most this / sqrt(sequence_length * dim) to each value of the embedded
     tokens (5 to 15 for instruction tuning); null adds none."""
     quantization: QuantizationConfig
-    """How weights are stored in few bits: frozen ones in training, or all of them after it."""
+    """Quantization of weights: of frozen ones during training, or of all weights."""
     precision: PrecisionConfig
-    """Arithmetic."""
+    """Precision, compilation and activation checkpointing."""
     tracker: Annotated[TrackerConfig, MAY_DIFFER]
     """Where metrics go."""
     budget: BudgetConfig
@@ -87,13 +87,13 @@ class RunConfig(Section):
     batch: BatchConfig
     """How much one step reads."""
     evaluation: EvaluationConfig
-    """How the validation set is measured."""
+    """How the model is evaluated on the validation set."""
     early_stopping: EarlyStoppingConfig
-    """When a run ends before its budget does."""
+    """When a run ends before its budget is used up."""
     samples: Annotated[SamplesConfig, MAY_DIFFER]
-    """Texts that the model writes while it trains."""
+    """Texts that the model generates during training."""
     checkpoint: Annotated[CheckpointConfig, MAY_DIFFER]
-    """When the run's state is saved."""
+    """When checkpoints are saved, and which one is used."""
     prepare: Annotated[PrepareConfig, MAY_DIFFER]
     """task=prepare."""
     generate: Annotated[GenerateConfig, MAY_DIFFER]
@@ -115,7 +115,7 @@ class RunConfig(Section):
 
     @property
     def reference(self) -> Literal["model", "adapter_off", "cached"]:
-        """How preferences get their reference, with `auto` decided."""
+        """The kind of reference model for preference training, with `auto` resolved."""
         assert isinstance(self.stage.objective, DPOConfig), "only preferences have one"
         if self.stage.objective.reference != "auto":
             return self.stage.objective.reference
@@ -123,6 +123,6 @@ class RunConfig(Section):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches in one optimizer step, where the configuration fixes how large they are."""
+        """Gradient accumulation: micro-batches per optimizer step; only if micro_batch is not auto."""
         assert self.batch.micro_batch != "auto", "only the loop knows: it finds the largest that fits"
         return self.batch.tokens // (self.data.sequence_length * self.batch.micro_batch)

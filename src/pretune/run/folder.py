@@ -1,4 +1,4 @@
-"""A run's folder: where its files are, whose it is, and finding one by name or by path."""
+"""A run's folder: its files, its lock, checks before training, and finding it by name or path."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RunFolder:
 
     path: Path
     checkpoint: Path | None = None
-    """The one of its checkpoints whose weights are meant; None leaves that to the run's own configuration."""
+    """The checkpoint whose weights to use; None leaves the choice to the run's own configuration."""
 
     @property
     def name(self) -> str:
@@ -30,7 +30,7 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The resolved configuration; itself a valid `--config`."""
+        """The resolved configuration; it is also a valid `--config`."""
         return self.path / "config.yaml"
 
     @property
@@ -43,26 +43,26 @@ class RunFolder:
 
     @property
     def micro_batch(self) -> Path:
-        """What `batch.micro_batch: auto` came to, and on which device."""
+        """The micro-batch size chosen for `batch.micro_batch: auto`, and the device it was chosen on."""
         return self.path / "micro_batch.json"
 
     @property
     def progress(self) -> Path:
-        """At which progress each step ran; see optim/trace.py."""
+        """The progress of each step; see optim/trace.py."""
         return self.path / "progress.txt"
 
     @property
     def summary(self) -> Path:
-        """Final metrics; its presence says that the run is complete."""
+        """Final metrics; the file exists if and only if the run is complete."""
         return self.path / "summary.json"
 
     def started(self) -> bool:
-        """Whether anything has been trained or measured here."""
+        """Whether anything has been trained or evaluated here."""
         metrics = self.path / "metrics.jsonl"
         return self.checkpoints.is_dir() or (metrics.is_file() and metrics.stat().st_size > 0)
 
     def complete(self) -> dict[str, Any] | None:
-        """The final metrics of a complete run, else None; InputError where they are damaged."""
+        """The final metrics of a complete run, else None; InputError if they are damaged."""
         if not self.summary.is_file():
             return None
         try:
@@ -70,44 +70,44 @@ class RunFolder:
             return {"step": metrics["step"], **metrics}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"{self.summary} is damaged ({error}); delete it, and training completes the run anew"
+                f"{self.summary} is damaged ({error}); delete it and run the training again to rewrite it"
             ) from None
 
     def check(self, mapping: Mapping[str, Any], resume: str) -> None:
-        """See, before anything is computed or written, that the run may go on or start here.
+        """Check, before anything is computed or written, that the run may start or resume here.
 
-        Raises ConfigError, with the keys that differ, where a started run in the folder has another configuration or
-        where `resume` forbids it, and InputError where the folder cannot be written.
+        Raises ConfigError, listing the keys that differ, if a started run in the folder has another configuration, or
+        if `resume` forbids it; InputError if the folder cannot be written.
         """
         if self.started():
             if resume == "never":
-                raise ConfigError(f"{self.path} holds a run already and resume=never; choose another name=...")
+                raise ConfigError(f"{self.path} already holds a run and resume=never; choose another name=...")
             differing = list(differences(read_config(self.config), mapping))
             if differing:
                 raise ConfigError(
                     f"{self.path} belongs to a run with another configuration:\n"
                     + "\n".join(f"  {line}" for line in differing)
-                    + "\nset the old values back to resume it, or choose another name=..."
+                    + "\nrestore the old values to resume it, or choose another name=..."
                 )
         elif resume == "must":
-            raise ConfigError(f"resume=must, but {self.path} holds no run to go on with; correct name or output_dir")
+            raise ConfigError(f"resume=must, but {self.path} holds no run to resume; correct name or output_dir")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(
                 f"cannot write to {self.path}: {existing} is not a folder that you may write to; choose "
-                "another output_dir=... or mend its permissions"
+                "another output_dir=... or fix its permissions"
             )
 
         if self._lock.exists():
             with self._locked():
-                pass  # nobody else has it
+                pass  # raises if another process has the lock
 
     @contextlib.contextmanager
     def claimed(self, mapping: Mapping[str, Any], newest: Path | None) -> Iterator[None]:
-        """A block in which no other process trains in the folder; the configuration is written into it first.
+        """Write the configuration and lock the folder for the duration of the block: no other process trains in it.
 
-        `newest`: the checkpoint that this process goes on from. Raises InputError where writing fails, where another
-        process has the folder, or has trained in it since `newest` was read.
+        `newest`: the checkpoint that this process resumes from. Raises InputError if writing fails, if another process
+        has the lock, or if another process has trained in the folder since `newest` was read.
         """
         with self._locked():
             if self.complete() is not None or checkpoint.newest(self.checkpoints) != newest:
@@ -129,7 +129,7 @@ class RunFolder:
                 stack.enter_context(exclusive(self._lock))
             except BlockingIOError:
                 raise InputError(
-                    f"another process is training {self.path} right now; let it end, or choose another name=..."
+                    f"another process is training {self.path} right now; wait for it, or choose another name=..."
                 ) from None
             except OSError as error:
                 raise self._unwritable(error) from None
@@ -140,7 +140,7 @@ class RunFolder:
 
 
 def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
-    """Write a resolved configuration as YAML that `--config` takes."""
+    """Write a resolved configuration as YAML for `--config`."""
     import yaml
 
     text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
@@ -148,11 +148,11 @@ def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The mapping in a run's config.yaml; InputError where it is unreadable."""
+    """The mapping in a run's config.yaml; InputError if it is unreadable."""
     from omegaconf import OmegaConf
 
     try:
-        # OmegaConf's reader, as for every other YAML file: to plain YAML 1.1 `1e-3` is a string.
+        # OmegaConf's reader, as for every other YAML file: in plain YAML 1.1, `1e-3` is a string.
         mapping = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:
         fault = " ".join(str(error).split())
@@ -163,9 +163,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """A line for each key whose value makes it another run: `key: old -> new`."""
+    """A line for each changed key that may not change on resume: `key: old -> new`."""
     before, after, free = dict(_flatten(old)), dict(_flatten(new)), free_keys()
-    if after.get("early_stopping.patience") is not None:  # how often evaluations come decides when the run ends
+    if after.get("early_stopping.patience") is not None:  # the evaluation interval affects when the run ends
         free.discard("evaluation.every")
     for key in sorted(before.keys() | after.keys()):
         words = key.split(".")
@@ -176,14 +176,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
 
 
 def free_keys() -> set[str]:
-    """Keys, and sections whole, that may change when a run is resumed."""
+    """Keys, and whole sections, that may change when a run is resumed."""
     return {path for path, field in field_paths(RunConfig) if MAY_DIFFER in field.metadata}
 
 
 def find_run(name_or_path: str, output_dir: str) -> RunFolder:
-    """The run of that name in output_dir, or at that path; the path of one of its checkpoints says which one is meant.
+    """The run with that name in output_dir, or at that path; the path of a checkpoint selects that checkpoint.
 
-    Raises InputError, which names the nearest run, where there is none.
+    Raises InputError, suggesting the nearest run, if there is none.
     """
     for path in (Path(output_dir) / name_or_path, Path(name_or_path)):
         if (path / "config.yaml").is_file():
@@ -196,7 +196,7 @@ def find_run(name_or_path: str, output_dir: str) -> RunFolder:
 
 
 def find_trace(name_or_path: str, output_dir: str) -> Path:
-    """The progress.txt of a run by name or folder, or that very file; InputError where there is none."""
+    """The progress.txt of a run given by name or folder, or given directly; InputError if there is none."""
     if Path(name_or_path).is_file():
         return Path(name_or_path)
     path = find_run(name_or_path, output_dir).progress
@@ -206,7 +206,7 @@ def find_trace(name_or_path: str, output_dir: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where prepared data lives: $PRETUNE_CACHE, or `cache` in the working directory."""
+    """The folder for prepared data: $PRETUNE_CACHE, or `cache` in the working directory."""
     return Path(os.environ.get("PRETUNE_CACHE", "cache"))
 
 

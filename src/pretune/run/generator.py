@@ -1,4 +1,4 @@
-"""A run's model as a text generator, prompted as it was trained: samples, answers in evaluation and task=generate."""
+"""A run's model as a text generator with its training prompt format: for samples, evaluation and task=generate."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _packed_copy(model: LanguageModel, precision: PrecisionConfig) -> LanguageMo
 
 @dataclass(frozen=True)
 class TextGenerator:
-    """A model with all it takes to turn a prompt into text. Generate inside `autocast()`."""
+    """A model with everything needed to turn a prompt into text. Generate inside `autocast()`."""
 
     decoder: Decoder
     tokenizer: Tokenizer
@@ -40,26 +40,26 @@ class TextGenerator:
     precision: PrecisionConfig
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Autocast to the run's precision. Kept open over many tokens, it converts the weights once."""
+        """Autocast to the run's precision. Keep it open for many tokens, so that weights are converted only once."""
         return autocast(self.precision, self.decoder.device)
 
     def prompt_segments(self, question: str, template: bool) -> list[Segment]:
-        """A question in the prompt format of the run's data, or as it is."""
+        """A question in the prompt format of the run's data, or unchanged if not `template`."""
         if not template:
             return [Segment(question, False)]
         return self.formatter.render_prompt([{"role": "user", "content": question}])
 
     def ids(self, prompt: Sequence[Segment]) -> list[int]:
-        """The tokens of a prompt. There is at least one: an empty prompt starts a new document."""
+        """The tokens of a prompt, at least one: an empty prompt becomes EOS, which starts a new document."""
         tokens = [token for part in self.tokenizer.encode_segments(prompt) for token in part]
         return tokens or [self.tokenizer.eos_id]
 
     def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:
-        """The text after one prompt, piece by piece."""
+        """Stream the text after one prompt."""
         return stream(self.decoder, self.tokenizer, [prompt], self.decoding)
 
     def generate(self, prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Text]]:
-        """The index and the text of each prompt, `batch_size` of them at a time; see in_batches."""
+        """The index and the generated text of each prompt, `batch_size` prompts at a time; see in_batches."""
         return in_batches(self.decoder, self.tokenizer, prompts, self.decoding, batch_size)
 
 
@@ -71,16 +71,16 @@ def assemble_generator(
     device: torch.device,
     compiled_rows: int | None = None,
 ) -> TextGenerator:
-    """A run's text generator. Texts end with what ended them in training; for `compiled_rows` see Compiled.
+    """A run's text generator. Texts end at the end tokens used in training; for `compiled_rows` see Compiled.
 
-    Raises ConfigError for an end token that the tokenizer lacks.
+    Raises ConfigError for an end token that the tokenizer does not have.
     """
     formatter = build_formatter(config.data.format, tokenizer.template_tokens)
     ends, stop = {tokenizer.eos_id}, decoding.stop
     for name in decoding.end_tokens:
         token = tokenizer.backend.token_to_id(name)
         if token is None:
-            known = nearest(name, tokenizer.template_tokens.special) or "; a text that is no token belongs into stop"
+            known = nearest(name, tokenizer.template_tokens.special) or "; put text that is not a token into stop"
             raise ConfigError(f"end_tokens: the tokenizer has no token '{name}'{known}")
         ends.add(token)
     if formatter.end_of_turn:

@@ -1,4 +1,4 @@
-"""The loss that is trained, and the scores that are measured, of a run that is put together."""
+"""The training loss and the evaluation scores of an assembled run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ T = TypeVar("T")
 
 
 def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str, Tensor]]:
-    """Sums over what a micro-batch scores, by name, compiled and in the run's precision; `loss` is to be minimized."""
+    """Sums over the scored items of a micro-batch, by name, compiled and in the run's precision; `loss` is
+    minimized."""
     objective, reference = objective_of(config.stage.objective), parts.reference
 
     def sums(batch: Batch) -> dict[str, Tensor]:
@@ -46,13 +47,13 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str
 
 
 def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], Any]:
-    """What the run's objective makes of each part of a batch, in evaluation mode and in the run's precision; nothing is
-    compiled, because the shapes of validation batches vary."""
+    """The objective's scores of each item in a batch, in evaluation mode and in the run's precision; not compiled,
+    because the shapes of validation batches vary."""
     return _measuring(config.precision, parts, objective_of(config.stage.objective).score)
 
 
 def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
-    """The same for each token, whatever the objective is."""
+    """The same for each token, whatever the objective."""
     chunk = config.stage.objective.chunk_tokens
     parts = replace(parts, reference=None)
     return _measuring(config.precision, parts, lambda model, batch: score_tokens(model, batch, chunk))

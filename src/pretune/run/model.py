@@ -1,4 +1,4 @@
-"""A run's model: as it is trained, measured, or exported."""
+"""Build a run's model for training, evaluation or export."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from pretune.training.neftune import add_embedding_noise
 
 
 def training_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Transformer:
-    """The model as it is trained: build -> weights -> noise -> adapter -> quantization. See adapted_model."""
+    """The model for training: build -> weights -> NEFTune -> adapter -> quantization. See adapted_model."""
     model = adapted_model(config, device, newest)
     quantize(config.quantization, model)
     return model
 
 
 def adapted_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Transformer:
-    """The model with the adapter that is trained, before quantization.
+    """The model with its adapter, before quantization.
 
-    The adapter comes before quantization: peft finds plain linear layers, an adapter that starts from the weights
-    (PiSSA, DoRA) sees them whole, and what is stored in few bits is what the adapter leaves frozen. `newest` is the
-    run's own checkpoint, still to be loaded: it has all weights, or those of the adapter, in which case the run must
-    have been trained beside these (InputError). On the meta device nothing has values.
+    The adapter comes before quantization: peft needs plain linear layers, an adapter that is initialized from the
+    weights (PiSSA, DoRA) needs them unquantized, and only the weights that the adapter leaves frozen are quantized.
+    `newest` is the run's own checkpoint, which the caller loads later: it has all weights, or only the adapter's, which
+    must then have been trained on the same base weights (else InputError). On the meta device, tensors have no values.
     """
     if device.type == "meta":
         with device:
@@ -51,14 +51,14 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
 
 
 def merged_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
-    """A model with the weights of a run, its adapter merged, or random ones for None; nothing else is done to it."""
+    """A plain model with the weights of a run, its adapter merged, or with random weights for None."""
     model = Transformer(config.model)
     fill(config, model, weights)
     return model.to(device)
 
 
 def fill(config: RunConfig, model: Transformer, weights: RunFolder | None) -> None:
-    """Put in the weights of a run, or random ones for None: these depend on `seed` alone, on any device."""
+    """Load the weights of a run or, for None, random weights, which depend only on `seed`, on any device."""
     if weights is None:
         model.reset_parameters(torch.Generator().manual_seed(config.seed))
     else:
@@ -66,8 +66,8 @@ def fill(config: RunConfig, model: Transformer, weights: RunFolder | None) -> No
 
 
 def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
-    """The model of a finished run for verbs that measure it or let it write: where `quantization` stores weights as
-    integers, the numbers that these stand for, and inputs rounded as theirs will be."""
+    """The model of a finished run for evaluation and generation. If `quantization` stores weights as integers, they are
+    rounded to the corresponding values, and inputs are fake-quantized."""
     model = merged_model(config, run, device)
     if isinstance(config.quantization, FakeQuantizationConfig):
         from pretune.quantization.fake_quantization import prepare_qat, round_weights_in_place
@@ -78,7 +78,7 @@ def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) ->
 
 
 def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
-    """The model of a finished run for exports: where `quantization` stores weights as integers, torchao's tensors."""
+    """The model of a finished run for exports; if `quantization` stores weights as integers, with torchao's tensors."""
     model = merged_model(config, run, device).eval()
     if isinstance(config.quantization, FakeQuantizationConfig):
         from pretune.quantization.convert import convert
@@ -88,9 +88,9 @@ def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> 
 
 
 def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -> None:
-    """Freeze the model and put the run's adapter on it: new, or the one of adapter.init_from; or do nothing for none.
+    """Freeze the model and attach the run's adapter: a new one, or the one from adapter.init_from; nothing for none.
 
-    `newest`: see adapted_model. On the meta device it starts at zero, whatever adapter.init says: others take values.
+    `newest`: see adapted_model. On the meta device, adapter.init is ignored, because some initializations need values.
     """
     section = config.adapter
     if section.kind == "none":
@@ -113,7 +113,7 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
 
 
 def learning_rate_factors(config: AdapterConfig, model: Transformer) -> dict[str, float]:
-    """Factors of the learning rate by parameter's name, for those that are not 1."""
+    """Learning-rate factors by parameter name, for those that are not 1."""
     if not config.freezes:
         return {}
     from pretune.adapters.attach import learning_rate_factors
@@ -122,10 +122,10 @@ def learning_rate_factors(config: AdapterConfig, model: Transformer) -> dict[str
 
 
 def quantize(config: QuantizationConfig, model: Transformer) -> None:
-    """What `quantization` does to a model in training, its adapter in place: store what is frozen in fewer bits, or
-    round as its integers will one day (from the start of the budget, or switched on later); or nothing.
+    """Apply `quantization` to a model for training, whose adapter must be attached: store frozen weights in 4 bits
+    (QLoRA), or prepare fake quantization (QAT), on from the start or switched on later; or do nothing.
 
-    Raises ConfigError for a layer that cannot be stored so.
+    Raises ConfigError for a layer that cannot be quantized.
     """
     if isinstance(config, QloraConfig):
         from pretune.quantization.nf4 import quantize
@@ -138,9 +138,9 @@ def quantize(config: QuantizationConfig, model: Transformer) -> None:
 
 
 def set_arithmetic(config: PrecisionConfig, model: Transformer) -> None:
-    """How the model in training is to compute: in 8 bits, its activations checkpointed; or as it is.
+    """Apply 8-bit matrix products and activation checkpointing to a model for training, if configured.
 
-    Weights and adapter must be in place; compilation and the optimizer come after.
+    Weights and adapter must be in place; compile and build the optimizer afterwards.
     """
     if config.compute == "float8":
         use_float8(model)
@@ -149,7 +149,7 @@ def set_arithmetic(config: PrecisionConfig, model: Transformer) -> None:
 
 
 def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:
-    """What a checkpoint holds in place of the model's weights, if the run trains an adapter."""
+    """What a checkpoint stores in place of the model's weights if the run trains an adapter, else None."""
     if not config.adapter.freezes:
         return None
     from pretune.adapters.files import adapter_config, adapter_tensors
@@ -158,7 +158,7 @@ def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter 
 
 
 def check_first_gradients(config: RunConfig, model: Transformer) -> None:
-    """ConfigError for an adapter that got no gradient in the first step: it would never be trained."""
+    """Raise ConfigError if an adapter got no gradient in the first step: it would never be trained."""
     if config.adapter.freezes:
         from pretune.adapters.attach import check_gradients
 

@@ -1,4 +1,4 @@
-"""What the tasks pass around of a run that is put together."""
+"""The parts of an assembled run, as tasks pass them around."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from pretune.model.transformer import Transformer
 
 @dataclass(frozen=True)
 class Parts:
-    """What every verb needs of a run."""
+    """The parts of a run that every task needs."""
 
     device: torch.device
     tokenizer: Tokenizer
     data: Prepared
     model: Transformer
     reference: Reference | None = None
-    """What preferences are measured against, where the data does not know it already."""
+    """The reference model for preferences, unless the data already has its log-probabilities."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A model that log-probabilities of pairs are compared with: `log_probs` of it [B, P, 2], within `mode`."""
+    """A reference model for preferences: `log_probs` returns [B, P, 2] and must be called inside `mode()`."""
 
     log_probs: Callable[[Batch], Tensor]
     mode: Callable[[], AbstractContextManager[None]]
 
     def fill(self, batch: Batch) -> Batch:
-        """`batch` with its reference."""
+        """`batch` with its reference log-probabilities."""
         with torch.no_grad(), self.mode():
             return replace(batch, reference=self.log_probs(batch))

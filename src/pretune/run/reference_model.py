@@ -1,7 +1,7 @@
-"""The reference of preference training: the model as it was at the start, whatever has been trained since.
+"""The reference model of preference training: the model as it was at the start of the run.
 
-Three ways to have it: a second, frozen model; the model in training with its adapter switched off; or what it gives
-every pair of the run's data, computed once and kept in the cache.
+It comes in three forms: a second, frozen model; the model in training with its adapter disabled; or its
+log-probabilities of all pairs in the run's data, computed once and kept in the cache.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from pretune.run.model import adapted_model, quantize, set_arithmetic
 from pretune.run.parts import Parts, Reference
 
 VERSION = 1
-"""Raise when the same weights and pairs would give other log-probabilities: what is kept is addressed by it."""
+"""Increment when the same weights and pairs would give different log-probabilities: it is part of the cache key."""
 
 _TABLE = "log_probs.npy"
 
 
 def with_reference(config: RunConfig, parts: Parts) -> Parts:
-    """`parts` with the reference that the run's objective asks for; as they are where it asks for none.
+    """`parts` with the reference model that the run's objective needs; unchanged if it needs none.
 
-    Call it when the model carries its adapter, if it is trained with one, beside weights of few bits, if it has such.
+    Call it after the model's adapter and quantization, if any, are in place.
     """
     if not config.stage.objective.needs_reference:
         return parts
@@ -48,10 +48,10 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
     if kind == "adapter_off":
         from pretune.adapters.attach import adapted_layers, switched_off
 
-        if adapted_layers(parts.model):  # in a finished run it is merged
+        if adapted_layers(parts.model):  # a finished run's adapter is merged, so a second model is needed
             off = _reference(config, parts.model, lambda: switched_off(parts.model))
             return dataclasses.replace(parts, reference=off)
-    # An adapter that begins with an update, or goes on from another run's, is a part of the start.
+    # Include the adapter: one that starts with an update (PiSSA, or init_from) is part of the initial model.
     start = adapted_model(config, parts.device)
     weights = _fingerprint(start) if kind == "cached" else ""
     quantize(config.quantization, start)
@@ -66,9 +66,10 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
 
 
 def check_first_loss(config: RunConfig, loss: Tensor, pairs: int) -> None:
-    """The first loss of preference training is ln 2, because nothing has been learned; RuntimeError where it is not.
+    """Raise RuntimeError unless the first loss of preference training is ln 2: at the start, model and reference are
+    equal.
 
-    loss: of the first step, summed over its pairs. In 16 bits the training pass rounds otherwise than the reference's.
+    loss: of the first step, summed over its pairs. In 16 bits, training and reference passes round differently.
     """
     expected = objective_of(config.stage.objective).first_loss
     if expected is None or not pairs:
@@ -76,7 +77,7 @@ def check_first_loss(config: RunConfig, loss: Tensor, pairs: int) -> None:
     found, tolerance = loss.item() / pairs, 1e-3 if config.precision.compute == "float32" else 0.05
     if not abs(found - expected) < tolerance:
         raise RuntimeError(
-            f"the first loss is {found:.6f} and not ln 2 = {expected:.6f}: the reference is not the model that the run "
+            f"the first loss is {found:.6f}, not ln 2 = {expected:.6f}: the reference is not the model that the run "
             f"starts from (stage.init_from={config.stage.init_from}, stage.objective.reference={config.reference})"
         )
 
@@ -89,7 +90,7 @@ def _reference(config: RunConfig, model: Transformer, mode: Callable[[], Abstrac
 def _with_table(
     config: RunConfig, device: torch.device, reference: Reference, weights: str, data: TokenData
 ) -> TokenData:
-    """`data` with what `reference` gives its pairs, from the cache or put there."""
+    """`data` with the reference's log-probabilities of its pairs, from the cache, or computed and stored there."""
     depends_on = {
         "version": [VERSION, PACKING_VERSION],
         "weights": weights,
@@ -112,7 +113,8 @@ def _with_table(
 
 
 def _log_probs(config: RunConfig, device: torch.device, reference: Reference, data: TokenData) -> np.ndarray:
-    """The reference's log-probabilities of both sides of all pairs -> [num_sequences, P, 2], at most P pairs in one."""
+    """The reference's log-probabilities of both sides of all pairs: [num_sequences, P, 2], at most P pairs per
+    sequence."""
     loader, parts, width = Loader(data, config.data, config.seed), [], 1
     with PreparationBar(f"log-probabilities of the reference, {data.side}") as bar, torch.no_grad():
         for batch in loader.batches(config.evaluation.micro_batch):
@@ -124,7 +126,7 @@ def _log_probs(config: RunConfig, device: torch.device, reference: Reference, da
 
 
 def _fingerprint(model: nn.Module) -> str:
-    """Sixteen hex digits of all weights and their names."""
+    """Sixteen hex digits that depend on all weights and their names."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{list(tensor.shape)}{tensor.dtype}".encode())

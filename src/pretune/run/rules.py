@@ -1,6 +1,6 @@
-"""What must hold between the sections of a run: a function for each rule, which yields a message where it is broken.
+"""Rules between the sections of a run: one function per rule, which yields a message if the rule is broken.
 
-A section says what it needs or has (`needs_reference`, `has_options`, `starts_at_zero`...); no rule lists kinds.
+Sections declare what they need or have (`needs_reference`, `has_options`, `starts_at_zero`...); no rule lists kinds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pretune.training.config import EarlyStoppingConfig
 
 
 class Run(Protocol):
-    """What rules read of a RunConfig."""
+    """The part of a RunConfig that rules read."""
 
     @property
     def task(self) -> str: ...
@@ -46,7 +46,7 @@ class Run(Protocol):
 
 
 def broken(run: Run) -> list[str]:
-    """Messages of all rules that a run breaks."""
+    """The messages of all rules that a run breaks."""
     return [message for rule in RULES for message in rule(run)]
 
 
@@ -54,8 +54,8 @@ def sequences_fit_the_model(run: Run) -> Iterator[str]:
     length, positions = run.data.sequence_length, run.model.max_sequence_length
     if length > positions:
         yield (
-            f"data.sequence_length ({length}) is longer than the positions that the model has "
-            f"(model.max_sequence_length = {positions}); raise the one or lower the other"
+            f"data.sequence_length ({length}) exceeds the model's number of positions "
+            f"(model.max_sequence_length = {positions}); lower the former or raise the latter"
         )
 
 
@@ -79,7 +79,7 @@ def an_inherited_tokenizer_has_a_run(run: Run) -> Iterator[str]:
 def an_adapter_has_trained_weights(run: Run) -> Iterator[str]:
     if run.adapter.freezes and run.stage.init_from is None:
         yield (
-            f"adapter={run.adapter.kind} trains beside frozen weights, which have to be trained already: set "
+            f"adapter={run.adapter.kind} freezes the model's weights, so they must be trained already: set "
             "stage.init_from to a run's name or folder, or adapter=none"
         )
 
@@ -87,7 +87,7 @@ def an_adapter_has_trained_weights(run: Run) -> Iterator[str]:
 def early_stopping_needs_evaluations(run: Run) -> Iterator[str]:
     if run.early_stopping.patience is not None and run.evaluation.every is None:
         yield (
-            "early_stopping.patience counts evaluations, and with evaluation.every=null there are none: set "
+            "early_stopping.patience counts evaluations, but with evaluation.every=null there are none: set "
             "evaluation.every to a number of steps"
         )
 
@@ -95,7 +95,7 @@ def early_stopping_needs_evaluations(run: Run) -> Iterator[str]:
 def options_can_be_compared(run: Run) -> Iterator[str]:
     if run.evaluation.option_accuracy and not run.data.format.has_options:
         yield (
-            "evaluation.option_accuracy compares the likelihood of options straight after the prompt: it needs "
+            "evaluation.option_accuracy compares the likelihoods of options right after the prompt: it needs "
             "data.format.kind = mathqa with rationale none or after; or set it to false"
         )
 
@@ -103,8 +103,8 @@ def options_can_be_compared(run: Run) -> Iterator[str]:
 def answers_can_be_judged(run: Run) -> Iterator[str]:
     if run.evaluation.answers.measure and not run.data.format.has_answers:
         yield (
-            "evaluation.answers.measure: generated answers can be told right from wrong for data.format.kind = mathqa "
-            f"or gsm8k, not {run.data.format.kind}; set it to false"
+            "evaluation.answers.measure: generated answers can be checked only for data.format.kind = mathqa or gsm8k, "
+            f"not {run.data.format.kind}; set it to false"
         )
 
 
@@ -113,17 +113,17 @@ def float8_multiplies_whole_matrices(run: Run) -> Iterator[str]:
         return
     if run.adapter.freezes:
         yield (
-            f"precision=fp8 multiplies whole weight matrices in 8 bits, and adapter={run.adapter.kind} trains beside "
-            "them: take precision=bf16, or adapter=none"
+            f"precision=fp8 multiplies whole weight matrices in 8 bits and does not work with "
+            f"adapter={run.adapter.kind}: use precision=bf16, or adapter=none"
         )
     length, size = run.data.sequence_length, run.batch.micro_batch_size
     if length * size % FLOAT8_MULTIPLE:
         yield (
-            f"precision=fp8 needs micro-batches of a multiple of {FLOAT8_MULTIPLE} tokens; sequences of {length} times "
-            f"{size} are {length * size}; take a data.sequence_length that {FLOAT8_MULTIPLE} divides"
+            f"precision=fp8 needs micro-batches with a multiple of {FLOAT8_MULTIPLE} tokens, but {size} sequences of "
+            f"{length} have {length * size}; set data.sequence_length to a multiple of {FLOAT8_MULTIPLE}"
         )
     if isinstance(run.quantization, QatConfig):
-        yield "quantization=qat_int8_int4 rounds to other numbers than precision=fp8: take bf16"
+        yield "quantization=qat_int8_int4 and precision=fp8 round to different values: use precision=bf16"
 
 
 def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
@@ -131,13 +131,12 @@ def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
         return
     if not run.adapter.freezes:
         yield (
-            f"quantization={run.quantization.kind} freezes weights in few bits, which full fine-tuning would have to "
-            "train: choose adapter=lora (dora, loha, lokr), or quantization=none"
+            f"quantization={run.quantization.kind} stores frozen weights in 4 bits, but full fine-tuning would have to "
+            "train them: choose adapter=lora (dora, loha, lokr), or quantization=none"
         )
     if run.adapter.kind == "dora" and run.adapter.dropout:
         yield (
-            "adapter=dora with dropout needs its weights in full precision: set adapter.dropout=0.0 or "
-            "quantization=none"
+            "adapter=dora with dropout needs weights in full precision: set adapter.dropout=0.0 or quantization=none"
         )
 
 
@@ -147,13 +146,13 @@ def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
         return
     if run.task == "train" and not isinstance(section, QatConfig):
         yield (
-            f"quantization={section.kind} rounds a model that has been trained: train with quantization=none, then "
-            f"take task=evaluate, generate or export with quantization={section.kind}; or train with "
+            f"quantization={section.kind} is applied after training: train with quantization=none, then use "
+            f"task=evaluate, generate or export with quantization={section.kind}; or train with "
             "quantization=qat_int8_int4"
         )
     if run.task == "train" and run.adapter.dropout:
         yield (
-            "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, and dropout would part the two: "
+            "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, but dropout keeps the two apart: "
             "set adapter.dropout=0.0"
         )
     if (misfit := misfit_of_groups(section, run.model.matrix_inputs())) is not None:
@@ -164,8 +163,8 @@ def preferences_have_pairs(run: Run) -> Iterator[str]:
     objective, format = run.stage.objective, run.data.format
     if objective.needs_reference != format.has_pairs:
         yield (
-            f"stage.objective.kind = {objective.kind} with data.format.kind = {format.kind}: stage=dpo learns from "
-            "data.format.kind = preference, such as data=ultrafeedback, and from no other"
+            f"stage.objective.kind = {objective.kind} with data.format.kind = {format.kind}: stage=dpo needs "
+            "data.format.kind = preference, such as data=ultrafeedback, and no other stage works with it"
         )
 
 
@@ -175,13 +174,13 @@ def a_reference_is_the_start(run: Run) -> Iterator[str]:
         return
     if run.model.dropout or run.neftune_alpha or run.adapter.dropout:
         yield (
-            "noise would set the model apart from its reference by chance alone: for stage=dpo set model.dropout and "
+            "noise would make the model differ randomly from its reference: for stage=dpo set model.dropout and "
             "adapter.dropout to 0 and neftune_alpha to null"
         )
     if objective.reference == "adapter_off" and not run.adapter.starts_at_zero:
         yield (
             "stage.objective.reference = adapter_off needs a new adapter that starts without an update (adapter.kind "
-            "not none, adapter.init not pissa, adapter.init_from null); take model or cached"
+            "not none, adapter.init not pissa, adapter.init_from null); use model or cached"
         )
 
 

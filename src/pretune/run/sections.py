@@ -1,4 +1,4 @@
-"""Sections of a run that belong to no room: its stage, its batches, its evaluation and samples."""
+"""Configuration sections that belong to no other package: stage, batch, evaluation and samples."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pretune.objectives.config import ObjectiveConfig
 
 class StageConfig(Section):
     kind: Literal["pretrain", "finetune", "dpo"]
-    """Where in a model's life this run stands; wandb's job_type. All are the same loop."""
+    """Stage of training; also wandb's job_type. All stages use the same loop."""
     init_from: str | None
     """Weights to start from: a run's name or folder; null starts from random weights."""
     objective: ObjectiveConfig
-    """What is minimised."""
+    """The training objective."""
 
     @pydantic.model_validator(mode="after")
     def _finetune_needs_a_start(self) -> Self:
         if self.kind == "finetune" and self.init_from is None:
             raise ValueError("fine-tuning needs weights to start from: set init_from to a run's name or folder")
         if self.kind == "dpo" and self.init_from is None:
-            raise ValueError("preferences are measured against where the model starts from: set init_from to a run")
+            raise ValueError("DPO compares the model with the one that it starts from: set init_from to a run")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -39,19 +39,20 @@ class StageConfig(Section):
 
 class BatchWarmupConfig(Section):
     start: Count
-    """Input tokens of the first step; divides batch.tokens, and is a multiple of sequence_length * micro_batch."""
+    """Input tokens of the first step; it must divide batch.tokens and be a multiple of sequence_length *
+    micro_batch."""
     over: Count
-    """Input tokens over which steps grow from `start` to batch.tokens: in a straight line, in multiples of `start`."""
+    """Input tokens over which steps grow linearly from `start` to batch.tokens, in multiples of `start`."""
 
 
 class BatchConfig(Section):
     tokens: Annotated[int, Field(ge=1, le=2**28)]
-    """Input tokens of one optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
+    """Input tokens per optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
     micro_batch: Count | Literal["auto"]
-    """Sequences that go through the model at once; the rest of the batch is accumulated. auto takes as many as memory
-    allows, and fewer when it runs out."""
+    """Sequences per forward and backward pass; gradients are accumulated over the batch. auto takes as many as fit into
+    memory, and fewer if memory runs out."""
     warmup: BatchWarmupConfig | None
-    """Smaller steps at the beginning, when gradients agree and a large batch is wasted; null has them all alike."""
+    """Smaller batches at the start, when gradients agree and a large batch is wasted; null keeps the size constant."""
 
     @pydantic.model_validator(mode="after")
     def _start_divides(self) -> Self:
@@ -63,16 +64,16 @@ class BatchConfig(Section):
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences of a micro-batch; where they are chosen later, the fewest."""
+        """Sequences per micro-batch; for auto, the minimum."""
         return 1 if self.micro_batch == "auto" else self.micro_batch
 
     @property
     def smallest(self) -> int:
-        """Tokens of the smallest step; every step is a multiple of it."""
+        """Tokens of the smallest step; the size of every step is a multiple of it."""
         return self.tokens if self.warmup is None else self.warmup.start
 
     def tokens_after(self, read: int) -> int:
-        """Tokens of the step that comes after `read` tokens."""
+        """Tokens of the next step after `read` tokens."""
         if self.warmup is None or read >= self.warmup.over:
             return self.tokens
         grown = (self.tokens - self.warmup.start) * read // self.warmup.over
@@ -81,32 +82,32 @@ class BatchConfig(Section):
 
 class AnswersConfig(DecodingConfig):
     measure: bool
-    """Let the model write answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
+    """Generate answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
     batch_size: Annotated[Count, MAY_DIFFER]
-    """Problems that are answered at once; it changes nothing but speed."""
+    """Number of problems answered at once; it affects only speed."""
     compile: Annotated[bool, MAY_DIFFER]
-    """Compile the step for one token, in task=evaluate: a second or so for each layer at the start, then faster."""
+    """Compile single-token decoding in task=evaluate: about a second per layer at the start, then faster."""
 
 
 class EvaluationConfig(Section):
     every: Annotated[Every, MAY_DIFFER]
     """Steps between evaluations; null evaluates only at the end."""
     at_start: bool
-    """Evaluate before the first step too."""
+    """Also evaluate before the first step."""
     micro_batch: Annotated[Count, MAY_DIFFER]
-    """Sequences that are evaluated at once."""
+    """Number of sequences evaluated at once."""
     option_accuracy: bool
-    """Multiple-choice accuracy by likelihood, for formats that have options."""
+    """Measure multiple-choice accuracy by likelihood, for formats with options."""
     max_problems: Count | None
-    """Problems for option accuracy and answers; null takes the whole validation set."""
+    """Maximum number of problems for option accuracy and answers; null takes the whole validation set."""
     answers: AnswersConfig
-    """Answers that the model writes itself."""
+    """Generated answers to held-out problems."""
 
 
 class SamplesConfig(DecodingConfig):
     every: Every
     """Steps between samples; null samples only at the end."""
     prompts: tuple[str, ...]
-    """Texts to continue, or questions to answer; none switches sampling off."""
+    """Texts to continue, or questions to answer; an empty list turns sampling off."""
     template: bool
-    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
+    """Use the prompt format of the run's data (instruction, chat template...); false continues a prompt unchanged."""

@@ -1,4 +1,4 @@
-"""Sections of the tasks other than training and evaluation: prepare, generate, report, export, plan."""
+"""Configuration of the tasks other than training and evaluation: prepare, generate, report, export, plan."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pretune.generation.config import DecodingConfig
 
 class PrepareConfig(Section):
     show: Annotated[int, Field(ge=0)]
-    """Documents of each set to print, with their loss mask."""
+    """Number of documents of each set to print, with their loss mask."""
 
 
 class GenerateConfig(DecodingConfig):
@@ -23,26 +23,26 @@ class GenerateConfig(DecodingConfig):
     file: str | None
     """File of prompts: lines of text, or JSON lines with `prompt`, `messages` or the fields of the run's data."""
     output: str | None
-    """Where the texts after a file's prompts go, as JSON lines; null takes generated/ in the run's folder."""
+    """Output file (JSON lines) for the texts after a file's prompts; null writes to generated/ in the run's folder."""
     chat: bool
-    """Talk to the model on the terminal instead."""
+    """Chat with the model on the terminal instead."""
     system: str | None
-    """What a chat begins with, for templates that have a place for it."""
+    """System message of a chat, for templates that support it."""
     template: bool
-    """Put a prompt as the run's data puts a question (instruction, chat template...); false continues it as it is."""
+    """Use the prompt format of the run's data (instruction, chat template...); false continues a prompt unchanged."""
     batch_size: Count
-    """Prompts of a file that are continued at once."""
+    """Number of a file's prompts continued at once."""
     compile: bool
-    """Compile the step for one token, for files: a second or so for each layer at the start, then faster."""
+    """Compile single-token decoding, for files: about a second per layer at the start, then faster."""
     runtime: Literal["pretune", "executorch"]
-    """What computes: the model itself, or a .pte of task=export by ExecuTorch's runtime, on the CPU, one text at a
-    time."""
+    """pretune runs the model itself; executorch runs a .pte from task=export with ExecuTorch's runtime, on the CPU, one
+    text at a time."""
     export: str | None
-    """Folder of that .pte; null takes the one of the run that was exported last."""
+    """Folder of that .pte; null takes the run's most recent export."""
 
     @property
     def prompts_at_once(self) -> int:
-        """Prompts of a file that are really continued at once."""
+        """The number of a file's prompts that are actually continued at once."""
         return 1 if self.runtime == "executorch" else self.batch_size
 
     @pydantic.model_validator(mode="after")
@@ -52,7 +52,7 @@ class GenerateConfig(DecodingConfig):
         if self.runtime == "executorch" and self.compile:
             raise ValueError("runtime = executorch is compiled already: set compile to false")
         if self.runtime == "pretune" and self.export is not None:
-            raise ValueError("export names a .pte, which runtime = executorch runs: set runtime to executorch")
+            raise ValueError("export names a .pte, which only runtime = executorch can run: set runtime to executorch")
         return self
 
     @pydantic.model_validator(mode="after")
@@ -65,29 +65,29 @@ class GenerateConfig(DecodingConfig):
 
 class ReportConfig(Section):
     runs: tuple[str, ...]
-    """Names or folders of the runs that task=report compares; none reports on the run that the config names."""
+    """Names or folders of the runs that task=report compares; an empty list reports on the configured run."""
     verify: bool
-    """Say of each run whether it has learned (its validation loss fell by a fifth or more, and it gets twice as many
-    problems right as guessing would, where it answers any), and exit with 1 where one has not."""
+    """Check for each run whether it has learned (its validation loss fell by a fifth or more and, if it answers
+    problems, it gets twice as many right as guessing would); exit with 1 if one has not."""
 
 
 class ExportConfig(Section):
     format: Literal["huggingface", "integers", "executorch", "onnx"]
-    """huggingface: a folder that transformers loads (config.json, model.safetensors, the tokenizer's files). integers:
-    model.safetensors with the integers and scales of a quantized model, two of 4 bits in a byte. executorch: model.pte
-    for phones, as `quantization` stores it. onnx: model.onnx. The tokenizer is beside each."""
+    """huggingface: a folder for transformers (config.json, model.safetensors, the tokenizer's files). integers:
+    model.safetensors with the integers and scales of a quantized model, 4-bit integers packed two per byte. executorch:
+    model.pte for phones, quantized according to `quantization`. onnx: model.onnx. Each comes with the tokenizer."""
     adapter: Literal["merge", "keep"]
-    """Of a run with an adapter: merge adds it to the weights; keep writes it alone, as peft's folder, for the exported
-    weights that it was trained on."""
+    """For a run with an adapter: merge adds it to the weights; keep writes it alone, in peft's format, for use with the
+    exported weights that it was trained on."""
     dtype: Literal["float32", "bfloat16", "float16"]
-    """Type of the exported numbers."""
+    """Dtype of the exported weights."""
     output: str | None
-    """Folder to write, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
+    """Output folder, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
     measure: bool
-    """Of a quantized model, measure the validation loss with and without its rounding, and write both beside the files
-    (quantization.json); it takes the run's data."""
+    """For a quantized model: measure the validation loss with and without rounding, and write both beside the files
+    (quantization.json); this needs the run's data."""
     context: Annotated[int, Field(ge=32)] | None
-    """Of executorch: tokens of prompt and answer together that the file sets memory aside for; null takes
+    """For executorch: cache size of the file in tokens, prompt and answer together; null takes
     model.max_sequence_length."""
 
     @pydantic.model_validator(mode="after")
@@ -98,7 +98,7 @@ class ExportConfig(Section):
             raise ValueError(f"format = {self.format} holds a whole model: set adapter to merge")
         if self.dtype != "float32":
             raise ValueError(
-                f"format = {self.format} computes in float32: set dtype to float32; what makes a phone's file small is "
+                f"format = {self.format} computes in float32: set dtype to float32; to make a phone's file small, use "
                 "quantization=int8_int4"
             )
         return self
@@ -106,19 +106,19 @@ class ExportConfig(Section):
 
 class PlanConfig(Section):
     device: str | None
-    """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes the one at hand, measured if unknown."""
+    """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes this machine's, measured if unknown."""
     mfu: Annotated[float, Field(gt=0, le=1)]
-    """Share of the device's peak that training is assumed to reach (model FLOPs utilization)."""
+    """Assumed model FLOPs utilization: the fraction of the device's peak that training reaches."""
     tokens_per_parameter: Annotated[float, Field(gt=0)]
     """Training tokens per parameter that count as compute-optimal."""
     finetune_tokens: Count
-    """Tokens that a fine-tuning reads, in the search for the biggest model."""
+    """Tokens that fine-tuning reads, in the search for the largest model."""
     adapter_rank: Count
-    """Rank of LoRA and QLoRA in that search; every matrix of the layers has an adapter."""
+    """Rank of LoRA and QLoRA in that search; every matrix in the layers has an adapter."""
     tokens_per_second: Annotated[float, Field(gt=0)]
-    """Slowest generation, one text at a time, that the search accepts for inference."""
+    """Minimum generation speed, one text at a time, that the search accepts for inference."""
     file: str | None
-    """Where to write the plan as JSON too; null prints only."""
+    """File to also write the plan to, as JSON; null only prints it."""
 
     @pydantic.field_validator("device")
     @classmethod

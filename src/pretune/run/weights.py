@@ -1,4 +1,4 @@
-"""Which run's weights are meant, and putting them into a model."""
+"""Find the run and checkpoint to take weights from, and load them into a model."""
 
 from __future__ import annotations
 
@@ -20,33 +20,34 @@ def own_folder(config: RunConfig) -> RunFolder:
 
 
 def start_run(config: RunConfig) -> RunFolder | None:
-    """The run whose weights this one starts from, if it starts from one."""
+    """The run whose weights this one starts from, if any."""
     init_from = config.stage.init_from
     return None if init_from is None else find_run(init_from, config.output_dir)
 
 
 def evaluated_run(config: RunConfig) -> RunFolder:
-    """The run that `config` names, with the checkpoint that its checkpoint.use means, for verbs that only read."""
+    """The run that `config` names, with the checkpoint selected by checkpoint.use, for tasks that only read it."""
     run = find_run(config.name, config.output_dir)
     return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
 
 
 def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
-    """The checkpoint whose weights are meant: the one that `run` names, else by `use`, else by the run's own
-    checkpoint.use. InputError for a run that has none yet."""
+    """The checkpoint to take weights from: the one that `run` names, else selected by `use`, else by the run's own
+    checkpoint.use. InputError for a run without checkpoints."""
     if run.checkpoint is not None:
         return run.checkpoint
     said = read_config(run.config).get("checkpoint", {}).get("use", "best") if use is None else use
     path = checkpoint.pick(run.checkpoints, said)
     if path is None:
-        raise InputError(f"{run.path} has no checkpoint yet; let that run reach one first")
+        raise InputError(f"{run.path} has no checkpoint yet; train it until it saves one")
     return path
 
 
 def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
-    """Put a run's weights into `model`: of one with an adapter, those that it started from, and it merged in.
+    """Load a run's weights into `model`; for a run with an adapter, the weights it started from with the adapter
+    merged.
 
-    Of a quantized run, the numbers that its 4 bits stand for, and its adapter merged into these.
+    For a QLoRA run, the adapter is merged into the dequantized 4-bit weights.
     """
     path = chosen_checkpoint(run)
     if not (path / ADAPTER_WEIGHTS).is_file():
@@ -62,7 +63,7 @@ def load_run(model: Transformer, run: RunFolder, output_dir: str) -> None:
     if settings["quantization"]["kind"] == "qlora_nf4":
         from pretune.quantization.nf4 import dequantize, quantize
 
-        # It was trained beside weights of 4 bits: merged into what these stand for, the model is the one of training.
+        # The adapter was trained on 4-bit weights: merging it into their dequantized values gives the trained model.
         quantize(model, validate(QloraConfig, settings["quantization"]))
         dequantize(model)
     merge(model)

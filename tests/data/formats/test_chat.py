@@ -199,7 +199,7 @@ THOUGHTS = [
 
 
 def test_a_template_that_changes_earlier_turns_is_refused_or_takes_a_document_for_each() -> None:
-    with pytest.raises(InputError, match=r"a\.jsonl, row 7: .* message 2 otherwise once others follow.*=apart"):
+    with pytest.raises(InputError, match=r"a\.jsonl, row 7: .* message 2 differently when others follow.*=apart"):
         one_document(formatter(THINKING), THOUGHTS)
     apart = formatter(THINKING, assistant_turns="apart")
     first, second = apart.documents({"messages": THOUGHTS}, PLACE)
@@ -222,8 +222,8 @@ def test_names_of_fields_and_roles_differ_between_data_sets() -> None:
 
 
 @pytest.mark.parametrize(("messages", "reason"), [
-    ([], "it has no turn of the assistant"),
-    ([("user", "a")], "it has no turn of the assistant"),
+    ([], "it has no assistant turn"),
+    ([("user", "a")], "it has no assistant turn"),
     ([("assistant", "a")], "it starts with the assistant"),
     ([("system", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "it starts with the assistant"),
     ([("user", "a"), ("assistant", " ")], "it has an empty turn"),
@@ -258,12 +258,12 @@ def test_a_template_may_refuse_a_conversation() -> None:
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "b"},
     ]
-    with pytest.raises(Unusable, match="its chat template refuses it: roles must alternate"):
+    with pytest.raises(Unusable, match="the chat template rejects it: roles must alternate"):
         formatter(alternate).documents({"messages": messages}, PLACE)
-    with pytest.raises(InputError, match="the chat template refuses this chat: roles must alternate"):
+    with pytest.raises(InputError, match="the chat template rejects this chat: roles must alternate"):
         formatter(alternate).render_prompt(messages[:2])
     for nothing in ([], messages):
-        with pytest.raises(InputError, match="nothing is left for the assistant to answer"):
+        with pytest.raises(InputError, match="there is nothing to answer"):
             formatter(CHATML).render_prompt(nothing)
 
 
@@ -275,7 +275,7 @@ def test_a_template_may_refuse_a_conversation() -> None:
     ("{{ ''.__class__.__mro__ }}", "the chat template fails: SecurityError"),
     ("{{ messages.append(1) }}", "the chat template fails: SecurityError"),
     ("{{ wrong.name }}", "the chat template fails: UndefinedError: 'wrong' is undefined"),
-    ("{{ raise_exception('never') }}", "refuses a question and its answer: never"),
+    ("{{ raise_exception('never') }}", "rejects a question and its answer: never"),
     (None, "the tokenizer has none; set data.format.template, for instance with data/format=chat_plain"),
 ])  # fmt: skip
 def test_templates_that_cannot_be_used_are_errors_before_any_row_is_read(template: str | None, message: str) -> None:
@@ -285,7 +285,7 @@ def test_templates_that_cannot_be_used_are_errors_before_any_row_is_read(templat
 
 def test_a_prompt_that_is_not_how_the_turn_begins_is_an_error() -> None:
     odd = CHATML.replace("<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>assistant\n<think>' }}{% endif %}")
-    with pytest.raises(InputError, match=r"row 7: the chat template's prompt for message 2 is not how it begins"):
+    with pytest.raises(InputError, match=r"row 7: the chat template writes a prompt for message 2 that does not match"):
         one_document(formatter(odd), THOUGHTS)
 
 

@@ -79,9 +79,9 @@ def test_texts_and_messages_are_the_same_pair(row: dict[str, Any]) -> None:
         ({"chosen": [USER, says("b")], "rejected": [USER]}, "one of its sides is empty"),
         ({"prompt": " ", "chosen": "b", "rejected": "c"}, "its prompt is empty"),
         ({"chosen": [says("b")], "rejected": [says("c")]}, "its prompt is empty"),
-        ({"chosen": [*TALK, says("c")], "rejected": [*TALK, says("d")]}, "its prompt is not one message"),
-        ({"chosen": [*TALK[:2], says("c")], "rejected": [*TALK[:2], says("d")]}, "its prompt is not one message"),
-        ({"chosen": [USER, says("c"), USER], "rejected": [USER, says("d")]}, "more than the last answer"),
+        ({"chosen": [*TALK, says("c")], "rejected": [*TALK, says("d")]}, "its prompt is not a single"),
+        ({"chosen": [*TALK[:2], says("c")], "rejected": [*TALK[:2], says("d")]}, "its prompt is not a single"),
+        ({"chosen": [USER, says("c"), USER], "rejected": [USER, says("d")]}, "more than the assistant"),
     ],
 )
 def test_what_is_left_out_and_why(row: dict[str, Any], reason: str) -> None:
@@ -100,7 +100,7 @@ def test_what_is_left_out_and_why(row: dict[str, Any], reason: str) -> None:
             "field 'chosen' is neither text nor a list",
         ),
         ({"prompt": "a", "chosen": ["b"], "rejected": "c"}, "field 'chosen', message 1 is not a record"),
-        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER]}, "field 'chosen', message 2 has not both"),
+        ({"chosen": [USER, {"role": "assistant"}], "rejected": [USER]}, "field 'chosen', message 2 needs both"),
     ],
 )
 def test_a_row_that_is_no_preference_is_named(row: dict[str, Any], message: str) -> None:

@@ -79,7 +79,7 @@ def test_a_run_goes_on_as_it_began_unless_told_otherwise(
     out, err = capsys.readouterr()
     assert "in bf16 (as the run began), resumed at step 10" in out
     assert "bf16, which this run was trained in, is 40 times slower here than fp32" in err
-    assert "precision=fp32 goes on in that" in err
+    assert "precision=fp32 switches to that" in err
     assert read_config(file)["precision"]["compute"] == "bfloat16"
     # The alternative works.
     assert run(tiny(*settings, "precision=fp32")) == 0
@@ -143,11 +143,11 @@ def test_without_a_compiler_the_step_is_uncompiled(
     with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
         assert run(tiny("name=one", "precision.compile=true", "budget.steps=2")) == 0
     out, err = capsys.readouterr()
-    assert "uncompiled: there is no C++ compiler (/nowhere/g++) on this machine" in err
+    assert "not compiled: there is no C++ compiler (/nowhere/g++) on this machine" in err
     assert "compiled in" not in out
     with inductor.patch({"cpp.cxx": (None, "/nowhere/g++")}):
         assert run(tiny("name=one", "task=generate", "generate.prompt=The", "generate.compile=true")) == 0
-        with pytest.raises(ConfigError, match=r"adamw_8bit compiles its update, and there is no C\+\+ compiler"):
+        with pytest.raises(ConfigError, match=r"adamw_8bit compiles its update, but there is no C\+\+ compiler"):
             run(tiny("name=two", "optimizer=adamw_8bit"))
     # The run's configuration is unchanged: on another machine it is compiled.
     assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compile"] is True

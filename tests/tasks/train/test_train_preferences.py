@@ -174,14 +174,14 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("overrides", "message"),
         [
-            (("model.dropout=0.1",), "by chance alone"),
-            (("neftune_alpha=5",), "by chance alone"),
+            (("model.dropout=0.1",), "differ randomly from its reference"),
+            (("neftune_alpha=5",), "differ randomly from its reference"),
             (("stage.objective.beta=0",), "beta"),
             (("stage.objective.label_smoothing=0.5",), "label_smoothing"),
             (("stage.objective.reference=adapter_off",), "needs a new adapter"),
             (("adapter=lora", "adapter.init=pissa", "stage.objective.reference=adapter_off"), "needs a new adapter"),
             (("stage.init_from=null",), "measured against"),
-            (("stage=finetune", "stage.init_from=base"), "learns from data.format.kind = preference"),
+            (("stage=finetune", "stage.init_from=base"), "needs data.format.kind = preference"),
         ],
     )
     def test_of_the_configuration(self, overrides: tuple[str, ...], message: str, dpo: Compose, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ class TestBadInput:
     def test_only_pairs_that_are_too_long(self, dpo: Compose, tmp_path: Path) -> None:
         data = [{"prompt": f"{i}" + "a" * 400, "chosen": f"b{i}", "rejected": f"c{i}"} for i in range(20)]
         write_preferences(tmp_path / "preferences.jsonl", data)
-        with pytest.raises(InputError, match=r"has not one sequence .*packing\.too_long=cut"):
+        with pytest.raises(InputError, match=r"does not give one sequence .*packing\.too_long=cut"):
             run(dpo("name=bad"))
 
 

@@ -150,13 +150,13 @@ def test_a_plain_run_is_measured_and_exported_rounded(kind: str, tiny: Compose, 
     [
         (
             ("quantization=int8_int4", "quantization.group_size=16"),
-            r"rounds a model that has been trained: train with quantization=none",
+            r"is applied after training: train with quantization=none",
         ),
         (
             (*QAT, "quantization.group_size=32"),
             r"group_size \(32\) does not divide the 48 inputs of the layer mlp\.down",
         ),
-        ((*QAT, "precision=fp8"), r"other numbers than precision=fp8"),
+        ((*QAT, "precision=fp8"), r"and precision=fp8 round to different values"),
         ((*QAT, *TUNE, "adapter=lora", "adapter.dropout=0.1"), r"set adapter\.dropout=0\.0"),
         (("task=export", "export.format=integers"), r"say how to store the numbers"),
         (("task=export", *QAT, "export.adapter=keep", "adapter=lora", *TUNE), r"take export\.adapter=merge"),

@@ -1,1 +1,1 @@
-"""How a row becomes text, and which of it is scored."""
+"""Data formats: how a row becomes text, and which parts of it are scored."""

@@ -1,4 +1,4 @@
-"""From a data.format section to its formatter: the one place that knows all formats."""
+"""Build the formatter for a data.format section; the only place that knows all formats."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pretune.data.formats.text import Text
 
 
 def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
-    """The formatter of a section; `tokens` is what the tokenizer brings to a chat template.
+    """The formatter for a section; `tokens`: the tokenizer's chat template and special tokens.
 
     Raises ConfigError for a chat template that is missing or cannot be used.
     """

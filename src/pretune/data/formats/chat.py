@@ -1,4 +1,4 @@
-"""Chats of any number of turns, written out by a chat template."""
+"""Chats with any number of turns, rendered by a chat template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretune.data.sources.rows import Row
 
 
 class Chat(Formatter):
-    """Rows that hold a list of messages; `tokens` is what the tokenizer brings to the template.
+    """Rows with a list of messages; `tokens`: the tokenizer's chat template and special tokens.
 
     Raises ConfigError for a chat template that is missing or cannot be used.
     """

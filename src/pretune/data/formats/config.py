@@ -1,4 +1,4 @@
-"""How a row becomes text, and which of it is scored, as YAML says it."""
+"""Configuration of data formats: how a row becomes text, and which parts of it are scored."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from pretune.core.config import Section
 
 
 class FormatBase(Section):
-    """How a row becomes text, and what can be measured with it."""
+    """Base of all formats, with what can be measured on their rows."""
 
     has_pairs: ClassVar[bool] = False
-    """Whether a row is two answers to one prompt, the better one first."""
+    """Whether a row holds two answers to one prompt, the better one first."""
     has_answers: ClassVar[bool] = False
-    """Whether a generated answer can be told right from wrong."""
+    """Whether generated answers can be checked."""
 
     @property
     def has_options(self) -> bool:
-        """Whether the likelihood of options can be compared straight after the prompt."""
+        """Whether a row has options whose likelihoods after the prompt can be compared."""
         return False
 
 
@@ -33,7 +33,7 @@ class TextFormat(FormatBase):
 
 class MathQAFormat(FormatBase):
     kind: Literal["mathqa"]
-    """Multiple-choice problems with Problem, Rationale, options, correct."""
+    """Multiple-choice problems with the fields Problem, Rationale, options and correct."""
     has_answers = True
     options: bool
     """List the five options in the prompt."""
@@ -49,18 +49,18 @@ class MathQAFormat(FormatBase):
 
 class InstructionFormat(FormatBase):
     kind: Literal["instruction"]
-    """Alpaca's instruction, input (may be empty) and output."""
+    """Alpaca's fields instruction, input (may be empty) and output."""
     preamble: bool
-    """Begin with the sentence of Alpaca's published prompt; without it a record is about a fifth shorter."""
+    """Begin with the sentence of Alpaca's published prompt; without it, a record is about a fifth shorter."""
     score_prompt: bool
     """Score the prompt's tokens too, not only the output's."""
 
 
 class PromptCompletionFormat(FormatBase):
     kind: Literal["prompt_completion"]
-    """A column with what the model is given and one with what it is to write after it."""
+    """One column with the prompt and one with its completion."""
     prompt: str
-    """Name of the prompt's column. Spaces at its end are moved to the completion, where tokenizers want them."""
+    """Name of the prompt's column. Trailing spaces are moved to the completion, where tokenizers expect them."""
     completion: str
     """Name of the completion's column."""
     score_prompt: bool
@@ -72,7 +72,7 @@ class GSM8KFormat(FormatBase):
     """Grade-school problems: question, and an answer that ends in a line `#### number`."""
     has_answers = True
     calculations: bool
-    """Keep the answer's notes for a calculator, such as <<48/2=24>>."""
+    """Keep the answer's calculator annotations, such as <<48/2=24>>."""
     score_prompt: bool
     """Score the question's tokens too, not only the answer's."""
 
@@ -82,32 +82,33 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 class ChatFormat(FormatBase):
     kind: Literal["chat"]
-    """Conversations, written out by the tokenizer's chat template. The assistant's turns are scored, each with the
-    token that ends it."""
+    """Conversations, rendered by the tokenizer's chat template. The assistant's turns are scored, each with the token
+    that ends it."""
     columns: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Columns that may hold the list of messages; a row's first that is there is read."""
+    """Columns that may hold the list of messages; the first one present in a row is read."""
     role_keys: Annotated[tuple[str, ...], Field(min_length=1)]
     """Keys of a message that may hold its role."""
     content_keys: Annotated[tuple[str, ...], Field(min_length=1)]
     """Keys of a message that may hold its text."""
     roles: dict[str, Role]
-    """What the data calls each role; a role that is not listed is an error."""
+    """Maps role names in the data to roles; a role that is not listed is an error."""
     template: str | None
     """The chat template, in Jinja; null takes the tokenizer's own."""
     variables: dict[str, str | int | bool]
-    """What the template is given beside messages, such as enable_thinking or date_string."""
+    """Template variables besides messages, such as enable_thinking or date_string."""
     assistant_turns: Literal["together", "apart", "last"]
-    """Score all turns of the assistant in one document; or make a document for each turn, which alone is scored, for
-    templates that change earlier turns (such as those that drop thinking); or score the last turn only."""
+    """together scores all assistant turns in one document; apart makes one document per turn, in which only that turn
+    is scored, for templates that change earlier turns (such as those that drop thinking); last scores only the last
+    turn."""
 
 
 class PreferenceFormat(FormatBase):
     kind: Literal["preference"]
-    """Pairs of answers to one prompt: prompt, chosen and rejected as texts or lists of messages; without a prompt, what
-    chosen and rejected begin with alike."""
+    """Pairs of answers to one prompt: prompt, chosen and rejected, as texts or lists of messages; without a prompt
+    column, the prompt is the common beginning of chosen and rejected."""
     has_pairs = True
     template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
-    """How a prompt and one of its answers are written: the format of the instruction tuning before."""
+    """Format of a prompt with one of its answers: the one used in the preceding instruction tuning."""
 
     @pydantic.model_validator(mode="after")
     def _only_the_answer_is_scored(self) -> Self:
@@ -132,6 +133,6 @@ FormatConfig = Annotated[
 
 
 def chat_format(format: FormatConfig) -> ChatFormat | None:
-    """The chat format that a format is or writes its answers in, if there is one."""
+    """The chat format that `format` is, or that its pairs are written in; None for other formats."""
     inner = format.template if isinstance(format, PreferenceFormat) else format
     return inner if isinstance(inner, ChatFormat) else None

@@ -1,4 +1,4 @@
-"""A row's conversation: messages under whatever names a data set gives them, in the words of chat templates."""
+"""Read a row's conversation, and convert a data set's names for roles and keys to those of chat templates."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from pretune.data.formats.segments import Place, Unusable
 from pretune.data.sources.rows import Row
 
 Message = dict[str, Any]
-"""`role` (system, user, assistant, tool), `content`, and what else templates know (KEPT)."""
+"""`role` (system, user, assistant, tool), `content`, and other keys for templates (KEPT)."""
 
 KEPT = ("name", "reasoning_content", "thinking", "tool_calls", "tool_call_id")
-"""What templates may read of a message beside role and content."""
+"""Keys of a message that templates may read besides role and content."""
 
 
 def conversation(config: ChatFormat, row: Row, place: Place) -> list[Message]:
-    """The messages of a row up to the assistant's last one: what comes after it is never scored.
+    """The messages of a row up to the last assistant message; later ones are never scored.
 
-    Raises Unusable for a conversation without a turn of the assistant or with an empty one, or that the assistant
-    begins; InputError for a row that is not a conversation and for a role that the configuration does not name.
+    Raises Unusable for a conversation that has no assistant turn, has an empty turn, or starts with the assistant;
+    InputError for a row that is not a conversation, and for a role that is not in the configuration.
     """
     messages = read_messages(config, row, place)
     roles = [message["role"] for message in messages]
     if "assistant" not in roles:
-        raise Unusable("it has no turn of the assistant")
+        raise Unusable("it has no assistant turn")
     messages = messages[: len(roles) - roles[::-1].index("assistant")]
     if next(role for role in roles if role != "system") == "assistant":
         raise Unusable("it starts with the assistant")
@@ -36,7 +36,7 @@ def conversation(config: ChatFormat, row: Row, place: Place) -> list[Message]:
 
 
 def read_messages(config: ChatFormat, row: Row, place: Place) -> list[Message]:
-    """All messages of a row, with the roles and keys that templates know."""
+    """All messages of a row, with the roles and keys of chat templates."""
     column = next((name for name in config.columns if row.get(name) is not None), None)
     if column is None:
         has = [key for key, value in row.items() if value is not None]
@@ -60,15 +60,15 @@ def _message(config: ChatFormat, message: Any, where: str) -> Message:
     if role not in config.roles:
         known = ", ".join(config.roles)
         raise InputError(
-            f"{where}: unknown role '{role}' (known: {known}); say what it is: +data.format.roles.{role}=user"
+            f"{where}: unknown role '{role}' (known: {known}); map it, for instance: +data.format.roles.{role}=user"
         )
     kept = {key: message[key] for key in KEPT if message.get(key) is not None}
     return {"role": config.roles[role], "content": _text(_first(message, config.content_keys), where), **kept}
 
 
 def _text(content: Any, where: str) -> str:
-    """A message's text, which may come in parts of {type: text, text: ...}."""
-    if content is None:  # a call of tools
+    """A message's text, which may be split into parts {type: text, text: ...}."""
+    if content is None:  # a tool call
         return ""
     if isinstance(content, str):
         return content

@@ -1,6 +1,4 @@
-"""What a source's rows come to in a format: documents to train on, problems to evaluate with. Rows that cannot be used
-are skipped.
-"""
+"""Turn a source's rows into documents for training and problems for evaluation, skipping unusable rows."""
 
 from __future__ import annotations
 
@@ -33,8 +31,8 @@ def problems(config: DataConfig, formatter: Formatter) -> Iterator[Problem]:
 
 
 def questions(config: DataConfig, formatter: Formatter) -> Iterator[Question]:
-    """The held-out problems whose written answers can be judged, in the order of their source; ConfigError for a format
-    without any."""
+    """The held-out problems whose generated answers can be checked, in the order of their source; ConfigError for a
+    format without any."""
     return _usable(config, "validation", formatter.question)
 
 

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school problems, solved in words, with the result in the last line."""
+"""GSM8K: grade-school math problems with a worked solution that ends in the result."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ class GSM8K(PlainFormatter):
 
     def question(self, row: Row, place: Place) -> Question:
         wanted = final_answer(self.answer(row, place))
-        assert wanted is not None  # `answer` leaves such rows out
+        assert wanted is not None  # `answer` raises Unusable for such rows
         return Question(self.prompt(row, place), wanted, ())

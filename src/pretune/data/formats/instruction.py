@@ -1,4 +1,4 @@
-"""Instructions and their outputs, in the published prompts of Alpaca, with which models are compared."""
+"""Instructions and their outputs, in Alpaca's published prompts, so that results are comparable."""
 
 from __future__ import annotations
 

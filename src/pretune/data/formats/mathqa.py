@@ -1,4 +1,4 @@
-"""MathQA: problems with five options, some with a rationale. Without options a document is "{Problem} {answer}"."""
+"""MathQA: problems with five options and perhaps a rationale. Without options, a document is "{Problem} {answer}"."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class MathQA(PlainFormatter):
         return Problem(self.prompt_text(row, place), answers, correct, _RATIONALE if has_rationale else None)
 
     def question(self, row: Row, place: Place) -> Question:
-        self.documents(row, place)  # a row that training leaves out is left out here too
+        self.documents(row, place)  # raises Unusable for rows that training leaves out
         options, correct = options_of(row, place)
         return Question(self.prompt(row, place), options[correct], options)
 
@@ -63,11 +63,11 @@ def _rationale(row: Row, place: Place) -> str:
 
 
 def options_of(row: Row, place: Place) -> tuple[tuple[str, ...], int]:
-    """The five options of a row and which is right; raises Unusable where they cannot be told."""
+    """The five options of a row and the index of the right one; raises Unusable if they cannot be parsed."""
     options = parse_options(field(row, "options", place))
     correct = field(row, "correct", place).strip().lower()
     if len(options) != 5:
-        raise Unusable("it has not five options")
+        raise Unusable("it does not have five options")
     if correct not in options:
         raise Unusable("the letter of its right option is not one of a to e")
     return tuple(options[letter] for letter in LETTERS), LETTERS.index(correct)
@@ -80,11 +80,11 @@ _DOUBLED = re.compile(r"^[a-eA-E]\s*\)\s*(?=[^\s,])")
 
 
 def parse_options(text: str) -> dict[str, str]:
-    """Letter -> text of a MathQA `options` field, such as "a ) rs . 1,500 , b ) ( 3 , 4 ) , ...".
+    """Parse a MathQA `options` field, such as "a ) rs . 1,500 , b ) ( 3 , 4 ) , ...", into letter -> text.
 
-    A letter counts where it stands at the start or after a comma and in its turn, so commas and brackets inside an
-    option stay whole. A letter that the text repeats ("a ) a ) 5") is dropped. Letters that are missing, or have no
-    text, are missing from the answer. Lists written as Python does ("['a ) 1', 'b ) 2']") are read too.
+    A letter counts only at the start or after a comma, and in alphabetical order, so that commas and brackets inside an
+    option stay intact. A letter repeated in the text ("a ) a ) 5") is dropped. Letters that are missing, or have no
+    text, are missing from the result. Lists in Python syntax ("['a ) 1', 'b ) 2']") are parsed too.
     """
     text = text.strip()
     if text.startswith("[") and text.endswith("]") and re.match(r"\[\s*['\"]?\s*[a-eA-E]\s*\)", text):
@@ -102,7 +102,7 @@ def parse_options(text: str) -> dict[str, str]:
 
 
 def _mark(text: str, letter: str, start: int) -> re.Match[str] | None:
-    """Where a letter's option begins: not inside a bracket that is open, as in "( 3 , b )"."""
+    """Where a letter's option begins; skips matches inside an open bracket, as in "( 3 , b )"."""
     for mark in re.compile(rf"(?:^|,)\s*\(?\s*{letter}\s*\)", re.IGNORECASE).finditer(text, start):
         before = text[start : mark.start()]
         if before.count("(") <= before.count(")"):

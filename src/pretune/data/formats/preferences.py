@@ -1,4 +1,4 @@
-"""Preferences: two answers to one prompt, given as texts or as lists of messages."""
+"""Preferences: two answers to one prompt, as texts or lists of messages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pretune.data.sources.rows import Row
 
 
 class Preferences(Formatter):
-    """Rows of prompt, chosen and rejected. `template` is the format that a prompt and one of its answers are written
-    in; a prompt without answers is one of its rows."""
+    """Rows of prompt, chosen and rejected. `template` is the format of a prompt with one of its answers; a prompt
+    without answers is a row of that format."""
 
     def __init__(self, template: Formatter) -> None:
         self._template = template
         self.end_of_turn, self.has_turns = template.end_of_turn, template.has_turns
 
     def documents(self, row: Row, place: Place) -> list[list[Segment]]:
-        """The chosen side and the rejected one."""
+        """Two documents: the chosen side and the rejected side."""
         sides_as_rows = [self._template.as_row(messages) for messages in sides(row, place)]
         return [self._template.documents(side, place)[0] for side in sides_as_rows]
 
@@ -33,10 +33,10 @@ class Preferences(Formatter):
 
 
 def sides(row: Row, place: Place) -> tuple[list[Message], list[Message]]:
-    """The messages of the chosen and of the rejected side, the prompt's among them.
+    """The messages of the chosen and of the rejected side, each including the prompt.
 
-    The prompt may be a field of its own or what both sides begin with. Raises Unusable for equal or empty sides and for
-    sides that differ in more than the last answer, InputError for a row that is not a preference.
+    The prompt may be a separate field or the common beginning of both sides. Raises Unusable for equal or empty sides
+    and for sides that differ in more than the last answer, InputError for a row that is not a preference.
     """
     chosen, rejected = (_messages(row, name, "assistant", place) for name in ("chosen", "rejected"))
     if row.get("prompt") is None and (isinstance(row["chosen"], str) or isinstance(row["rejected"], str)):
@@ -53,7 +53,7 @@ def sides(row: Row, place: Place) -> tuple[list[Message], list[Message]]:
     if any(not _text(answer).strip() for answer in answers):
         raise Unusable("one of its sides is empty")
     if any([message["role"] for message in answer] != ["assistant"] for answer in answers):
-        raise Unusable("its sides differ in more than the last answer of the assistant")
+        raise Unusable("its sides differ in more than the assistant's last answer")
     first, second = (prompt + answer for answer in answers)
     return first, second
 
@@ -63,7 +63,7 @@ def _text(messages: Sequence[Message]) -> str:
 
 
 def _messages(row: Row, name: str, role: str, place: Place) -> list[Message]:
-    """A field as messages; a text is one message of `role`."""
+    """A field as messages; a text becomes one message of `role`."""
     value = row.get(name)
     if value is None:
         raise InputError(missing(row, name, place))
@@ -79,5 +79,5 @@ def _message(item: Any, where: str) -> Message:
         raise InputError(f"{where} is not a record with role and content but {type(item).__name__}")
     role, content = item.get("role"), item.get("content")
     if not isinstance(role, str) or not isinstance(content, str):
-        raise InputError(f"{where} has not both role and content as texts (it has: {', '.join(map(str, item))})")
+        raise InputError(f"{where} needs both role and content as text (it has: {', '.join(map(str, item))})")
     return {"role": role, "content": content}

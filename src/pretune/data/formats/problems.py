@@ -1,4 +1,4 @@
-"""Problems with a right answer: multiple choice by likelihood, and answers that a model writes."""
+"""Problems with a right answer: multiple choice by likelihood, and checking generated answers."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ LETTERS = "abcde"
 
 @dataclass(frozen=True)
 class Problem:
-    """A multiple-choice problem: each option continues the prompt exactly as an answer does in training."""
+    """A multiple-choice problem; each option continues the prompt exactly as an answer does in training."""
 
     prompt: str
     options: tuple[str, ...]
     correct: int
     closing: str | None
-    """What follows the answer in training; None: the document ends with it."""
+    """The text that follows the answer in training; None if the document ends with the answer."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Question:
     options: tuple[str, ...]
 
     def answer_in(self, text: str) -> str | None:
-        """What a text answers: a number, or an option as it is written in the problem; None for nothing of the kind."""
+        """The answer in a text: a number, or an option as written in the problem; None if there is none."""
         if not self.options:
             return final_answer(text)
         place = chosen_option(text, self.options)
@@ -54,11 +54,11 @@ _FINAL_ANSWER = re.compile(r"####\s*\$?\s*(-?[\d,]*\.?\d+)")
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:
-    """Which option a text that answers a multiple-choice problem means, or None.
+    """The index of the option that a text answers a multiple-choice problem with, or None.
 
-    Read is what follows the last "answer :", or else the first line. It means the option that it is, word for word
-    but for spaces, case and thousands separators; else the one whose letter it gives ("b", "( b )", "b ) 12"); else the
-    only one with the only number that it has.
+    It reads the line after the last "answer :", or else the first line. That line means the option with the same text,
+    ignoring spaces, case and thousands separators; else the option whose letter it gives ("b", "( b )", "b ) 12");
+    else, if it has a single number, the only option with that number.
     """
     said = re.split(r"answer\s*(?:is)?\s*:", text, flags=re.IGNORECASE)[-1].strip()
     said = said.splitlines()[0].strip() if said else ""
@@ -76,7 +76,7 @@ def chosen_option(text: str, options: Sequence[str]) -> int | None:
 
 
 def _bare(text: str) -> str:
-    """A text by which equal answers are equal: no spaces, no thousands separators, no capitals, no full stop."""
+    """Normalize an answer for comparison: no spaces, thousands separators, capitals or final full stop."""
     squeezed = re.sub(r"\s+", "", text.lower())
     return re.sub(r"(?<=\d),(?=\d{3}(?!\d))", "", squeezed).rstrip(".")
 
@@ -89,7 +89,7 @@ def _numbers(text: str) -> list[Fraction]:
 
 
 def _number(text: str) -> Fraction | None:
-    """Exactly what digits say: 18.00 is 18, and 1/3 is itself."""
+    """The exact value of a number: 18.00 equals 18, and 1/3 is not rounded."""
     try:
         return Fraction(_bare(text).lstrip("$"))
     except (ValueError, ZeroDivisionError):

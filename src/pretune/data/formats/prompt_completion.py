@@ -1,4 +1,4 @@
-"""A column with the prompt and one with its completion."""
+"""One column with the prompt and one with its completion."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pretune.data.sources.rows import Row
 
 
 class PromptCompletion(PlainFormatter):
-    """The two columns joined; spaces at the end of the prompt belong to the completion."""
+    """The two columns joined; trailing spaces of the prompt are moved to the completion."""
 
     def __init__(self, config: PromptCompletionFormat) -> None:
         self.score_prompt, self._prompt, self._completion = config.score_prompt, config.prompt, config.completion

@@ -1,4 +1,4 @@
-"""What a row becomes: stretches of text, each scored or not; and how messages name a row."""
+"""Segments of text, each scored or not; and the place of a row, for error messages."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pretune.data.sources.rows import locate
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of text whose tokens are all scored, or all not."""
+    """A piece of text whose tokens are either all scored or all not scored."""
 
     text: str
     scored: bool
     special: bool = False
-    """A chat template wrote it: special tokens that it spells are special tokens. Elsewhere they are only text."""
+    """Whether a chat template wrote it, so that text that spells a special token becomes that token."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a row is, for messages about it: the file and its row where the source is files."""
+    """Where a row is, for error messages; for files, the file and the row in it."""
 
     source: SourceConfig
     row: int
@@ -30,4 +30,4 @@ class Place:
 
 
 class Unusable(Exception):
-    """A row that a format leaves out; the message is the reason, without particulars, so that it can be counted."""
+    """Raised for a row that a format leaves out; the message is a generic reason, so that equal ones can be counted."""

@@ -1,4 +1,4 @@
-"""Plain text: one column, everything scored."""
+"""Plain text: one column, in which everything is scored."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pretune.data.sources.rows import Row
 
 
 class Text(PlainFormatter):
-    """A document is a text, and a prompt its beginning."""
+    """A document is the text of the column; a prompt is the beginning of such a text."""
 
     def __init__(self, config: TextFormat) -> None:
         self._column = config.column

@@ -1,1 +1,1 @@
-"""Where rows come from: the hub, files, this Python's documentation, generated word problems."""
+"""Data sources: the Hugging Face hub, files, this Python's documentation, generated word problems."""

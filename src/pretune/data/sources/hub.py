@@ -1,4 +1,4 @@
-"""What the Hugging Face hub has: rows of a dataset, the tokenizer of a model. Out of reach, it is one clear error."""
+"""Access to the Hugging Face hub: rows of a dataset, files of a model; with one clear error if it is unreachable."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pretune.core.config import InputError
 from pretune.data.sources.config import HubSource
 
 PROBE_SECONDS = 10.0
-"""How long to wait for the hub's answer before saying that there is no network."""
+"""Timeout for the hub's answer before it is reported as unreachable."""
 
 
 def rows(config: HubSource) -> Iterator[dict[str, Any]]:
-    """Rows of a hub dataset, while downloading or after.
+    """Rows of a hub dataset, read while downloading or afterwards.
 
-    Raises InputError when the hub cannot be reached, or the dataset, its configuration or its split does not exist.
+    Raises InputError if the hub cannot be reached, or if the dataset, its configuration or its split does not exist.
     """
     with quiet_libraries():
         check_reachable(config.path, config.revision, "dataset")
@@ -45,12 +45,12 @@ def rows(config: HubSource) -> Iterator[dict[str, Any]]:
 
 
 def download_file(repository: str, filename: str) -> Path:
-    """A file of a model's repository, downloaded or from the Hugging Face cache; raises InputError otherwise."""
+    """A file from a model's repository, downloaded or from the Hugging Face cache; InputError if that fails."""
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import huggingface_hub
 
-        # A file that was downloaded before needs no network at all.
+        # A file in the cache needs no network.
         known = huggingface_hub.try_to_load_from_cache(repository, filename)
         if isinstance(known, str):
             return Path(known)
@@ -62,10 +62,10 @@ def download_file(repository: str, filename: str) -> Path:
 
 
 def check_reachable(repository: str, revision: str | None, kind: str) -> None:
-    """Ask the hub once, without retries, whether it is there and knows the repository; raise InputError if not.
+    """Check once, without retries, that the hub is reachable and has the repository; raise InputError if not.
 
-    The libraries' own calls retry for half a minute before they give up, with a message that hides the cause. With
-    HF_HUB_OFFLINE set nothing is asked: the Hugging Face cache answers.
+    The libraries' own calls retry for half a minute before failing, with a message that hides the cause. With
+    HF_HUB_OFFLINE set, the check is skipped: the Hugging Face cache is used.
     """
     import huggingface_hub
     from huggingface_hub import errors
@@ -77,13 +77,13 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
         ask(repository, revision=revision, timeout=PROBE_SECONDS)
     except errors.GatedRepoError:
         raise InputError(
-            f"{kind} '{repository}' asks for your consent: open its page on the hub, accept, and log in "
-            "with `hf auth login`"
+            f"{kind} '{repository}' is gated: open its page on the hub, accept its terms, and log in with "
+            "`hf auth login`"
         ) from None
     except errors.RepositoryNotFoundError:
         raise InputError(
             f"the hub has no {kind} '{repository}' (or it is private: log in with `hf auth login`); check "
-            "the spelling, owner/name"
+            "the spelling of owner/name"
         ) from None
     except errors.RevisionNotFoundError:
         raise InputError(f"{kind} '{repository}' has no revision '{revision}'") from None
@@ -91,7 +91,7 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
         raise InputError(f"'{repository}' is not a name on the hub; write owner/name") from None
     except errors.HfHubHTTPError as error:
         raise InputError(f"the hub refuses {kind} '{repository}': {error_summary(error)}") from None
-    except Exception as error:  # which library's errors a failed connection raises depends on the version
+    except Exception as error:  # the type of connection errors depends on the library's version
         raise InputError(
             f"cannot reach the hub at {huggingface_hub.constants.ENDPOINT} for {kind} '{repository}' "
             f"({error_summary(error)}); check the network, or set HF_HUB_OFFLINE=1 to use the Hugging Face cache"
@@ -99,14 +99,14 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
 
 
 def error_summary(error: BaseException) -> str:
-    """The first line of a library's error, at most 200 characters of it."""
+    """The first line of a library's error, truncated to 200 characters."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0][:200] if lines else type(error).__name__).rstrip(".")
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' progress bars and log lines off the console while their own errors become ours."""
+    """Turn off the libraries' progress bars and logs; we report their errors ourselves."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub", "httpx", "httpx2", "fsspec")]
     import datasets
     import huggingface_hub.utils as hub_utils

@@ -1,4 +1,4 @@
-"""Rows of local files, read through `datasets`: json, parquet and text, compressed or not."""
+"""Read rows from local files through `datasets`: JSON, Parquet and text, compressed or not."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ SUFFIXES: dict[str, Kind] = {
 }  # fmt: skip
 COMPRESSION = {".gz", ".xz", ".zst", ".bz2"}
 TEXT_CHARACTERS = 16_384
-"""A text file longer than this becomes several rows, cut at line ends, so that some of it can be held out."""
+"""Text files longer than this become several rows, split at line ends, so that part of a file can be held out."""
 
 
 def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
-    """Rows of the files in the order given (a glob's matches by name).
+    """Rows of the files in the given order (a glob's matches sorted by name).
 
-    Raises InputError naming the file, and for JSON the line, that cannot be read, and for a pattern without a match.
+    Raises InputError for a file that cannot be read, naming it (and the line, for JSON), and for a pattern without a
+    match.
     """
     files = expand(config.files)
     pairs: list[tuple[Kind, Path]] = [(kind_of(file, config.format), file) for file in files]
@@ -38,7 +39,7 @@ def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
 
 
 def locate(config: FilesSource, row: int) -> str:
-    """`file, row n`: rows count from 1 in each file. Reads several files again up to that row."""
+    """`file, row n`, with rows counted from 1 in each file. With several files, it rereads them up to that row."""
     if len(config.files) == 1 and not glob.has_magic(config.files[0]):
         return f"{config.files[0]}, row {row + 1}"
     for file in expand(config.files):
@@ -55,7 +56,7 @@ def _kind(pair: tuple[Kind, Path]) -> Kind:
 
 
 def expand(patterns: tuple[str, ...]) -> list[Path]:
-    """The files that paths and globs name; raises InputError for one that names none."""
+    """The files that paths and globs match; raises InputError for a pattern without a match."""
     files: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
@@ -71,7 +72,7 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
 
 
 def kind_of(file: Path, format: Kind | Literal["auto"]) -> Kind:
-    """How to read a file; raises InputError where its name does not tell."""
+    """How to read a file; raises InputError if its name does not tell."""
     suffixes = file.suffixes
     if suffixes and suffixes[-1] == ".zst" and importlib.util.find_spec("zstandard") is None:
         raise InputError(f"reading {file} needs the package zstandard: pip install zstandard")
@@ -92,7 +93,7 @@ def _read(kind: Kind, files: list[Path]) -> Iterator[dict[str, Any]]:
         for file in files:
             yield from _text_rows(file)
         return
-    # `datasets` cannot stream files that are all empty; a file without bytes has no rows.
+    # `datasets` cannot stream files that are all empty. An empty file has no rows.
     files = [file for file in files if file.stat().st_size]
     if not files:
         return
@@ -111,13 +112,13 @@ def _read(kind: Kind, files: list[Path]) -> Iterator[dict[str, Any]]:
 def _stream(kind: Kind, files: list[Path], **options: Any) -> Any:
     import datasets
 
-    # `datasets` takes file names for patterns.
+    # Escaped, because `datasets` treats file names as patterns.
     names = [glob.escape(str(file.resolve())) for file in files]
     return datasets.load_dataset(kind, data_files=names, split="train", streaming=True, **options)
 
 
 def _text_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """One row a file, or one for every TEXT_CHARACTERS or so of a long file."""
+    """One row per file, or one per TEXT_CHARACTERS or so of a long file."""
     part: list[str] = []
     length = 0
     if not file.stat().st_size:
@@ -132,7 +133,7 @@ def _text_rows(file: Path) -> Iterator[dict[str, Any]]:
                     part, length = [], 0
         except UnicodeDecodeError as error:
             raise InputError(f"{file} is not UTF-8 text (byte {error.start} of a block); convert it first") from error
-        except Exception as error:  # each way of compressing raises errors of its own
+        except Exception as error:  # each compression library raises its own errors
             raise InputError(f"cannot read {file}: {error_summary(error)}") from error
     if part:
         yield {"text": "".join(part), "source": str(file)}
@@ -151,16 +152,16 @@ def _parquet_fault(files: list[Path]) -> str | None:
 
 
 def _json_fault(files: list[Path]) -> str | None:
-    """The file and line that is not JSON, found by reading everything again, this time with Python's own parser."""
+    """The file and line that is not valid JSON, found by rereading the files with Python's own parser."""
     import fsspec
 
     for file in files:
         try:
-            # `infer` goes by the file's name, as `datasets` does by its content.
+            # `infer` detects compression by the file's name, whereas `datasets` looks at its content.
             with fsspec.open(str(file.resolve()), "rb", compression="infer") as opened:
                 fault = _fault_of_lines(opened)  # type: ignore[arg-type]
-        except Exception as error:  # each way of compressing raises errors of its own
-            fault = f"cannot be unpacked: {error_summary(error)}"
+        except Exception as error:  # each compression library raises its own errors
+            fault = f"cannot be decompressed: {error_summary(error)}"
         if fault:
             return f"{file} {fault}"
     return None
@@ -173,7 +174,7 @@ def _fault_of_lines(file: IO[bytes]) -> str | None:
         record, fault = _parse(line.strip())
         if isinstance(record, dict):
             continue
-        if number == 1:  # not JSON lines, then perhaps one value that spans lines
+        if number == 1:  # not JSON lines, so perhaps a single value that spans several lines
             return _fault_of_whole((line + file.read()).rstrip())
         return f"line {number}{(fault or ' is not a record ({...})').removeprefix('line 1')}"
     return None
@@ -185,7 +186,7 @@ def _fault_of_whole(content: bytes) -> str | None:
         return fault
     if isinstance(value, list) and all(isinstance(record, dict) for record in value):
         return None
-    return "is JSON, but neither a list of records nor one record a line"
+    return "is JSON, but neither a list of records nor one record per line"
 
 
 def _parse(content: bytes) -> tuple[Any, str | None]:

@@ -1,6 +1,6 @@
-"""The documentation that ships with this Python and its installed packages, as text to train on.
+"""Read the documentation of this Python installation and its packages as training text.
 
-Docstrings are read with `ast`; nothing is imported or run. One row holds the docstrings of one module, or one document.
+Docstrings are read with `ast`; nothing is imported or run. A row holds the docstrings of a module, or one document.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from pretune.core.config import InputError, nearest
 from pretune.data.sources.config import PythonDocsSource
 
 VERSION = 1
-"""Raise when the same installation would give other rows: prepared data is addressed by it."""
+"""Increment when the same installation would give different rows: it is part of the cache key of prepared data."""
 
 MIN_CHARACTERS = 200
 """Shorter texts are left out: stubs, version files."""
 MAX_DOCUMENT_BYTES = 1_000_000
 """Longer .txt files are data rather than documentation."""
 MIN_LETTERS = 0.7
-"""Share of letters and spaces below which a text file is a table or a list rather than prose."""
+"""Fraction of letters and spaces below which a text file counts as a table or list rather than prose."""
 
 _DOCUMENTS = (".rst", ".md", ".txt")
 _LEGAL = ("license", "licence", "copying", "notice", "authors", "top_level", "entry_points", "requirements", "vendor")
@@ -35,15 +35,15 @@ _SKIPPED_FOLDERS = {"site-packages", "test", "tests", "testing", "__pycache__", 
 
 
 def rows(config: PythonDocsSource) -> Iterator[dict[str, str]]:
-    """`{text, source}` for the standard library and then each distribution by name, nothing twice.
+    """`{text, source}` rows for the standard library and then each distribution by name, without duplicates.
 
-    Reads lazily and stops once `max_bytes` of text have come. Raises InputError for a package that is not installed.
+    Reads lazily and stops after `max_bytes` of text. Raises InputError for a package that is not installed.
     """
     seen: set[bytes] = set()
     left = config.max_bytes
     for source, path in _files(config.packages):
         text = _docstrings(path, source, seen) if path.suffix == ".py" else _document(path, seen)
-        text = text.encode(errors="ignore").decode()  # a docstring may spell half a surrogate pair
+        text = text.encode(errors="ignore").decode()  # a docstring may contain half of a surrogate pair
         if len(text) < MIN_CHARACTERS:
             continue
         size = len(text.encode())
@@ -55,7 +55,7 @@ def rows(config: PythonDocsSource) -> Iterator[dict[str, str]]:
 
 
 def distributions() -> Iterator[importlib.metadata.Distribution]:
-    """What is installed; an uninstallation that was interrupted leaves folders without a name, which are not."""
+    """Installed distributions, without the nameless folders that an interrupted uninstallation leaves."""
     return (found for found in importlib.metadata.distributions() if "Name" in found.metadata)
 
 
@@ -64,7 +64,7 @@ def _first_bytes(text: str, num_bytes: int) -> str:
 
 
 def _files(packages: tuple[str, ...] | None) -> Iterator[tuple[str, Path]]:
-    """Name and path of every file to read, in an order that depends on nothing but what is installed."""
+    """Name and path of every file to read, in an order that depends only on what is installed."""
     installed = {d.name.lower().replace("_", "-"): d for d in distributions()}
     wanted = ["python", *sorted(installed)] if packages is None else [p.lower().replace("_", "-") for p in packages]
     for name in wanted:
@@ -101,17 +101,17 @@ def _distribution(distribution: importlib.metadata.Distribution) -> Iterator[tup
 
 
 def _docstrings(path: Path, source: str, seen: set[bytes]) -> str:
-    """The docstrings of a module, each under its qualified name; those seen before are left out."""
+    """The docstrings of a module, each under its qualified name; duplicates are left out."""
     code = _read(path)
     if '"""' not in code and "'''" not in code:
         return ""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # invalid escapes in other people's code
             tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return ""
-    if path.name == "topics.py":  # the language reference, which `help()` shows
+    if path.name == "topics.py":  # the language reference for `help()`
         return "\n\n".join(_long_strings(tree, seen))
     module = source.removesuffix(".py").removesuffix("/__init__").removeprefix("python/").replace("/", ".")
     return "\n\n".join(_named_docstrings(tree, module, seen))

@@ -1,6 +1,6 @@
-"""Where rows come from: the Hugging Face hub, files, this Python's documentation, generated word problems.
+"""Rows of any source, and the split into training and validation rows.
 
-A row is a plain dict. Everything here streams: no source is ever held in memory as a whole.
+A row is a plain dict. Everything here streams: no source is held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ Side = Literal["train", "validation"]
 
 
 def rows(config: SourceConfig) -> Iterator[Row]:
-    """Every row of a source, in an order that is always the same.
+    """Every row of a source, always in the same order.
 
-    Raises InputError for whatever is missing, unreadable or unreachable.
+    Raises InputError for anything that is missing, unreadable or unreachable.
     """
     match config:
         case HubSource():
@@ -48,7 +48,7 @@ def rows(config: SourceConfig) -> Iterator[Row]:
 
 
 def describe(config: SourceConfig) -> str:
-    """A source as an error message names it."""
+    """A source's name for error messages."""
     match config:
         case HubSource():
             return f"hub dataset {config.path}" + (f" ({config.name})" if config.name else "") + f", {config.split}"
@@ -61,17 +61,17 @@ def describe(config: SourceConfig) -> str:
 
 
 def locate(config: SourceConfig, row: int) -> str:
-    """A row, counted from 0, as a message names it; of several files, the one that it is in and its row there."""
+    """A row (counted from 0) for error messages; with several files, the row's file and its number there."""
     if isinstance(config, FilesSource):
         return local_files.locate(config, row)
     return f"{describe(config)}, row {row + 1}"
 
 
 def identity(config: SourceConfig) -> dict[str, Any]:
-    """What a source's rows depend on, as JSON-like values: caches are addressed by it.
+    """Everything that a source's rows depend on, as JSON-serializable values: the key of caches.
 
-    Files count by path, size and time of change; python_docs by the versions of Python and of what is installed. A
-    hub dataset counts by its name and revision: pin the revision where the dataset may change.
+    Files are identified by path, size and modification time; python_docs by the versions of Python and of installed
+    packages. A hub dataset is identified by its name and revision: pin the revision if the dataset may change.
     """
     match config:
         case HubSource():
@@ -97,28 +97,27 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 
 def check_apart(config: DataConfig) -> None:
-    """See that no set of documents is trained on that another one, or itself, is measured on; else ConfigError."""
+    """Raise ConfigError if any data set's training rows may include held-out rows of another set or its own."""
     sets = {"data": config, **{f"data.mix.{name}": config.part(name) for name in config.mix}}
     for (trained, train), (measured, other) in product(sets.items(), repeat=2):
         held_out = other.validation
         if held_out.source is not None:
             if identity(held_out.source) == identity(train.source):
                 raise ConfigError(
-                    f"{measured}.validation.source is {trained}.source itself: the model would be measured on what it "
-                    f"was trained on; set {measured}.validation.fraction instead"
+                    f"{measured}.validation.source equals {trained}.source: the model would be measured on what it was "
+                    f"trained on; set {measured}.validation.fraction instead"
                 )
         elif train.validation != held_out and identity(other.source) == identity(train.source):
             raise ConfigError(
-                f"{trained}.source is {measured}.source too, but holds out other rows: the model would be measured on "
-                f"what it was trained on; give both the same validation"
+                f"{trained}.source equals {measured}.source, but other rows are held out: the model would be measured "
+                f"on what it was trained on; give both the same validation"
             )
 
 
 def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     """The rows of one side with their numbers in the source, from 0.
 
-    Raises InputError if the side turns out to be empty, ConfigError where
-    training would read what validation is measured on.
+    Raises InputError if the side is empty, ConfigError if training would read validation data.
     """
     check_apart(config)
     validation = config.validation
@@ -136,7 +135,7 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
 
 
 def side_source(config: DataConfig, side: Side) -> SourceConfig:
-    """The source that a side's rows come from."""
+    """The source of a side's rows."""
     own = config.validation.source
     return own if side == "validation" and own is not None else config.source
 
@@ -152,7 +151,7 @@ def validation_rows(config: DataConfig) -> Iterator[Row]:
 
 
 def empty_side(config: DataConfig, side: Side) -> InputError:
-    """The error that says why a side has no rows and what to do."""
+    """The error for a side without rows, with the cause and what to do."""
     own = config.validation.source
     if side == "validation" and own is not None:
         return InputError(f"the validation source has no rows: {describe(own)}")
@@ -168,10 +167,10 @@ def empty_side(config: DataConfig, side: Side) -> InputError:
 
 @dataclass(frozen=True)
 class Split:
-    """Which side a row belongs to, where validation is a fraction of the source.
+    """Assigns rows to sides if validation is a fraction of the source.
 
-    That depends on nothing but the seed and the row's number, or its value in the column `group_by`: it needs no second
-    pass and no knowledge of how many rows there are.
+    The side depends only on the seed and the row's number, or its value in the column `group_by`, so it needs neither a
+    second pass nor the number of rows.
     """
 
     seed: int
@@ -184,7 +183,7 @@ class Split:
         return Split(validation.seed, validation.fraction, validation.group_by)
 
     def side(self, number: int, row: Row) -> Side:
-        """The side of a row. Raises ConfigError where it has no such column."""
+        """The side of a row. Raises ConfigError if it has no column `group_by`."""
         key = number
         if self.group_by is not None:
             if self.group_by not in row:
@@ -196,10 +195,10 @@ class Split:
         return "validation" if held_out(self.seed, self.fraction, key) else "train"
 
     def identity(self) -> list[Any]:
-        """What tells it from other splits."""
+        """Everything that determines the split, for cache keys."""
         return [self.seed, self.fraction, *([self.group_by] if self.group_by else [])]
 
 
 def held_out(seed: int, fraction: float, key: int) -> bool:
-    """Whether a row belongs to the validation side: a hash of (seed, key of 64 bits) below the fraction."""
+    """Whether a row is held out: whether the hash of (seed, 64-bit key), scaled to [0, 1), is below the fraction."""
     return mix(mix(seed % 2**64) ^ key) < fraction * 2**64

@@ -1,7 +1,7 @@
-"""Generated multiple-choice arithmetic, in MathQA's own fields and manner of writing.
+"""Generate multiple-choice arithmetic problems with MathQA's fields and style.
 
-Every problem is different, every wrong option is what a wrong operation or a slip would give, and the right one is
-equally often in each of the five places.
+All problems are different, every wrong option is the result of a wrong operation or a slip, and the right option is
+equally likely in each of the five places.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from pretune.core.config import InputError
 from pretune.data.sources.config import WordProblemsSource
 
 VERSION = 1
-"""Raise when the same section would give other problems: prepared data is addressed by it."""
+"""Increment when the same section would give different problems: it is part of the cache key of prepared data."""
 
 LETTERS = "abcde"
 MAX_TRIES = 100
-"""Draws in a row without a new problem after which all there are count as found."""
+"""After this many consecutive draws without a new problem, all problems count as found."""
 
 
 @dataclass(frozen=True)
 class Sum:
-    """What a problem computes: its numbers, the working, the answer, and what wrong operations would give."""
+    """The arithmetic of a problem: its numbers, the working, the answer, and the results of wrong operations."""
 
     numbers: tuple[int, ...]
     working: str
@@ -32,13 +32,13 @@ class Sum:
 
 
 Draw = Callable[[random.Random, int], Sum | None]
-"""Numbers up to a maximum for one kind of sum, or None where the draw gives no whole answer in range."""
+"""Draws numbers up to a maximum for one kind of problem; None if the draw gives no integer answer in range."""
 
 
 def rows(config: WordProblemsSource) -> Iterator[dict[str, str]]:
-    """`num_problems` different rows {Problem, Rationale, options, correct, category}; the same ones for the same seed.
+    """`num_problems` different rows {Problem, Rationale, options, correct, category}, determined by the seed.
 
-    Raises InputError when there are not that many different problems with numbers up to `max_number`.
+    Raises InputError if there are not that many different problems with numbers up to `max_number`.
     """
     random_numbers = random.Random(config.seed)
     seen: set[str] = set()
@@ -59,7 +59,7 @@ def rows(config: WordProblemsSource) -> Iterator[dict[str, str]]:
 def _problem(draw: random.Random, max_number: int) -> dict[str, str] | None:
     kind = draw.choice(tuple(TEMPLATES))
     template, unit = draw.choice(TEMPLATES[kind])
-    # Kinds that reject most draws would be rare otherwise; some are impossible with small numbers.
+    # Retry, because kinds that reject most draws would otherwise be rare. Some are impossible with small numbers.
     made = next(filter(None, (SUMS[kind](draw, max_number) for _ in range(50))), None)
     if made is None:
         return None
