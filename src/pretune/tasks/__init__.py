@@ -1,1 +1,1 @@
-"""The verbs: what a user can ask for."""
+"""The tasks that a user can run: train, prepare, evaluate, generate, export, report, plan."""

@@ -270,8 +270,8 @@ def test_a_template_may_refuse_a_conversation() -> None:
 @pytest.mark.parametrize(("template", "message"), [
     ("{% for message in messages %}{{ message['content'] }}", "not valid Jinja: line 1: Unexpected end of template"),
     ("{% for m in messages %}{% if m['role'] == 'user' %}{{ m['content'] }}{% endif %}{% endfor %}",
-     r"no place for the assistant's text; write message\['content'\]"),
-    ("{{ messages[-1]['content'] }}", "no place for the user's text"),
+     r"does not write the assistant's text; insert message\['content'\]"),
+    ("{{ messages[-1]['content'] }}", "does not write the user's text"),
     ("{{ ''.__class__.__mro__ }}", "the chat template fails: SecurityError"),
     ("{{ messages.append(1) }}", "the chat template fails: SecurityError"),
     ("{{ wrong.name }}", "the chat template fails: UndefinedError: 'wrong' is undefined"),

@@ -109,8 +109,8 @@ def test_a_bad_line_far_into_a_compressed_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "content", "word"), [
-    ("cut.jsonl.gz", gzip.compress(b'{"text": "z"}\n' * 100, mtime=0)[:30], "unpacked"),
-    ("cut.jsonl.xz", lzma.compress(b'{"text": "z"}\n' * 100)[:60], "unpacked"),
+    ("cut.jsonl.gz", gzip.compress(b'{"text": "z"}\n' * 100, mtime=0)[:30], "decompressed"),
+    ("cut.jsonl.xz", lzma.compress(b'{"text": "z"}\n' * 100)[:60], "decompressed"),
     ("cut.txt.gz", gzip.compress(b"text " * 1000, mtime=0)[:20], "cut.txt.gz"),
     ("no.parquet", b"no parquet here", "no.parquet is not a parquet file"),
     ("latin.txt", "é".encode("latin-1") * 10, "UTF-8"),

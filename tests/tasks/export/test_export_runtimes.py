@@ -114,7 +114,7 @@ def test_onnx(settings: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[s
     [
         (("export.adapter=keep",), "holds a whole model: set adapter to merge"),
         (("export.dtype=bfloat16",), "computes in float32: set dtype to float32"),
-        (("export.context=200",), r"export\.context \(200\) is more than the positions"),
+        (("export.context=200",), r"export\.context \(200\) exceeds the model"),
         (("export.format=onnx", "quantization=int8_int4", "quantization.group_size=32"), "take quantization=none"),
         (("quantization=int8_weight_only",), "no kernel for"),
     ],
@@ -134,7 +134,7 @@ def test_what_is_refused(changes: tuple[str, ...], message: str, settings: Compo
         (("generate.compile=true",), "set compile to false"),
         (("generate.runtime=pretune", "generate.export=x"), "set runtime to executorch"),
         (("generate.export=nowhere",), r"nowhere holds no model\.pte"),
-        ((), r"has no \.pte yet; make one: python src/main\.py"),
+        ((), r"has no \.pte yet; export one: python src/main\.py"),
     ],
 )
 def test_what_cannot_be_run(changes: tuple[str, ...], message: str, settings: Compose) -> None:

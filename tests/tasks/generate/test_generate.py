@@ -133,7 +133,7 @@ def test_what_is_done_when_a_signal_comes_is_written(
     ("name", "content", "message"),
     [
         ("gone.txt", None, "cannot read .*gone.txt"),
-        ("empty.txt", "\n \n", "holds no prompts"),
+        ("empty.txt", "\n \n", "has no prompts"),
         ("bad.jsonl", '{"prompt": "a"}\n{"prompt"\n', "bad.jsonl, line 2 is not JSON"),
         ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "row 2 is an empty prompt"),
         ("list.jsonl", "[1]\n", "row 1 is neither text nor"),
@@ -141,7 +141,7 @@ def test_what_is_done_when_a_signal_comes_is_written(
         ("none.jsonl", '{"messages": []}\n', "nothing is left for the assistant"),
         ("other.jsonl", '{"prompts": "a"}\n', "has no field 'text'"),
         ("long.txt", "a\n" + "the cat " * 600 + "\n", "prompt 2 has .* room for 512"),
-        ("latin.txt", b"caf\xe9\n", "not text in UTF-8"),
+        ("latin.txt", b"caf\xe9\n", "is not UTF-8 text"),
     ],
 )
 def test_a_file_that_cannot_be_answered(
@@ -156,7 +156,7 @@ def test_a_file_that_cannot_be_answered(
 
 def test_what_makes_no_sense_is_told(trained: Compose, tmp_path: Path) -> None:
     for overrides, message in (
-        ([], "nothing to continue"),
+        ([], "there is no prompt"),
         (["generate.prompt=x", "generate.chat=true"], "exclude each other"),
         (["generate.prompt=' '"], "generate.prompt is empty"),
         (["generate.prompt=x", "generate.end_tokens=['<|endoftex|>']"], "did you mean '<|endoftext|>'"),

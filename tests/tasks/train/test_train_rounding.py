@@ -158,8 +158,8 @@ def test_a_plain_run_is_measured_and_exported_rounded(kind: str, tiny: Compose, 
         ),
         ((*QAT, "precision=fp8"), r"and precision=fp8 round to different values"),
         ((*QAT, *TUNE, "adapter=lora", "adapter.dropout=0.1"), r"set adapter\.dropout=0\.0"),
-        (("task=export", "export.format=integers"), r"say how to store the numbers"),
-        (("task=export", *QAT, "export.adapter=keep", "adapter=lora", *TUNE), r"take export\.adapter=merge"),
+        (("task=export", "export.format=integers"), r"choose how to store weights"),
+        (("task=export", *QAT, "export.adapter=keep", "adapter=lora", *TUNE), r"use export\.adapter=merge"),
     ],
 )
 def test_what_cannot_be_rounded_is_one_line(settings: tuple[str, ...], message: str, tiny: Compose) -> None:

@@ -1,1 +1,1 @@
-"""task=evaluate: metrics of the validation set."""
+"""task=evaluate: measure metrics on the validation set."""

@@ -1,4 +1,4 @@
-"""Counts the right answers that a model writes to problems that it was not trained on."""
+"""Count the right answers that a model generates for held-out problems."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from pretune.run.weights import own_folder
 
 
 def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
-    """Share of held-out problems that the model answers right in its own words, prompted as in training.
+    """The share of held-out problems for which the model generates the right answer, with the prompt used in training.
 
-    `unanswered`: share of texts without an answer. Problems that leave no room for one are `left_out`. What was written
-    is in evaluations/answers.jsonl of the run's folder, for reading.
+    `unanswered`: share of generated texts without an answer. Problems whose prompts leave no room for an answer are
+    `left_out`. The generated texts are written to evaluations/answers.jsonl in the run's folder.
     """
     section = config.evaluation.answers
-    # Compiled with the weights built in: in training they would be old ones at the next evaluation.
+    # Compiled code contains the weights as constants: during training they would be stale at the next evaluation.
     rows = section.batch_size if section.compile and config.task == "evaluate" else None
     generator = assemble_generator(config, section, parts.model, parts.tokenizer, parts.device, rows)
     asked = list(islice(questions(config.data, generator.formatter), config.evaluation.max_problems))
@@ -42,7 +42,7 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     if not records:
         return {}
     right = sum(record["right"] for record in records) / len(records)
-    # Beside MathQA's accuracy by likelihood, which has the shorter name.
+    # For MathQA, `accuracy` is the accuracy by likelihood.
     task, name = config.data.format.kind, "generated_accuracy" if asked[0].options else "accuracy"
     return {
         f"{task}/{name}": right,

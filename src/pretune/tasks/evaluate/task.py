@@ -1,4 +1,4 @@
-"""Measures a model on what it was not trained on."""
+"""task=evaluate: measure a model on held-out data."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from pretune.tracker.metrics import metric
 T = TypeVar("T")
 
 Scorer = Callable[[Batch], TokenScores]
-"""Scores every position of a batch, on whatever device and in whatever precision it was made for."""
+"""Scores every position of a batch, on its own device and in its own precision."""
 
 
 def evaluate_run(config: RunConfig) -> int:
-    """task=evaluate: measure a checkpoint of the run that `config` names (checkpoint.use), and print the metrics."""
+    """task=evaluate: measure a checkpoint (checkpoint.use) of the run that `config` names, and print the metrics."""
     folder = evaluated_run(config)
     config = resolved_config(config, folder)
     parts = with_reference(config, assemble_evaluation(config, folder))
@@ -57,13 +57,13 @@ def evaluate_run(config: RunConfig) -> int:
     Console().print(table)
     print(f"written to {folder.path / 'evaluation.json'}")
     if config.evaluation.answers.measure:
-        print(f"what it answered: {folder.path / 'evaluations' / 'answers.jsonl'}")
+        print(f"generated answers: {folder.path / 'evaluations' / 'answers.jsonl'}")
     return 0
 
 
 def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
-    """All metrics that the configuration asks for, over the whole validation set, and the loss over each one of the
-    sets that are mixed in: `val_NAME/loss`."""
+    """All configured metrics over the whole validation set, and the loss over the held-out rows of each mixed-in set:
+    `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
     loader = Loader(parts.data.validation, config.data, config.seed)
     total = -(-loader.num_sequences // micro_batch)
@@ -88,7 +88,7 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
 
 
 def validation_loss(config: RunConfig, parts: Parts) -> float:
-    """The loss over the validation set, in nats per scored token, whatever the run's objective is."""
+    """The loss over the validation set, in nats per scored token, whatever the run's objective."""
     loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
     batches = watched(config.task, loader.batches(rows), "reading the validation set", -(-loader.num_sequences // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
@@ -96,18 +96,19 @@ def validation_loss(config: RunConfig, parts: Parts) -> float:
 
 
 def watched(task: str, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """`items`, counted by a bar, except in training, which has one on the screen already."""
+    """`items` with a progress bar, except during training, which already shows one."""
     return items if task == "train" else counted(items, title, total)
 
 
 def option_accuracy(
     score: Scorer, problems: Iterable[Problem], tokenizer: Tokenizer, micro_batch: int, max_length: int
 ) -> dict[str, float]:
-    """Share of problems whose right option is the likeliest continuation of the prompt, what ends it included.
+    """The share of problems whose right option is the most likely continuation of the prompt, including its ending.
 
-    `accuracy` compares summed log-likelihoods, `accuracy_normalized` those divided by the number of tokens; `chance`
-    is what guessing gives. The end counts because otherwise an option that begins another one ("1", "12") always wins.
-    Problems longer than `max_length` tokens are left out and counted as `skipped`.
+    `accuracy` compares summed log-likelihoods, `accuracy_normalized` divides them by the number of tokens; `chance` is
+    the accuracy of guessing. The ending (EOS or what follows in training) counts, because otherwise an option that is a
+    prefix of another ("1", "12") would always win. Problems longer than `max_length` tokens are left out and counted as
+    `skipped`.
     """
     right = right_normalized = total = skipped = 0
     chance = 0.0
@@ -149,8 +150,9 @@ def option_accuracy(
 
 
 def _log_likelihoods(score: Scorer, rows: list[tuple[list[int], list[int]]]) -> Tensor:
-    """Log-probability in nats of each continuation given its prompt -> [len(rows)]."""
-    # Causal attention: padding on the right changes nothing to its left. Few widths, so few shapes to compile for.
+    """Log-probability in nats of each continuation given its prompt: [len(rows)]."""
+    # With causal attention, padding on the right does not affect the tokens before it. Widths are rounded up, so that
+    # there are only a few shapes.
     width = -(-max(len(prompt) + len(option) for prompt, option in rows) // 64) * 64
     inputs = torch.zeros(len(rows), width, dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE)

@@ -1,1 +1,1 @@
-"""task=export: a run's model as files that other programs load."""
+"""task=export: write a run's model for other programs."""

@@ -1,4 +1,4 @@
-"""A model, or its adapter, as transformers and peft load them."""
+"""Export a model for transformers, or its adapter for peft."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from pretune.run.weights import start_run
 
 
 def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
-    """config.json, generation_config.json, model.safetensors and the tokenizer; an adapter is merged into the weights.
-    Where `quantization` stores numbers as integers, they are those that these stand for.
+    """Write config.json, generation_config.json, model.safetensors and the tokenizer; an adapter is merged into the
+    weights. If `quantization` stores weights as integers, the dequantized values are written.
 
-    Returns what to do with it. Raises ConfigError for a model that no architecture of transformers holds.
+    Returns instructions for use. Raises ConfigError for a model that no transformers architecture supports.
     """
     tokenizer, shape = assemble_tokenizer(config), portable_config(config.model)
     content = huggingface_config(shape, tokenizer.eos_id, config.export.dtype)
@@ -41,31 +41,34 @@ def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
 
 
 def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
-    """adapter_model.safetensors and adapter_config.json; returns what to do with them.
+    """Write adapter_model.safetensors and adapter_config.json; return instructions for use.
 
-    Raises ConfigError for an adapter, or a model under it, that has no counterpart in transformers.
+    Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
     if config.model.attention_scale != 1 and not config.model.qk_norm:
-        raise ConfigError("model.attention_scale goes into the queries' weights, not into an adapter's: merge it")
+        raise ConfigError(
+            "model.attention_scale is folded into the queries' weights, which an adapter alone does not have: use "
+            "export.adapter=merge"
+        )
     tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     write_json(folder / ADAPTER_CONFIG, content)
     base = start_run(config)
-    assert base is not None  # RunConfig sees to it
+    assert base is not None  # RunConfig ensures it
     return (
         f"It belongs on the weights of {base.name}; export these too: python src/main.py --config {base.config} "
-        "task=export. Then load them, and peft.PeftModel.from_pretrained(model, '{output}')"
+        "task=export. Then load them as model, and call peft.PeftModel.from_pretrained(model, '{output}')"
     )
 
 
 def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:
-    """Write tensors as `dtype`; ConfigError where they have numbers that it cannot hold."""
+    """Write tensors as `dtype`; ConfigError if they have values outside its range."""
     kind: Any = getattr(torch, dtype)
     converted = {name: tensor.to(kind).contiguous() for name, tensor in tensors.items()}
     lost = [
         name for name, tensor in converted.items() if tensors[name].isfinite().all() and not tensor.isfinite().all()
     ]
     if lost:
-        raise ConfigError(f"{lost[0]} has numbers too large for export.dtype={dtype}; use bfloat16 or float32")
+        raise ConfigError(f"{lost[0]} has values too large for export.dtype={dtype}; use bfloat16 or float32")
     save_file(converted, path, {"format": "pt"})

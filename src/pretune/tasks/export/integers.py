@@ -1,4 +1,4 @@
-"""A model stored as integers, in one safetensors file; and what storing it so costs."""
+"""Export a model as integers in a safetensors file, and measure the cost of quantization."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ WEIGHTS, INDEX = "model.safetensors", "integers.json"
 
 
 def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
-    """model.safetensors, integers.json and the tokenizer; returns what to do with them.
+    """Write model.safetensors, integers.json and the tokenizer; return instructions for use.
 
-    A matrix NAME.weight [E, D] that is stored as integers is NAME.weight.integers [E, D] int8, or [E, D / 2] uint8 with
-    two of 4 bits in a byte (the first in the low half, 8 added to either), and NAME.weight.scales [E, G]. Everything
-    else is as export.dtype says. A head that shares the table of the embedding is not written twice.
+    A matrix NAME.weight [E, D] that is stored as integers becomes NAME.weight.integers [E, D] int8, or [E, D / 2] uint8
+    with two 4-bit integers per byte (the first in the low half, 8 added to each), and NAME.weight.scales [E, G]. Other
+    tensors have export.dtype. A tied head is not written twice.
     """
     model, tensors, matrices = converted_model(config, run, torch.device("cpu")), {}, {}
     for name, tensor in model.named_parameters():
@@ -37,7 +37,7 @@ def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
         stored: Any = tensor.data
         group, bits = stored.block_size[1], int(str(stored.target_dtype).removeprefix("torch.int"))
         tensors[f"{name}.integers"] = _in_bytes(stored.qdata, bits)
-        # Scales of groups are numbers of bfloat16 already; see quantization.rounding.
+        # Scales of groups are already rounded to bfloat16; see quantization.rounding.
         tensors[f"{name}.scales"] = stored.scale.to(torch.bfloat16 if group < tensor.shape[1] else torch.float32)
         rounds = stored.activation_quantization is not None
         matrices[name] = {"bits": bits, "group_size": group, "shape": list(tensor.shape), "rounds_inputs": rounds}
@@ -50,7 +50,7 @@ def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
 
 
 def cost_of_quantization(config: RunConfig, run: RunFolder) -> dict[str, float]:
-    """The validation loss of a run's model with its numbers rounded as `quantization` says, and with all their bits."""
+    """The validation loss of a run's model with weights rounded according to `quantization`, and without rounding."""
     parts = assemble_evaluation(config, run)
     rounded = validation_loss(config, parts)
     whole = replace(parts, model=merged_model(config, run, parts.device))

@@ -1,4 +1,4 @@
-"""A model as one file for a runtime: ExecuTorch's .pte, or ONNX."""
+"""Export a model as a single file for a runtime: ExecuTorch's .pte, or ONNX."""
 
 from __future__ import annotations
 
@@ -26,13 +26,14 @@ from pretune.runtimes.onnx_file import check_onnx_installed, onnx_logits, write_
 ONNX = "model.onnx"
 
 LEAST = 32
-"""Positions that a model has at least, if it is to be of any use in a file; export.context too."""
+"""Minimum of a model's positions and of export.context for an export to be useful."""
 
 
 def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) -> str:
-    """model.pte, the tokenizer and pretune.json; returns what to do with them.
+    """Write model.pte, the tokenizer and pretune.json; return instructions for use.
 
-    Raises ConfigError for what ExecuTorch's XNNPACK lacks, RuntimeError for a file that computes something else.
+    Raises ConfigError for layers that XNNPACK does not support, RuntimeError if the file's logits differ from the
+    model's.
     """
     check_installed()
     tokenizer = assemble_tokenizer(config)
@@ -49,18 +50,18 @@ def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) ->
     about = {"eos_ids": list(interface.eos_ids), "context": context}
     _write_beside(config, run, step, folder, PROGRAM, tokenizer, about | {"largest_difference": difference})
     return (
-        f"{_described(folder / PROGRAM, difference)} Let it write: python src/main.py --config {run.config} "
+        f"{_described(folder / PROGRAM, difference)} Generate with it: python src/main.py --config {run.config} "
         "task=generate generate.runtime=executorch 'generate.export={output}' 'generate.prompt=...'"
     )
 
 
 def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) -> str:
-    """model.onnx, the tokenizer and pretune.json; returns what to do with them."""
+    """Write model.onnx, the tokenizer and pretune.json; return instructions for use."""
     check_onnx_installed()
     if config.quantization.kind not in ("none", "qlora_nf4"):
         raise ConfigError(
-            f"ONNX files hold float32 here: quantization={config.quantization.kind} goes with "
-            "export.format=executorch; for ONNX take quantization=none"
+            f"ONNX export supports only float32: use export.format=executorch with "
+            f"quantization={config.quantization.kind}, or quantization=none for ONNX"
         )
     tokenizer = assemble_tokenizer(config)
     model = merged_model(config, run, torch.device("cpu")).eval()
@@ -75,7 +76,7 @@ def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) 
 
 
 def logits(model: Transformer, tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """What the model computes itself: [T, V] of tokens [1, T]."""
+    """The model's own logits [T, V] of tokens [1, T]."""
     with torch.no_grad():
         return model.unembed(model(tokens))[0, :, : tokenizer.vocab_size]
 
@@ -83,10 +84,10 @@ def logits(model: Transformer, tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
 def _context(config: RunConfig) -> int:
     limit, wanted = config.model.max_sequence_length, config.export.context
     if limit < LEAST:
-        raise ConfigError(f"model.max_sequence_length = {limit} is too little to export: {LEAST} positions at least")
+        raise ConfigError(f"model.max_sequence_length = {limit} is too small to export: it must be at least {LEAST}")
     if wanted is not None and wanted > limit:
         raise ConfigError(
-            f"export.context ({wanted}) is more than the positions that the model has (model.max_sequence_length = "
+            f"export.context ({wanted}) exceeds the model's number of positions (model.max_sequence_length = "
             f"{limit}); lower it, or set it to null"
         )
     return limit if wanted is None else wanted
@@ -102,4 +103,4 @@ def _write_beside(
 
 def _described(path: Path, difference: float) -> str:
     size = path.stat().st_size
-    return f"{path.name} has {size / 1e6:,.1f} MB and computes the model's logits, apart from {difference:.1e} at most."
+    return f"{path.name} has {size / 1e6:,.1f} MB; its logits differ from the model's by at most {difference:.1e}."

@@ -1,4 +1,4 @@
-"""Writes a run's model for other programs to load."""
+"""task=export: check the request, write the files, and report the cost of quantization."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pretune.tasks.export.integers import cost_of_quantization, write_integers
 
 
 def export(config: RunConfig) -> int:
-    """task=export: write a checkpoint of the run that `config` names (checkpoint.use), in the format it asks for."""
+    """task=export: write a checkpoint (checkpoint.use) of the run that `config` names, in export.format."""
     run = evaluated_run(config)
     config = resolved_config(config, run)
     path = chosen_checkpoint(run)
@@ -26,12 +26,12 @@ def export(config: RunConfig) -> int:
     rounded = isinstance(config.quantization, FakeQuantizationConfig)
     if keep and rounded:
         raise ConfigError(
-            f"quantization={config.quantization.kind} stores the sum of weights and adapter: take "
+            f"quantization={config.quantization.kind} stores the sum of weights and adapter: use "
             "export.adapter=merge, or quantization=none for the adapter alone"
         )
     if config.export.format == "integers" and not rounded:
         raise ConfigError(
-            f"export.format=integers with quantization={config.quantization.kind}: say how to store the numbers, by "
+            f"export.format=integers with quantization={config.quantization.kind}: choose how to store weights with "
             "quantization=int8_int4, int4_weight_only or int8_weight_only"
         )
     output = _output(config, run, checkpoint.step_of(path))
@@ -46,14 +46,14 @@ def export(config: RunConfig) -> int:
     print(f"{run.name} at step {checkpoint.step_of(path):,} is in {output}. {use.format(output=output)}")
     if cost is not None:
         print(
-            f"validation loss: {cost['val_float/loss']:.4f} with all bits, {cost['val/loss']:.4f} with "
+            f"validation loss: {cost['val_float/loss']:.4f} without quantization, {cost['val/loss']:.4f} with "
             f"quantization={config.quantization.kind} ({output / 'quantization.json'})"
         )
     return 0
 
 
 def _write(config: RunConfig, run: RunFolder, path: Path, keep: bool, folder: Path) -> str:
-    """Write the files into `folder`; returns what to do with `{output}`, where they will be."""
+    """Write the files into `folder`; return instructions for use, with `{output}` for their final folder."""
     match config.export.format:
         case "huggingface":
             from pretune.tasks.export.huggingface import write_adapter, write_model

@@ -1,1 +1,1 @@
-"""task=generate: text from a run's model."""
+"""task=generate: generate text with a run's model."""

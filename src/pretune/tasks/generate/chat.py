@@ -1,4 +1,4 @@
-"""A talk with the model on the terminal."""
+"""Chat with the model on the terminal."""
 
 from __future__ import annotations
 
@@ -17,10 +17,11 @@ NEW, QUIT = "/new", "/quit"
 
 
 def chat(generator: TextGenerator, config: RunConfig) -> int:
-    """Answer what is typed until the input ends (Ctrl-D, /quit). Ctrl-C ends an answer, or the talk between answers."""
+    """Answer typed questions until the input ends (Ctrl-D, /quit). Ctrl-C ends an answer or, between answers, the
+    chat."""
     template = config.generate.template
     turns = template and generator.formatter.has_turns
-    print(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the talk" + (
+    print(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the chat" + (
         f", {NEW} starts another." if turns else "; each question stands alone, as in the run's data."
     ))  # fmt: skip
     start: list[dict[str, Any]] = [{"role": "system", "content": config.generate.system}]
@@ -39,7 +40,7 @@ def chat(generator: TextGenerator, config: RunConfig) -> int:
             )
             answer = say(generator, generator.ids(prompt))
         except InputError as error:
-            print(f"{error}; {NEW} starts another talk")
+            print(f"{error}; {NEW} starts another chat")
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer})
@@ -47,9 +48,9 @@ def chat(generator: TextGenerator, config: RunConfig) -> int:
 
 
 def ask() -> str | None:
-    """The next line that holds something; None at the end of the input, at /quit and at Ctrl-C."""
+    """The next nonempty line; None at the end of the input, at /quit and at Ctrl-C."""
     with contextlib.suppress(ImportError):
-        importlib.import_module("readline")  # lets `input` go back and edit
+        importlib.import_module("readline")  # enables line editing and history in `input`
     while True:
         try:
             line = input("\n> " if sys.stdin.isatty() else "").strip()
@@ -66,7 +67,7 @@ def ask() -> str | None:
 
 
 def say(generator: TextGenerator, prompt: list[int]) -> str:
-    """Print an answer as it comes, until it or somebody ends it; return what there is of it."""
+    """Stream an answer to the terminal until it ends or is interrupted; return the text so far."""
     answer = ""
     with Interrupts():
         try:

@@ -1,4 +1,4 @@
-"""What the model writes after each prompt of a file."""
+"""Generate a text for each prompt in a file."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ JSON_LINES = (".jsonl", ".json", ".ndjson")
 def answer_file(
     generator: TextGenerator, section: GenerateConfig, folder: Path, model: str, interrupts: Interrupts
 ) -> int:
-    """Write a row for each prompt of generate.file: `prompt` (what the file has), `text`, `ended`, `tokens`.
+    """Write a row for each prompt in generate.file: `prompt` (as in the file), `text`, `ended`, `tokens`.
 
-    Where generate.output is null, the file is named after prompts and `model`, in `folder`. What is done when Ctrl-C
-    comes is written.
+    If generate.output is null, the output is in `folder`, named after the prompt file and `model`. On Ctrl-C, the
+    finished texts are written.
     """
     assert section.file is not None
     path = Path(section.file).expanduser()
@@ -47,14 +47,14 @@ def answer_file(
 
 
 def read_prompts(path: Path) -> list[Any]:
-    """What each line of a file holds: text, or JSON where the name says so. Lines without anything are passed over.
+    """The content of each line of a file: text, or JSON if the file's name says so. Empty lines are skipped.
 
-    Raises InputError for a file that cannot be read or holds nothing, naming the line that is not JSON.
+    Raises InputError for a file that cannot be read or is empty, and for a line that is not JSON, naming it.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError:
-        raise InputError(f"generate.file: {path} is not text in UTF-8") from None
+        raise InputError(f"generate.file: {path} is not UTF-8 text") from None
     except OSError as error:
         raise InputError(f"generate.file: cannot read {path} ({(error.strerror or str(error)).lower()})") from None
     rows: list[Any] = []
@@ -65,11 +65,11 @@ def read_prompts(path: Path) -> list[Any]:
             rows.append(json.loads(line) if path.suffix in JSON_LINES else line)
         except json.JSONDecodeError as error:
             raise InputError(
-                f"generate.file: {path}, line {number} is not JSON ({error.msg}); {path.suffix} means a JSON value on "
-                "each line"
+                f"generate.file: {path}, line {number} is not JSON ({error.msg}); a {path.suffix} file needs a JSON "
+                "value on each line"
             ) from None
     if not rows:
-        raise InputError(f"generate.file: {path} holds no prompts")
+        raise InputError(f"generate.file: {path} has no prompts")
     return rows
 
 
@@ -79,7 +79,7 @@ def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: 
     text = row.get("prompt") if isinstance(row, dict) else row
     if isinstance(text, str):
         if not text.strip():
-            raise InputError(f"{place} is an empty prompt; write something there")
+            raise InputError(f"{place} is an empty prompt; write some text there")
         return generator.prompt_segments(text, template)
     if isinstance(row, dict) and ("messages" not in row or generator.formatter.has_turns):
         return generator.formatter.prompt(row, place)
@@ -91,7 +91,7 @@ def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: 
 
 
 def is_chat(messages: Any) -> bool:
-    """Whether these are messages with role and text."""
+    """Whether these are messages, each with a role and text."""
     return isinstance(messages, list) and all(
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in messages
@@ -99,7 +99,7 @@ def is_chat(messages: Any) -> bool:
 
 
 def check_writable(output: Path) -> None:
-    """InputError, before anything is computed, where the output cannot be written."""
+    """Raise InputError if the output cannot be written; called before anything is computed."""
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         output.open("a").close()

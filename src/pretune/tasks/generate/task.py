@@ -1,4 +1,4 @@
-"""Let a model write: after one prompt, as it comes; after each prompt of a file; or in a chat."""
+"""task=generate: continue a prompt (streamed), continue each prompt of a file, or chat."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 
 def generate(config: RunConfig) -> int:
-    """task=generate: continue generate.prompt, or each prompt of generate.file, or talk, with a checkpoint of the
-    run that `config` names (checkpoint.use). Ctrl-C ends it, and what has been written stays."""
+    """task=generate: continue generate.prompt, or each prompt of generate.file, or chat, with a checkpoint
+    (checkpoint.use) of the run that `config` names. Ctrl-C ends it; generated text is kept."""
     section = config.generate
     if not (section.prompt or section.file or section.chat):
         raise ConfigError(
-            "there is nothing to continue; set generate.prompt='some text', generate.file=prompts.txt (or .jsonl), or "
+            "there is no prompt; set generate.prompt='some text', generate.file=prompts.txt (or .jsonl), or "
             "generate.chat=true"
         )
     folder = evaluated_run(config)
@@ -55,7 +55,7 @@ def generate(config: RunConfig) -> int:
         except Stop:
             print("\nstopped.", file=sys.stderr)
             return EXIT_STOPPED
-    # A chat has a Ctrl-C of its own: the first one ends an answer, and not the talk.
+    # A chat handles Ctrl-C itself: the first one ends an answer, not the chat.
     with generator.autocast():
         return chat(generator, config)
 
@@ -67,7 +67,7 @@ def _device(config: RunConfig) -> torch.device:
 def _model(
     config: RunConfig, folder: RunFolder, tokenizer: Tokenizer, device: torch.device
 ) -> tuple[LanguageModel, str]:
-    """The model of the run, or the file that was made of it; and its name among the run's models."""
+    """The run's model, or its exported program; and a name for it, used in output file names."""
     if config.generate.runtime == "pretune":
         rounding = "" if config.quantization.kind == "none" else f"{config.quantization.kind}-"
         name = f"{rounding}step-{checkpoint.step_of(chosen_checkpoint(folder))}"
@@ -79,19 +79,19 @@ def _model(
     exported = newest_program(folder.path / "export") if named is None else Path(named).expanduser()
     if exported is None:
         raise InputError(
-            f"{folder.name} has no .pte yet; make one: python src/main.py --config {folder.config} task=export "
+            f"{folder.name} has no .pte yet; export one: python src/main.py --config {folder.config} task=export "
             "export.format=executorch" + (" quantization=int8_int4" if config.quantization.kind == "none" else "")
         )
     return Program(checked_program(exported, tokenizer.fingerprint)), exported.name
 
 
 def answer_prompt(generator: TextGenerator, prompt: str, template: bool) -> int:
-    """Print what the model writes after a prompt, as it comes; behind the prompt, where it is continued as it is."""
+    """Stream the text after a prompt to the terminal; print the prompt first if it is continued unchanged."""
     if not prompt.strip():
         raise InputError("generate.prompt is empty; write some text")
     segments = generator.prompt_segments(prompt, template)
     pieces = generator.stream(generator.ids(segments))
-    first = next(pieces)  # before anything is shown: the prompt may be too long
+    first = next(pieces)  # before printing anything, because it raises InputError if the prompt is too long
     if "".join(segment.text for segment in segments) == prompt.rstrip(" "):
         print(printable(prompt, sys.stdout.encoding), end="", flush=True)
     for text in shown([first], pieces):
@@ -101,14 +101,14 @@ def answer_prompt(generator: TextGenerator, prompt: str, template: bool) -> int:
 
 
 def shown(*pieces: Iterable[Piece]) -> Iterator[str]:
-    """The text of pieces as a terminal can show it."""
+    """The text of pieces, made printable on the terminal."""
     for some in pieces:
         for piece in some:
             yield printable(piece.text, sys.stdout.encoding)
 
 
 def sample(config: RunConfig, parts: Parts) -> list[str]:
-    """What the model in training writes after each of samples.prompts."""
+    """The texts that the model in training generates for samples.prompts."""
     section = config.samples
     generator = assemble_generator(config, section, parts.model, parts.tokenizer, parts.device)
     prompts = [generator.ids(generator.prompt_segments(prompt, section.template)) for prompt in section.prompts]

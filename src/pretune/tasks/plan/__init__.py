@@ -1,1 +1,1 @@
-"""task=plan: parameters, memory and speed of a run before its first step."""
+"""task=plan: estimate parameters, memory, speed and loss of a run before its first step."""

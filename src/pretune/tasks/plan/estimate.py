@@ -1,4 +1,4 @@
-"""What a run will take and bring, estimated from its configuration alone."""
+"""Estimate a run's memory, speed, steps and loss from its configuration alone."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Plan:
     steps: int
     seconds: float
     limit: str
-    """Which part of the budget ends the run."""
+    """The part of the budget that ends the run."""
     tokens_per_parameter: float
     compute_optimal_ratio: float
     fitted_loss: float | None
-    """Nats per token; None for a fine-tuning, and for so few tokens that the fit does not hold."""
+    """In nats per token; None for fine-tuning, and for too few tokens for the fit to hold."""
     biggest: list[Biggest]
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
-        """The plan as JSON-like values, models in full."""
+        """The plan as JSON-serializable values, with full model sections."""
         plain = {**self.__dict__, "device": asdict(self.device)}
         plain["biggest"] = [
             {**one.__dict__, "model": one.model and one.model.model_dump(mode="json")} for one in self.biggest
@@ -65,7 +65,7 @@ class Plan:
 
 
 def make_plan(config: RunConfig) -> Plan:
-    """The plan of a run on the device that plan.device names, or on the one that is at hand."""
+    """The plan of a run on the device that plan.device names, or on this machine's."""
     device, kind = planned_device(config)
     parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config)
     model = adapted_model(config, torch.device("meta"))
@@ -109,7 +109,7 @@ def make_plan(config: RunConfig) -> Plan:
 
 
 def planned_arithmetic(config: RunConfig) -> RunConfig:
-    """The configuration with the arithmetic chosen: for the device that plan.device names, or for the one at hand."""
+    """The configuration with the precision chosen for the device that plan.device names, or for this machine's."""
     if config.plan.device is None:
         return resolved_config(config, own_folder(config))
     if config.precision.compute != "auto":
@@ -127,7 +127,7 @@ def planned_device(config: RunConfig) -> tuple[Device, str]:
 
 
 def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
-    """Tokens of whole steps until the first limit of the budget, and which one that is."""
+    """The number of tokens, in whole steps, until the first limit of the budget, and the name of that limit."""
     budget, step = config.budget, config.batch.tokens
     if budget.replay is not None:
         replayed = read_trace(find_trace(budget.replay, config.output_dir))
@@ -150,15 +150,15 @@ def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: 
     elif micro_batch > largest:
         notes.append(f"batch.micro_batch={micro_batch} does not fit into {device.name}; set {largest}, or auto")
     if config.batch.warmup is not None:
-        notes.append("steps are counted as if each read batch.tokens; batch.warmup makes them more, or smaller")
+        notes.append("steps are counted as if each read batch.tokens; with batch.warmup, early steps are smaller")
     if config.precision.activations == "bfloat16" and not device.has_bfloat16:
-        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16: take precision=fp16")
+        notes.append(f"{device.name} has no bfloat16 arithmetic; its peak is that of float16: use precision=fp16")
     if config.precision.compute == "float8" and not device.has_float8:
-        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; take precision=auto")
+        notes.append(f"{device.name} has no 8-bit matrix products: training will be refused; use precision=auto")
     elif config.precision.compute == "float8":
-        notes.append("the peak is that of 16-bit products; how much faster 8-bit ones make a model has to be measured")
+        notes.append("the peak is for 16-bit products; the speedup from 8-bit products has to be measured")
     if config.precision.activation_checkpointing:
-        notes.append("checkpointed activations are computed twice, which plan.mfu does not know: expect a quarter less")
+        notes.append("plan.mfu does not account for recomputed (checkpointed) activations: expect a quarter less speed")
     if config.precision.compute == "float32" and config.plan.device is not None:
         notes.append(f"{device.name} is planned with its 16-bit peak; precision=fp32 is several times slower")
     return notes

@@ -1,8 +1,8 @@
-"""The biggest model of a run's family that a device can train, fine-tune or serve.
+"""Find the biggest model of a run's family that a device can train, fine-tune or serve.
 
-The family has the run's proportions (width to depth, heads, feed-forward width), vocabulary, sequence length and
-optimizer; only the size differs. Micro-batches are of one sequence, run eagerly: the least memory that training takes,
-with or without activation checkpointing as the run has it.
+Models of the family have the run's proportions (width to depth, heads, feed-forward width), vocabulary, sequence length
+and optimizer; only the size differs. Training uses micro-batches of one sequence without compilation, which needs the
+least memory, and the run's setting for activation checkpointing.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ Way = Literal["pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference"]
 WAYS: tuple[Way, ...] = ("pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference")
 
 LARGEST = 256
-"""Steps of width that are looked at."""
+"""Largest size considered, in steps of width."""
 NF4_BYTES = (4 + 8 / 64 + 32 / 64 / 256) / 8
-"""Bytes per weight: 4 bits, an 8-bit scale for every 64, a float32 for every 256 of these (arXiv:2305.14314)."""
+"""Bytes per weight: 4 bits, an 8-bit scale per 64 weights, a float32 per 256 scales (arXiv:2305.14314)."""
 ADAPTER_BYTES = 4 + 4 + 8
 """Bytes per trained adapter weight: float32, its gradient and AdamW's two moments."""
 
 
 @dataclass(frozen=True)
 class Biggest:
-    """way; the model and its parameters, None where not even the smallest fits; bytes and time it takes; what the next
-    larger one runs out of."""
+    """way; the model and its parameters, None if not even the smallest fits; memory (bytes) and time it needs; limit:
+    what the next larger model runs out of."""
 
     way: Way
     model: ModelConfig | None
     parameters: int
     memory: int
     seconds: float | None
-    """Of the fine-tuning, or of pretraining to the compute-optimal number of tokens; None for inference."""
+    """Time of fine-tuning, or of pretraining to the compute-optimal number of tokens; None for inference."""
     tokens_per_second: float
     limit: str
 
@@ -67,7 +67,7 @@ class Member:
 
 
 class Family:
-    """Models like that of `config`, and what each takes on `device` in `seconds`."""
+    """Models with the proportions of `config`, and what each needs on `device`, with a time limit of `seconds`."""
 
     def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
         self.config, self.device, self.seconds = config, device, seconds
@@ -81,10 +81,10 @@ class Family:
         self.state_bytes = footprint.constant / whole
         self.kept_per_unit = _saved_per_unit(footprint)
         self.again_per_unit = _saved_per_unit(_eager(config, False)) if checkpointed else 0.0
-        """Of the one layer that is computed a second time."""
+        """Bytes for the one layer that is being recomputed."""
 
     def biggest(self, way: Way) -> Biggest:
-        """The largest that fits in memory and in time; what does not fit has no larger that does."""
+        """The largest model that fits in memory and time, by bisection: if a size does not fit, no larger one does."""
         low, high = 0, LARGEST + 1
         while high - low > 1:
             middle = (low + high) // 2
@@ -95,7 +95,7 @@ class Family:
         return self._measure(way, low, limit)[1]
 
     def _measure(self, way: Way, size: int, limit: str = "") -> tuple[str, Biggest]:
-        """What a size runs out of ("" for nothing), and what it takes."""
+        """What a size runs out of ("" if it fits), and what it needs."""
         if size not in self._members:  # the searches of all ways begin with the same sizes
             self._members[size] = member(self.shape(size), self.config.plan.adapter_rank)
         found = self._members[size]
@@ -110,7 +110,7 @@ class Family:
         return lacking, Biggest(way, found.shape, found.parameters, memory, seconds, speed, limit)
 
     def shape(self, size: int) -> ModelConfig:
-        """The family's member number `size`, counted in steps of one group of query heads."""
+        """The family's model with `size` groups of query heads."""
         base = self.config.model
         group = base.num_heads // base.num_kv_heads
         dim = size * max(round(base.dim * group / base.num_heads / 8) * 8, 8)
@@ -126,11 +126,11 @@ class Family:
             return 2 * parameters + cache + 4 * shape.padded_vocab_size
         activations = (self.kept_per_unit * shape.num_layers + self.again_per_unit) * shape.dim
         widest = shape.mlp_dim * (2 if shape.activation in GATED else 1)
-        # The last layer's gradients, and logits in four copies of float32 (an eager softmax and its gradient).
+        # The last layer's gradients, and four float32 copies of the logits (an eager softmax and its gradient).
         work = length * (4 * widest + 4 * shape.dim)
         logits = 16 * min(length, self.config.stage.objective.chunk_tokens) * shape.padded_vocab_size
         casts = 0 if self.config.precision.activations == "float32" else 2 * parameters
-        head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, kept apart until the backward pass
+        head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, computed in the forward pass and kept
         passes = activations + work + logits
         adapters = ADAPTER_BYTES * of.adapter
         match way:
@@ -142,11 +142,11 @@ class Family:
                 return NF4_BYTES * of.inside + 2 * (parameters - of.inside) + adapters + passes
 
     def _speed(self, way: Way, of: Member) -> tuple[float, float | None]:
-        """Tokens per second, and seconds that the whole takes."""
+        """Tokens per second, and the total time in seconds."""
         plan, length = self.config.plan, self.config.data.sequence_length
         rate = plan.mfu * self.device.peak_flops
         if way == "inference":
-            # A token at a time, every weight is read once for each, and the keys and values of half a context.
+            # Decoding one token reads every weight once, and the keys and values of half a context on average.
             context = of.shape.max_sequence_length // 2
             read = 2 * of.parameters + cache_bytes_per_token(of.shape, 2) * context
             return min(self.device.bandwidth / read, rate / forward_flops_of(of.matrices, of.shape, context)), None

@@ -1,4 +1,4 @@
-"""A plan as tables on the terminal."""
+"""Print a plan as tables on the terminal."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _budget(plan: Plan) -> Table:
 
 
 def _biggest(plan: Plan) -> Table:
-    """Layers x dim of the biggest models, and what the next size up would lack. Fits 80 columns."""
+    """Layers x dim of the biggest models, and what the next larger one runs out of. Fits 80 columns."""
     title = f"the biggest model of these proportions on {plan.device.name}"
     table = _table(title, "for", "size", "shape", "memory", "tokens/s", "time", "limit")
     for one in plan.biggest:

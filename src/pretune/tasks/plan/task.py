@@ -1,4 +1,4 @@
-"""What a run will take and bring, from its configuration alone: no data is read and nothing is trained."""
+"""task=plan: estimate a run from its configuration alone, without reading data or training."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from pretune.tasks.plan.table import show
 
 
 def plan(config: RunConfig) -> int:
-    """task=plan: print the plan, and write it as JSON where plan.file says."""
+    """task=plan: print the plan, and write it as JSON to plan.file if set."""
     config = planned_arithmetic(config)
-    with Console(stderr=True).status("rehearsing a step without data, and looking for the biggest model ..."):
+    with Console(stderr=True).status("simulating a step without data, and searching for the biggest model ..."):
         made = make_plan(config)
     show(made)
     if config.plan.file is not None:

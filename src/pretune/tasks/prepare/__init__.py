@@ -1,1 +1,1 @@
-"""task=prepare: a run's data, tokenized and cached."""
+"""task=prepare: tokenize and cache a run's data."""

@@ -1,4 +1,4 @@
-"""Documents as training sees them, with what is scored marked."""
+"""Print documents as training sees them, with scored tokens marked."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pretune.data.tokens import TokenData
 
 SCORED, UNSCORED = "bold green", "dim"
 MARKS = ("[[", "]]")
-"""Around what is scored, where there are no colours."""
+"""Put around scored text where there are no colors."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -21,8 +21,8 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 def show_documents(
     console: Console, title: str, data: TokenData, tokenizer: Tokenizer, count: int, max_tokens: int
 ) -> None:
-    """Print the first `count` documents of `data`, at most `max_tokens` tokens of each: what is scored is green, or
-    stands between [[ and ]] where the output is no terminal."""
+    """Print the first `count` documents of `data`, at most `max_tokens` tokens of each: scored text is green, or
+    between [[ and ]] if the output is not a terminal."""
     ends = data.document_ends[:count].tolist()
     for number, (start, end) in enumerate(zip([0, *ends], ends, strict=False), start=1):
         stop = min(end, start + max_tokens)
@@ -39,12 +39,12 @@ def show_documents(
 
 
 def marked(tokenizer: Tokenizer, tokens: list[int], scored: list[bool], console: Console) -> Text:
-    """The text of tokens, special tokens spelt out, with what is scored in colour or between marks."""
+    """The text of tokens, including special tokens, with scored text in color or between marks."""
     text = Text()
     pairs = zip(tokens, scored, strict=True)
     for is_scored, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
         part = tokenizer.decode([token for token, _ in group], special=True)
-        # Without what would move the cursor, or what the terminal's encoding lacks: data holds anything.
+        # Data may contain anything: replace control characters, and characters outside the terminal's encoding.
         part = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", part).encode(console.encoding, "replace")
         part = part.decode(console.encoding)
         before, after = MARKS if is_scored and not console.is_terminal else ("", "")

@@ -1,4 +1,4 @@
-"""Reads, tokenizes and packs a run's data ahead of training."""
+"""task=prepare: read, tokenize and pack a run's data before training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pretune.training.signals import stoppable
 
 
 def prepare_run(config: RunConfig) -> int:
-    """task=prepare: fill the cache with what the run will read, and show how much that is, and some of it."""
-    stopped = "stopped; what is prepared is kept, run the same command to go on."
+    """task=prepare: fill the cache with the run's data, and show its size and some documents."""
+    stopped = "stopped; prepared data is kept, run the same command to resume."
     return stoppable(lambda _: _prepare_run(config), stopped)
 
 
@@ -39,7 +39,7 @@ def _prepare_run(config: RunConfig) -> int:
 
 
 def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
-    """How much a set is, in figures by side."""
+    """The size of a data set, by side."""
     table = Table("", f"{name}train", f"{name}validation")
     sides = (data.train, data.validation)
     loaders = [Loader(side, section, seed) for side in sides]
