@@ -20,14 +20,14 @@ class Batch:
     document_ids [B, T] int32, or None: the document within its sequence that each input belongs to. With ids, no
     position attends to another document and positions restart at each; padding has its own id. In preference data,
     documents 2 k and 2 k + 1 are the chosen and the rejected side of pair k.
-    reference [B, P, 2] float32, or None: log-probabilities of these sides under the reference model, in nats; P is at
-    least the largest number of pairs in a sequence, and entries without a pair are undefined.
+    reference_log_probs [B, P, 2] float32, or None: log-probabilities of these sides under the reference model, in nats;
+    P is at least the largest number of pairs in a sequence, and entries without a pair are undefined.
     """
 
     inputs: Tensor
     targets: Tensor
     document_ids: Tensor | None
-    reference: Tensor | None = None
+    reference_log_probs: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`; copying from pinned memory to CUDA does not block the host."""
@@ -51,5 +51,6 @@ class Batch:
         return int((self.targets != IGNORE).sum())
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        optional = (None if tensor is None else change(tensor) for tensor in (self.document_ids, self.reference))
+        ids, log_probs = self.document_ids, self.reference_log_probs
+        optional = (None if tensor is None else change(tensor) for tensor in (ids, log_probs))
         return Batch(change(self.inputs), change(self.targets), *optional)

@@ -54,14 +54,14 @@ TokenizerConfig = Annotated[
 class PackingConfig(Section):
     mode: Literal["stream", "documents", "pairs", "none"]
     """stream: documents concatenated and cut every sequence_length tokens, no padding; documents: whole documents
-    packed by best fit, little padding; pairs: the same with both sides of each preference pair in one row; none: one
-    document per row, padded."""
+    packed by best fit, little padding; pairs: the same with both sides of each preference pair in one sequence; none:
+    one document per sequence, padded."""
     too_long: Literal["cut", "split", "drop"]
-    """What to do with a document or pair longer than a row (no effect with mode stream): cut keeps its start (for a
-    pair, the start of each side, half a row each), split spreads it over several rows (not for pairs), drop leaves it
-    out."""
+    """What to do with a document or pair longer than a sequence (no effect with mode stream): cut keeps its start (for
+    a pair, the start of each side, half a sequence each), split spreads it over several (not for pairs), drop leaves
+    it out."""
     isolate: bool
-    """No position attends to another document in its row, and positions restart at each document."""
+    """No position attends to another document in its sequence, and positions restart at each document."""
 
     @pydantic.model_validator(mode="after")
     def _pairs_stay_whole(self) -> Self:
@@ -76,7 +76,7 @@ class MixConfig(Section):
     """Another data set mixed into training, such as pretraining text to reduce forgetting."""
 
     share: Annotated[float, Field(ge=0.001, lt=1)]
-    """Fraction of the rows, and so of the tokens, that training reads from it; rounded to a thousandth."""
+    """Fraction of the sequences, and so of the tokens, that training reads from it; rounded to a thousandth."""
     source: SourceConfig
     """Where its rows come from; same keys as data.source."""
     validation: ValidationConfig
@@ -84,7 +84,7 @@ class MixConfig(Section):
     format: FormatConfig
     """How its rows become text; same keys as data.format."""
     packing: PackingConfig
-    """How its documents are packed into rows; same keys as data.packing."""
+    """How its documents are packed into sequences; same keys as data.packing."""
 
 
 class DataConfig(Section):
@@ -97,13 +97,13 @@ class DataConfig(Section):
     tokenizer: TokenizerConfig
     """How text becomes token ids."""
     sequence_length: Annotated[int, Field(ge=2)]
-    """Number of tokens in a row."""
+    """Number of tokens in a sequence."""
     packing: PackingConfig
-    """How documents are packed into rows."""
+    """How documents are packed into sequences."""
     mix: dict[Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")], MixConfig]
-    """Other data sets to mix in, by name; the remaining rows come from data.source."""
+    """Other data sets to mix in, by name; the remaining sequences come from data.source."""
     shuffle: bool
-    """Read rows in a new random order each epoch."""
+    """Read sequences in a new random order each epoch."""
     num_workers: Annotated[Count | None, MAY_DIFFER]
     """Number of tokenizing threads; null uses every core."""
 

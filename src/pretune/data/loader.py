@@ -40,7 +40,8 @@ class Loader:
             config.packing.too_long,
             "pairs" if config.packing.mode == "pairs" else "documents",
         )
-        assert data.reference is None or len(data.reference) == self.num_sequences, "made for other sequences"
+        cached = data.reference_log_probs
+        assert cached is None or len(cached) == self.num_sequences, "made for other sequences"
 
     def batch(self, position: int, num_sequences: int) -> Batch:
         """Sequences `position` to `position + num_sequences` of the endless stream of epochs, each in a new order.
@@ -90,16 +91,16 @@ class Loader:
         own = sequences if self.isolate else Sequences(sequences.inputs, sequences.targets, None)
         for number, place in zip(numbers, places, strict=False):
             self._rows.fill(number, own, place)
-            if sequences.reference is not None and self._data.reference is not None:
-                sequences.reference[place] = self._data.reference[number]
+            if sequences.reference_log_probs is not None and self._data.reference_log_probs is not None:
+                sequences.reference_log_probs[place] = self._data.reference_log_probs[number]
 
     def _padding(self, num_sequences: int) -> Sequences:
         sequences = padding(num_sequences, self.length, self.eos_id, self.isolate)
-        if self._data.reference is None:
+        cached = self._data.reference_log_probs
+        if cached is None:
             return sequences
-        return replace(
-            sequences, reference=np.zeros((num_sequences, *self._data.reference.shape[1:]), dtype=np.float32)
-        )
+        empty = np.zeros((num_sequences, *cached.shape[1:]), dtype=np.float32)
+        return replace(sequences, reference_log_probs=empty)
 
 
 def padding(num_sequences: int, length: int, eos_id: int, isolate: bool) -> Sequences:
@@ -111,10 +112,9 @@ def padding(num_sequences: int, length: int, eos_id: int, isolate: bool) -> Sequ
 
 def as_batch(sequences: Sequences) -> Batch:
     """The sequences as a batch of tensors that share their memory."""
-    ids, reference = (
-        None if one is None else torch.from_numpy(one) for one in (sequences.documents, sequences.reference)
-    )
-    return Batch(torch.from_numpy(sequences.inputs), torch.from_numpy(sequences.targets), ids, reference)
+    optional = (sequences.documents, sequences.reference_log_probs)
+    ids, log_probs = (None if one is None else torch.from_numpy(one) for one in optional)
+    return Batch(torch.from_numpy(sequences.inputs), torch.from_numpy(sequences.targets), ids, log_probs)
 
 
 def shuffled(numbers: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:

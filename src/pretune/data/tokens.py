@@ -82,7 +82,7 @@ class TokenData:
         self.num_bytes = total.bytes
         self.skipped = total.skipped
         self._first_skipped = total.first_skipped
-        self.reference: np.ndarray | None = None
+        self.reference_log_probs: np.ndarray | None = None
         """Log-probabilities, in nats, under the reference model of both sides of each sequence's pairs, as packed by
         the run: [num_sequences, P, 2] float32; None until they are known."""
 

@@ -56,11 +56,11 @@ def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tens
 
 def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairScores:
     """Loss and rewards of each pair in the batch, which must have `reference` log-probabilities."""
-    assert batch.reference is not None, "the reference comes first"
-    width = batch.reference.shape[1]
+    assert batch.reference_log_probs is not None, "the reference comes first"
+    width = batch.reference_log_probs.shape[1]
     log_probs = pair_log_probs(model, batch, config.chunk_tokens)[:, :width]
     num_tokens = _sums_by_side((batch.targets != IGNORE).float(), batch)[:, :width]
-    gained = log_probs - batch.reference
+    gained = log_probs - batch.reference_log_probs
     if config.length_normalized:
         gained = gained / num_tokens.clamp(min=1)
     rewards = config.beta * gained

@@ -37,4 +37,4 @@ class Reference:
     def fill(self, batch: Batch) -> Batch:
         """`batch` with its reference log-probabilities."""
         with torch.no_grad(), self.mode():
-            return replace(batch, reference=self.log_probs(batch))
+            return replace(batch, reference_log_probs=self.log_probs(batch))

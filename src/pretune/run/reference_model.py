@@ -108,7 +108,7 @@ def _with_table(
         except OSError as error:
             raise InputError(f"cannot write the reference's log-probabilities to {folder}: {error.strerror}") from None
     found = copy.copy(data)
-    found.reference = np.load(folder / _TABLE, mmap_mode="r")
+    found.reference_log_probs = np.load(folder / _TABLE, mmap_mode="r")
     return found
 
 
