@@ -50,7 +50,7 @@ def test_it_shows_what_there_is_to_run(arguments: tuple[str, ...]) -> None:
         ("seed=99999999999999999999", "'seed' = 99999999999999999999: input should be less than"),
         ("budget.steps=null", "the budget is empty"),
         ("batch.tokens=1000", "batch.tokens (1000) is not a multiple of"),
-        ("data.sequence_length=4096", "longer than the positions that the model has"),
+        ("data.sequence_length=4096", "exceeds the model"),
         ("stage.kind=finetune", "fine-tuning needs weights to start from"),
         ("evaluation.option_accuracy=true", "needs data.format.kind = mathqa"),
         ("data.source.kind=webb", "'data.source.kind'"),

@@ -180,7 +180,12 @@ class _LowRankLinear(torch.autograd.Function):
 
 
 class _KroneckerLinear(torch.autograd.Function):
-    """A linear layer with kron(small [a, c], left [b, r] @ right [r, d]) added to its weight."""
+    """A linear layer with kron(small [a, c], left [b, r] @ right [r, d]) added to its weight.
+
+    With x as [N, c, d] and the output as [N, a, b], the product with the Kronecker matrix is a sum of small[a, c]
+    left[b, r] right[r, d] x[c, d] over c, r and d. The backward pass therefore contracts one factor at a time, and
+    never forms the gradient [E, D] of the weight.
+    """
 
     @staticmethod
     def forward(

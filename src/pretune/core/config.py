@@ -151,10 +151,12 @@ def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
 def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list[Any], type[Section] | None]:
     """The path as the user writes it, and the section that contains its last key.
 
-    pydantic's path also contains the tag of a union's section, or the type that it tried; both are dropped."""
+    pydantic's path also contains the tag of a union's section, or the type that it tried; both are dropped.
+    """
     path: list[Any] = []
     options: list[type[Section]] = [section]
     owner: type[Section] | None = section
+    # What the next part is: the user's own key in a mapping (data.mix.NAME), or a type of a union that pydantic tried.
     names_an_entry = names_a_type = False
     for part in loc:
         tagged = [option for option in options if len(options) > 1 and part in _tags(option)]

@@ -18,7 +18,7 @@ class FileTokenizer(Section):
     path: str
     """The file, or the folder that contains it."""
     eos: str | None
-    """Text of the token that ends a document; null if tokenizer_config.json beside the file says it."""
+    """Text of the token that ends a document; null reads it from tokenizer_config.json beside the file."""
 
 
 class HubTokenizer(Section):

@@ -56,7 +56,7 @@ def next_step(budget: BudgetConfig, spent: Spent, cost: Spent, micro_batch: int,
         progress = max(progress, _progress(budget.tokens, spent.tokens, cost.tokens))
     if budget.time is not None:
         pieces, left = cost.tokens // micro_batch, max(budget.time - spent.seconds, 0)
-        unused = cost.seconds / pieces / 2
+        unused = cost.seconds / pieces / 2  # half a micro-batch: with less left, stopping is closer to the limit
         progress = max(progress, _progress(budget.time, spent.seconds, cost.seconds, unused))
         if cost.seconds > left:
             tokens = micro_batch * max(round(left / cost.seconds * pieces), 1)
@@ -72,5 +72,8 @@ def usual(seconds: Sequence[float]) -> float:
 
 
 def _progress(limit: float, spent: float, cost: float, unused: float = 0.0) -> float:
-    """Progress towards one limit, of which up to `unused` may be left over: 0 for the first step, 1 for the last."""
+    """Progress towards one limit, of which up to `unused` may be left over: 0 for the first step, 1 for the last.
+
+    The last step starts `cost` before the limit, so progress grows linearly to 1 at `limit - cost`.
+    """
     return 1.0 if spent + cost + unused >= limit else spent / (limit - cost)
