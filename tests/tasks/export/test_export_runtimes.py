@@ -115,7 +115,7 @@ def test_onnx(settings: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (("export.adapter=keep",), "holds a whole model: set adapter to merge"),
         (("export.dtype=bfloat16",), "computes in float32: set dtype to float32"),
         (("export.context=200",), r"export\.context \(200\) exceeds the model"),
-        (("export.format=onnx", "quantization=int8_int4", "quantization.group_size=32"), "take quantization=none"),
+        (("export.format=onnx", "quantization=int8_int4", "quantization.group_size=32"), "quantization=none for ONNX"),
         (("quantization=int8_weight_only",), "no kernel for"),
     ],
 )

@@ -138,7 +138,7 @@ def test_what_is_done_when_a_signal_comes_is_written(
         ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "row 2 is an empty prompt"),
         ("list.jsonl", "[1]\n", "row 1 is neither text nor"),
         ("turns.jsonl", '{"messages": [{"role": "user"}]}\n', "row 1 is neither text nor"),
-        ("none.jsonl", '{"messages": []}\n', "nothing is left for the assistant"),
+        ("none.jsonl", '{"messages": []}\n', "there is nothing to answer"),
         ("other.jsonl", '{"prompts": "a"}\n', "has no field 'text'"),
         ("long.txt", "a\n" + "the cat " * 600 + "\n", "prompt 2 has .* room for 512"),
         ("latin.txt", b"caf\xe9\n", "is not UTF-8 text"),

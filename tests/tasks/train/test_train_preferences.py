@@ -180,7 +180,7 @@ class TestBadInput:
             (("stage.objective.label_smoothing=0.5",), "label_smoothing"),
             (("stage.objective.reference=adapter_off",), "needs a new adapter"),
             (("adapter=lora", "adapter.init=pissa", "stage.objective.reference=adapter_off"), "needs a new adapter"),
-            (("stage.init_from=null",), "measured against"),
+            (("stage.init_from=null",), "DPO compares the model"),
             (("stage=finetune", "stage.init_from=base"), "needs data.format.kind = preference"),
         ],
     )
