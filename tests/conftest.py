@@ -8,8 +8,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,32 +76,30 @@ def _chosen(file: Path, groups: tuple[str, ...]) -> DictConfig:
 
 
 @pytest.fixture
-def power_cut(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
-    """`with power_cut(14): run(...)`: the power fails in the middle of the fourteenth step of training. Nothing in the
-    run catches it, and the block checks that it happened."""
+def power_cut() -> Callable[..., None]:
+    """`power_cut(mapping, 14)`: trains until the power goes in the fourteenth step. Nothing that the run does catches
+    it, and it is an error if it does not come. A third argument is called as `Instruments.on_begin` is."""
+    from pretune.dispatch import run
+    from pretune.optim.budget import Step
+    from pretune.tasks.train.loop import Instruments, Run
 
     class Killed(Exception):
         """Simulates a power cut."""
 
-    @contextmanager
-    def cut_in(step: int) -> Iterator[None]:
-        import pretune.tasks.train.loop as module
+    def train_until(mapping: dict[str, Any], step: int, on_begin: Any = lambda training, what: None) -> None:
+        steps = 0
 
-        genuine, calls = module.set_progress, 0
-
-        def cut(*arguments: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if calls == step:
+        def cut(training: Run, what: object) -> None:
+            nonlocal steps
+            on_begin(training, what)
+            steps += isinstance(what, Step)
+            if steps == step:
                 raise Killed
-            return genuine(*arguments)
 
-        with monkeypatch.context() as patch:
-            patch.setattr(module, "set_progress", cut)
-            with pytest.raises(Killed):
-                yield
+        with pytest.raises(Killed):
+            run(mapping, Instruments(on_begin=cut))
 
-    return cut_in
+    return train_until
 
 
 @pytest.fixture

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pretune.core.config import InputError, validate
 from pretune.run.config import RunConfig
+
+if TYPE_CHECKING:
+    from pretune.tasks.train.loop import Instruments
 
 DISK_FAULTS = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR
@@ -15,15 +18,17 @@ DISK_FAULTS = (
 """System errors that only the user can fix."""
 
 
-def run(mapping: Mapping[str, Any]) -> int:
+def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
     """Run the configured task; return the exit code (0 done, 75 stopped by a signal with everything saved).
+
+    instruments: what training is timed, measured and watched with, where that is not the usual.
 
     Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, and for
     a disk that cannot be written.
     """
     config = validate(RunConfig, mapping)
     try:
-        return _do(config, mapping)
+        return _do(config, mapping, instruments)
     except OSError as error:
         # Raised by any write, in training or in another task.
         if error.errno not in DISK_FAULTS:
@@ -35,13 +40,13 @@ def run(mapping: Mapping[str, Any]) -> int:
         ) from None
 
 
-def _do(config: RunConfig, mapping: Mapping[str, Any]) -> int:
+def _do(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None) -> int:
     # Tasks are imported only when needed, because they import torch.
     match config.task:
         case "train":
             from pretune.tasks.train.task import train
 
-            return train(config, mapping)
+            return train(config, mapping, instruments)
         case "prepare":
             from pretune.tasks.prepare.task import prepare_run
 

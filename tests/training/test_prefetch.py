@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretune.core.batch import IGNORE, Batch
 from pretune.dispatch import run
+from pretune.tasks.train.loop import Instruments, Run
 from pretune.training.prefetch import Prefetcher
 
 Compose = Callable[..., dict[str, Any]]
@@ -72,26 +73,19 @@ def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer:
 
 
 @cuda
-def test_on_a_gpu_neither(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pretune.tasks.train import gradients as train_gradients
-    from pretune.tasks.train import loop as train
+def test_on_a_gpu_neither(tiny: Compose) -> None:
+    def watch(training: Run, _: object) -> None:
+        # The first step is looked at for what it brings, every third is reported.
+        state = training.state
+        waits = state.step == 0 or state.step % 3 == 2 or state.finished
+        torch.cuda.set_sync_debug_mode("default" if waits else "error")
+        modes.append(torch.cuda.get_sync_debug_mode())
 
-    plain = train_gradients.accumulate
-
-    calls: list[int] = []
-
-    def watched(*args: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 1:  # the figures of the first step are read
-            torch.cuda.set_sync_debug_mode("error")
-        return plain(*args)
-
-    def reporting(*args: Any) -> dict[str, float]:
-        torch.cuda.set_sync_debug_mode("default")
-        return metrics(*args)
-
-    metrics = train.Window.metrics
-    monkeypatch.setattr(train_gradients, "accumulate", watched)
-    monkeypatch.setattr(train.Window, "metrics", reporting)
+    modes: list[int] = []
     settings = ["budget.steps=6", "log_every=3", "evaluation.every=null", "checkpoint.every=null"]
-    assert run(tiny("device=cuda", "precision=bf16", *settings, "samples.prompts=[]")) == 0
+    mapping = tiny("device=cuda", "precision=bf16", *settings, "samples.prompts=[]")
+    try:
+        assert run(mapping, Instruments(on_begin=watch)) == 0
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert modes.count(2) == 3  # steps 2, 4 and 5

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from pretune.compute.choice import Choice, capabilities, choose, slower
+from pretune.compute.choice import Choice, Rate, capabilities, choose, slower
 from pretune.compute.compilation import cache_compiled_code, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
 from pretune.compute.device import pick_device, undetected_gpu
@@ -47,18 +47,21 @@ class Resolved:
         return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
 
 
-def resolve(config: RunConfig, run: RunFolder | None) -> Resolved:
+def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) -> Resolved:
     """Choose the device and the precision: the configured one or, for `auto`, the one that `run` was trained in if it
     exists, else the fastest on the device. Process-wide settings (threads, TF32, compiler cache) are applied.
+
+    rate: FLOP/s in a precision, asked only if the choice depends on it; by default it is measured.
 
     Raises ConfigError for a device that does not exist or does not support the precision.
     """
     device = pick_device(config.device)
     _set_process(config, device)
 
-    def rate(arithmetic: Activations) -> float:
+    def measured(arithmetic: Activations) -> float:
         return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
 
+    rate = rate or measured
     able, asked, before = capabilities(device), config.precision.compute, _trained_in(run)
     best = choose(able, rate)
     notes = []

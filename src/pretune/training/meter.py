@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ class Stopwatch:
     never idle, and steps are timed one step late. `stop` waits for everything, so the sum of all laps is correct.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
+    def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._device, self._clock = device, clock
         self._mark: float | None = None
         self._end_of_step: Any = None
 
@@ -33,7 +33,7 @@ class Stopwatch:
     def start(self) -> None:
         """Begin a lap, unless one is running."""
         if self._mark is None:
-            self._mark = time.perf_counter()
+            self._mark = self._clock()
 
     def lap(self) -> float:
         """End the lap and begin the next; return its seconds."""
@@ -55,7 +55,7 @@ class Stopwatch:
 
     def _split(self) -> float:
         assert self._mark is not None, "start it first"
-        before, self._mark = self._mark, time.perf_counter()
+        before, self._mark = self._mark, self._clock()
         return self._mark - before
 
 

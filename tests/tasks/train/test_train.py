@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,10 @@ from safetensors.torch import load_file
 
 from pretune.core.config import ConfigError, InputError
 from pretune.dispatch import run
+from pretune.optim.budget import Step
+from pretune.optim.config import Overhead
 from pretune.optim.trace import read_trace
-from pretune.tasks.train import gradients as train_gradients
-from pretune.tasks.train import loop as train_module
-from pretune.tasks.train import task as train_task
+from pretune.tasks.train.loop import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 
@@ -76,42 +75,35 @@ def test_compiled_is_the_same_training(tiny: Compose, tmp_path: Path) -> None:
     assert rows(runs / "compiled")[-1]["tokens"] == rows(runs / "eager")[-1]["tokens"]
 
 
-Taking = Callable[[str, Callable[..., float]], None]
+class SimulatedTime:
+    """A clock that stands, except that what begins moves it by `seconds(what)`."""
+
+    def __init__(self, seconds: Callable[[Step | Overhead], float]) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def instruments(self) -> Instruments:
+        """Instruments of a run that takes this time, on a device that need not be measured."""
+        return Instruments(lambda: self.now, lambda device, arithmetics: 1e12, self.pass_by)
+
+    def pass_by(self, run: Run, what: Step | Overhead) -> None:
+        if run.state.finished and run.saved_at() == run.state.step:
+            return  # what evaluates the model as it is converted: here, nothing is
+        self.now += self.seconds(what)
 
 
-@pytest.fixture
-def taking(monkeypatch: pytest.MonkeyPatch) -> Taking:
-    """A stopped clock; `taking(name, seconds)` makes a function of the loop advance it by `seconds(*arguments)`."""
-    now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    monkeypatch.setattr(train_task, "report", lambda *_: None)  # slow, and not tested here
-    monkeypatch.setattr(train_module, "peak_flops", lambda *_: 1e12)  # it would be measured with this clock
-
-    def let_take(name: str, seconds: Callable[..., float]) -> None:
-        place = {"save": train_module.checkpoint, "accumulate": train_gradients}.get(name, train_module)
-        genuine = getattr(place, name)
-
-        def slow(*arguments: Any, **named: Any) -> Any:
-            nonlocal now
-            now += seconds(*arguments)
-            return genuine(*arguments, **named)
-
-        monkeypatch.setattr(place, name, slow)
-
-    return let_take
-
-
-def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(
-    tiny: Compose, tmp_path: Path, taking: Taking
-) -> None:
-    """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints do not count."""
+def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(tiny: Compose, tmp_path: Path) -> None:
+    """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints are not counted."""
     generator = random.Random(1)
-    taking("accumulate", lambda loss, optimizer, batch, *_: generator.uniform(0.7, 1.3) * len(batch.inputs) / 8)
-    taking("evaluate", lambda *_: 7.0)
-    taking("save", lambda *_: 3.0)
+
+    def seconds(what: Step | Overhead) -> float:
+        if isinstance(what, Step):
+            return generator.uniform(0.7, 1.3) * what.tokens / 256
+        return {"evaluation": 7.0, "checkpoint": 3.0}.get(what, 0.0)
+
+    instruments = SimulatedTime(seconds).instruments()
     settings = ["schedule=linear", "budget.steps=null", "budget.time=1m", "batch.micro_batch=2", "samples.prompts=[]"]
     for number in range(10):
-        assert run(tiny(f"name=run{number}", f"seed={number}", *settings)) == 0
+        assert run(tiny(f"name=run{number}", f"seed={number}", *settings), instruments) == 0
         summary = summary_of(tmp_path / "runs" / f"run{number}")
         assert summary["seconds"] == pytest.approx(60, rel=0.01)
         assert summary["train/lr"] == 0.0
@@ -121,13 +113,12 @@ def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(
 
 
 @pytest.mark.parametrize("count", ["[]", "[evaluation]", "[evaluation,checkpoint]"])
-def test_a_budget_may_count_more_than_training(count: str, tiny: Compose, tmp_path: Path, taking: Taking) -> None:
-    """The final evaluation and checkpoint also fit into the budget, if they count."""
-    taking("accumulate", lambda *_: 1.0)
-    taking("evaluate", lambda *_: 5.0)
-    taking("save", lambda *_: 2.0)
+def test_a_budget_may_count_more_than_training(count: str, tiny: Compose, tmp_path: Path) -> None:
+    """The final evaluation and checkpoint are paid for too, where they count."""
+    seconds = {"evaluation": 5.0, "checkpoint": 2.0}
+    simulated = SimulatedTime(lambda what: 1.0 if isinstance(what, Step) else seconds.get(what, 0.0))
     settings = ["budget.steps=null", "budget.time=100s", "samples.prompts=[]"]
-    assert run(tiny("name=one", f"budget.count={count}", *settings)) == 0
+    assert run(tiny("name=one", f"budget.count={count}", *settings), simulated.instruments()) == 0
     summary, newest = summary_of(tmp_path / "runs" / "one"), rows(tmp_path / "runs" / "one")[-1]
     counted = sum(summary[f"time/{kind}"] for kind in ("evaluation", "checkpoint") if kind in count)
     assert counted > 30 or count == "[]"

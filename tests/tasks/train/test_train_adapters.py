@@ -15,6 +15,7 @@ from pretune.core.config import ConfigError, InputError
 from pretune.dispatch import run
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 BASE = ("name=base", "budget.steps=4")
 TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=6", "adapter.rank=4", "optimizer.lr=1e-2")
 
@@ -59,16 +60,13 @@ def test_an_adapter_is_trained_saved_alone_and_merged_for_everything_after(
     run(tiny("name=tuned", *TUNE, f"adapter={kind}", "task=generate", "generate.prompt=The"))
 
 
-def test_resumed_is_bit_for_bit_the_uninterrupted_run(
-    tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
-) -> None:
+def test_resumed_is_bit_for_bit_the_uninterrupted_run(tiny: Compose, tmp_path: Path, power_cut: PowerCut) -> None:
     runs = tmp_path / "runs"
     run(tiny(*BASE))
     settings = (*TUNE, "adapter=lora", "adapter.init=pissa", "adapter.dropout=0.1", "checkpoint.every=2",
                 "precision=bf16")  # fmt: skip
     run(tiny("name=whole", *settings))
-    with power_cut(4):
-        run(tiny("name=cut", *settings))
+    power_cut(tiny("name=cut", *settings), 4)
     run(tiny("name=cut", *settings))
     for file in ("adapter_model.safetensors", "optimizer.safetensors"):
         whole, cut_ = (load_file(checkpoint(runs / name, 6) / file) for name in ("whole", "cut"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pretune.compute import loss_scale
-from pretune.compute.choice import Capabilities
-from pretune.core.config import ConfigError
+from pretune.core.config import ConfigError, validate
 from pretune.dispatch import run
-from pretune.run import arithmetic
-from pretune.run.folder import read_config
-from pretune.tasks.train import gradients as train_gradients
-from pretune.tasks.train import loop as train
+from pretune.optim.budget import Step
+from pretune.run.arithmetic import print_notes, resolve
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder, read_config
+from pretune.tasks.train.loop import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 TUNE = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "budget.steps=6", "optimizer.lr=1e-2")
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16")
 QLORA = ("adapter=lora", "quantization=qlora_nf4", "quantization.block_size=32")
@@ -38,48 +40,52 @@ def tensors(folder: Path, step: int) -> dict[str, Tensor]:
 
 @pytest.fixture
 def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
-    """`cpu(bfloat16)`: pretend that this CPU computes bfloat16 fast, or forty times slower than float32."""
+    """`cpu(bfloat16)`: torch says that this machine's CPU has instructions for bfloat16, or that it has none."""
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    return lambda bfloat16: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bfloat16})
 
-    def install(bfloat16: bool) -> None:
-        able = Capabilities(bfloat16, False, "so it is said")
-        monkeypatch.setattr(arithmetic, "capabilities", lambda device: able)
-        rates = {"float32": 4e10, "bfloat16": 9e10 if bfloat16 else 1e9, "float16": 1e9}
-        monkeypatch.setattr(arithmetic, "measure_product", lambda device, one, inputs, outputs: rates[one])
 
-    return install
+def forty_times_slower(arithmetic: str) -> float:
+    """FLOP/s of a CPU without instructions for 16 bits."""
+    return 4e10 if arithmetic == "float32" else 1e9
 
 
 # ---- what `auto` chooses
 
 
-@pytest.mark.parametrize(("bfloat16", "expected"), [(True, "bfloat16"), (False, "float32")])
+@pytest.mark.parametrize(
+    ("bfloat16", "expected", "why"),
+    [(True, "bfloat16", "AVX-512-BF16"), (False, "float32", "this CPU has no bf16 instructions")],
+)
 def test_auto_is_decided_said_and_written_down(
-    bfloat16: bool, expected: str, cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, capsys: Any
+    bfloat16: bool, expected: str, why: str, cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, capsys: Any
 ) -> None:
     cpu(bfloat16)
     assert run(tiny("name=one", "precision=auto", "precision.compile=false", "budget.steps=2")) == 0
     shown = {"bfloat16": "bf16", "float32": "fp32"}[expected]
-    assert f"on cpu in {shown} (so it is said), from random weights" in capsys.readouterr().out
+    assert f"on cpu in {shown} ({why}), from random weights" in capsys.readouterr().out
     assert read_config(tmp_path / "runs" / "one" / "config.yaml")["precision"]["compute"] == expected
 
 
 def test_a_run_goes_on_as_it_began_unless_told_otherwise(
-    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any], capsys: Any
+    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: PowerCut, capsys: Any
 ) -> None:
     settings = ("name=one", "precision.compile=false", "budget.steps=20")
     file = tmp_path / "runs" / "one" / "config.yaml"
     cpu(True)
-    with power_cut(12):
-        run(tiny(*settings, "precision=auto"))
-    # On another machine without bfloat16 instructions it still runs, after a line that names the alternative.
+    power_cut(tiny(*settings, "precision=auto"), 12)
+    # On another machine, without instructions for it: done all the same, after a line with the way out.
     cpu(False)
+    (note,) = resolve(
+        validate(RunConfig, tiny(*settings, "precision=auto")), RunFolder(file.parent), forty_times_slower
+    ).notes
+    assert "bf16, which this run was trained in, is 40 times slower here than fp32" in note
+    assert "precision=fp32 goes on in that" in note
     capsys.readouterr()
-    with power_cut(2):
-        run(tiny(*settings, "precision=auto"))
-    out, err = capsys.readouterr()
-    assert "in bf16 (as the run began), resumed at step 10" in out
-    assert "bf16, which this run was trained in, is 40 times slower here than fp32" in err
-    assert "precision=fp32 switches to that" in err
+    power_cut(tiny(*settings, "precision=auto"), 2)
+    assert "in bf16 (as the run began), resumed at step 10" in capsys.readouterr().out
     assert read_config(file)["precision"]["compute"] == "bfloat16"
     # The alternative works.
     assert run(tiny(*settings, "precision=fp32")) == 0
@@ -93,16 +99,19 @@ def test_what_was_asked_for_by_name_is_done_after_a_line(
     cpu: Callable[[bool], None], tiny: Compose, capsys: Any
 ) -> None:
     cpu(False)
-    assert run(tiny("name=one", "precision=bf16", "precision.compile=false", "budget.steps=2")) == 0
-    out, err = capsys.readouterr()
-    assert "on cpu in bf16, from random weights" in out
-    assert err.count("note:") == 1
-    assert "bf16, as asked, is 40 times slower here than fp32; precision=fp32" in err
+    mapping = tiny("name=one", "precision=bf16", "precision.compile=false", "budget.steps=2")
+    found = resolve(validate(RunConfig, mapping), None, forty_times_slower)
+    (note,) = found.notes
+    assert "bf16, as asked, is 40 times slower here than fp32; precision=fp32" in note
+    print_notes(found)
+    assert capsys.readouterr().err == f"note: {note}\n"
+    assert run(mapping) == 0
+    assert "on cpu in bf16, from random weights" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("task", ["evaluate", "generate", "plan"])
 def test_other_tasks_compute_as_the_run_did(
-    task: str, cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+    task: str, cpu: Callable[[bool], None], tiny: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cpu(True)
     assert run(tiny("name=one", "precision=auto", "precision.compile=false", "budget.steps=1")) == 0
@@ -118,16 +127,14 @@ def test_other_tasks_compute_as_the_run_did(
     settings = ("precision=auto", "precision.compile=false", "generate.prompt=The", f"task={task}")
     assert run(tiny("name=one", *settings)) == 0
     assert set(opened) == {torch.bfloat16}
-    assert "which this run was trained in" in capsys.readouterr().err
 
 
 def test_8_bits_that_are_not_here_are_one_line_with_a_way_out(
-    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
+    cpu: Callable[[bool], None], tiny: Compose, tmp_path: Path, power_cut: PowerCut
 ) -> None:
     cpu(True)
-    with power_cut(12):
-        run(tiny("name=one", "precision=bf16", "precision.compile=false"))
-    file = tmp_path / "runs" / "one" / "config.yaml"  # as an H100 would leave it
+    power_cut(tiny("name=one", "precision=bf16", "precision.compile=false"), 12)
+    file = tmp_path / "runs" / "one" / "config.yaml"  # as an H100 would have left it
     file.write_text(file.read_text().replace("compute: bfloat16", "compute: float8"))
     with pytest.raises(ConfigError, match=r"8-bit matrix products.*Use precision=bf16$"):
         run(tiny("name=one", "precision=auto", "precision.compile=false"))
@@ -184,16 +191,15 @@ def narrow() -> Operators:
     ],
     ids=["adamw", "muon", "fast_5m", "dora", "loha", "lokr", "qlora", "qat"],
 )
-def test_float32_is_float32_everywhere(
-    overrides: tuple[str, ...], tiny: Compose, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_float32_is_float32_everywhere(overrides: tuple[str, ...], tiny: Compose) -> None:
     """Training, evaluation and samples, operator by operator."""
-    monkeypatch.setattr(train, "peak_flops", lambda *_: 1e12)  # which is measured in all of them
+    unmeasured = Instruments(peak_flops=lambda device, arithmetics: 1e12)  # it would be measured in all of them
     if "stage=finetune" in overrides:
         assert run(tiny("name=base", "budget.steps=2")) == 0
     with narrow() as found:
-        assert run(tiny("name=one", *overrides, "budget.steps=2", "precision=fp32", "precision.compile=false")) == 0
-    # Group scales are stored as bfloat16, and so rounded to it: two conversions, no arithmetic.
+        mapping = tiny("name=one", *overrides, "budget.steps=2", "precision=fp32", "precision.compile=false")
+        assert run(mapping, unmeasured) == 0
+    # Scales of groups are stored as bfloat16 numbers, and so rounded to them: two conversions, no arithmetic.
     assert found.found <= ({"aten._to_copy.default", "aten.to.dtype"} if QAT[0] in overrides else set())
 
 
@@ -253,15 +259,23 @@ def test_float16_learns_preferences(tiny: Compose, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
-    optimizer: str, tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any], monkeypatch: pytest.MonkeyPatch
+    optimizer: str, tiny: Compose, tmp_path: Path, power_cut: PowerCut
 ) -> None:
-    monkeypatch.setattr(loss_scale, "INITIAL", 2.0**40)
-    monkeypatch.setattr(loss_scale, "MOST", 2.0**40)
-    monkeypatch.setattr(loss_scale, "INTERVAL", 6)
+    def scaled(first: float) -> Callable[[Run, object], None]:
+        """Lets the loss scale begin with `first`, and grow in step 5 and, from what step 10 has saved, in step 13."""
+
+        def scale(training: Run, what: object) -> None:
+            found = training.state.loss_scale
+            if isinstance(what, Step) and training.state.step == 0:
+                found.factor = first
+            if isinstance(what, Step) and training.state.step in (4, 8):
+                found.steps = loss_scale.INTERVAL - (1 if training.state.step == 4 else 5)
+
+        return scale
+
     settings = (*HALF, f"optimizer={optimizer}", "model.dropout=0.1", "batch.micro_batch=4", "log_every=1")
-    assert run(tiny("name=whole", *settings)) == 0
-    with power_cut(14):
-        run(tiny("name=cut", *settings))
+    assert run(tiny("name=whole", *settings), Instruments(on_begin=scaled(2.0**40))) == 0
+    power_cut(tiny("name=cut", *settings), 14, scaled(2.0**40))
     assert run(tiny("name=cut", *settings)) == 0
     whole, cut = (tmp_path / "runs" / name for name in ("whole", "cut"))
     for name in ("train/loss", "train/loss_scale", "train/overflows"):
@@ -273,9 +287,8 @@ def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
     assert scales[0] < 2.0**30
     assert overflows[0] > 10
     assert any(later == 2 * before for before, later in itertools.pairwise(scales))
-    # Every step used its own batch with the same dropout, as in a run without overflow.
-    monkeypatch.setattr(loss_scale, "INITIAL", scales[0] / 16)
-    assert run(tiny("name=low", *settings)) == 0
+    # Every step was taken on its own batch, with the same dropout: that of a run whose loss was never too large.
+    assert run(tiny("name=low", *settings), Instruments(on_begin=scaled(scales[0] / 16))) == 0
     low = tmp_path / "runs" / "low"
     assert series(low, "train/overflows")[0] == 0
     assert series(low, "train/loss") == pytest.approx(series(whole, "train/loss"), abs=5e-3)
@@ -288,23 +301,21 @@ def test_an_overflow_costs_neither_a_batch_nor_a_step_and_resumes_are_exact(
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_step_whose_gradients_are_not_finite_is_left_out_counted_and_said(
-    precision: str, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+    precision: str, tiny: Compose, tmp_path: Path, capsys: Any
 ) -> None:
-    genuine, calls = train_gradients.accumulate, 0
+    hooks: list[Any] = []
 
-    def spoilt(loss_of: Any, optimizer: Any, *arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        sums = genuine(loss_of, optimizer, *arguments)
-        if calls == 4:
-            optimizer.param_groups[0]["params"][0].grad.view(-1)[0] = torch.nan
-            sums["loss"] *= torch.nan  # the cause
-        return sums
+    def spoil(training: Run, what: object) -> None:
+        """Let the fourth step read an embedding that is not finite."""
+        while hooks:
+            hooks.pop().remove()
+        if isinstance(what, Step) and training.state.step == 3:
+            embedding = training.parts.model.embedding
+            hooks.append(embedding.register_forward_hook(lambda *read: read[-1] * torch.nan))
 
-    monkeypatch.setattr(train_gradients, "accumulate", spoilt)
     settings = (f"precision={precision}", "precision.compile=false", "ema.decay=0.9", "checkpoint.every=1")
     more = ("checkpoint.keep=null", "log_every=2", "budget.steps=8", "schedule=constant")
-    assert run(tiny("name=one", *settings, *more)) == 0
+    assert run(tiny("name=one", *settings, *more), Instruments(on_begin=spoil)) == 0
     folder = tmp_path / "runs" / "one"
     for file in ("model", "raw", "optimizer"):  # EMA, weights, moments with their counters
         three, four, five = (

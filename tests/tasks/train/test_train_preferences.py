@@ -18,6 +18,7 @@ from pretune.core.config import ConfigError, InputError
 from pretune.dispatch import run
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 LN2 = math.log(2)
 QLORA = ("quantization=qlora_nf4", "quantization.block_size=32")
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
@@ -81,12 +82,11 @@ def test_the_same_updates_whatever_the_micro_batch(dpo: Compose, tmp_path: Path)
 
 @pytest.mark.parametrize("reference", ["model", "cached"])
 def test_resumed_is_bit_for_bit_the_uninterrupted_run(
-    reference: str, dpo: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
+    reference: str, dpo: Compose, tmp_path: Path, power_cut: PowerCut
 ) -> None:
     settings = [f"stage.objective.reference={reference}"]
     assert run(dpo("name=whole", *settings)) == 0
-    with power_cut(4):
-        run(dpo("name=cut", *settings))
+    power_cut(dpo("name=cut", *settings), 4)
     assert run(dpo("name=cut", *settings)) == 0
     for name in ("train/loss", "val/loss", "preference/margin"):
         assert series(tmp_path / "runs" / "cut", name) == series(tmp_path / "runs" / "whole", name)

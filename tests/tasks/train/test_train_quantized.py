@@ -18,6 +18,7 @@ from pretune.run.config import RunConfig
 from pretune.run.model import training_model
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 BASE = ("name=base", "budget.steps=4")
 TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=6", "adapter.rank=2", "optimizer.lr=1e-2")
 QLORA = ("quantization=qlora_nf4", "quantization.block_size=16")
@@ -63,13 +64,12 @@ def test_what_was_trained_is_what_is_measured_started_from_and_exported(
         torch.testing.assert_close(loaded(tokens).logits, model.eval().unembed(model(tokens)), rtol=1e-5, atol=1e-5)
 
 
-def test_it_goes_on_bit_for_bit(tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]) -> None:
+def test_it_goes_on_bit_for_bit(tiny: Compose, tmp_path: Path, power_cut: PowerCut) -> None:
     runs = tmp_path / "runs"
     run(tiny(*BASE))
     settings = (*TUNE, "adapter=lora", *QLORA, "checkpoint.every=3", "precision=bf16")
     run(tiny("name=whole", *settings))
-    with power_cut(5):
-        run(tiny("name=cut", *settings))
+    power_cut(tiny("name=cut", *settings), 5)
     run(tiny("name=cut", *settings))
     whole, again = adapter_of(runs / "whole", 6), adapter_of(runs / "cut", 6)
     assert all(torch.equal(whole[name], again[name]) for name in whole)

@@ -17,8 +17,10 @@ from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
 from pretune.run.config import RunConfig
+from pretune.tasks.train.loop import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 ALL_ON = ["ema.decay=0.9", "ema.evaluate_raw=true", "neftune_alpha=5", "model.dropout=0.1",
           "early_stopping.patience=3", "checkpoint.keep_best=true"]  # fmt: skip
 # A learning rate at which a tiny model first gets better, then worse.
@@ -125,15 +127,14 @@ def test_a_run_that_gets_better_to_its_end_does_not_stop_early(tiny: Compose, tm
     [("none", "false"), ("lora", "false"), pytest.param("none", "true", marks=pytest.mark.slow)],
 )
 def test_resumed_with_all_of_them_is_bit_for_bit_the_uninterrupted_run(
-    adapter: str, compiled: str, tiny: Compose, power_cut: Callable[[int], Any], tmp_path: Path
+    adapter: str, compiled: str, tiny: Compose, power_cut: PowerCut, tmp_path: Path
 ) -> None:
     settings = [*ALL_ON, "evaluation.every=4", f"precision.compile={compiled}", "model.num_layers=1"]
     if adapter != "none":
         assert run(tiny("name=base", "budget.steps=3", "model.num_layers=1")) == 0
         settings += ["stage=finetune", "stage.init_from=base", f"adapter={adapter}", "adapter.dropout=0.1"]
     assert run(tiny("name=whole", *settings)) == 0
-    with power_cut(14):
-        run(tiny("name=cut", *settings))
+    power_cut(tiny("name=cut", *settings), 14)
     assert run(tiny("name=cut", *settings)) == 0
     whole, cut = tmp_path / "runs" / "whole", tmp_path / "runs" / "cut"
     names = ("step", "train/loss", "val/loss", "val_raw/loss")
@@ -148,16 +149,15 @@ def test_resumed_with_all_of_them_is_bit_for_bit_the_uninterrupted_run(
     assert {path.name for path in (whole / "checkpoints" / "step_00000020").iterdir()} >= {checkpoint.RAW}
 
 
-def test_a_power_cut_between_evaluation_and_end_still_ends_early(
-    tiny: Compose, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_power_cut_between_evaluation_and_end_still_ends_early(tiny: Compose, tmp_path: Path) -> None:
     mapping, folder = tiny("name=one", *OVERFITS), tmp_path / "runs" / "one"
-    import pretune.tasks.train.task as module
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "summary", lambda run: (_ for _ in ()).throw(Killed))
-        with pytest.raises(Killed):
-            run(mapping)
+    def cut(training: Run, _: object) -> None:
+        if training.state.finished and training.saved_at() == training.state.step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(mapping, Instruments(on_begin=cut))
     assert not (folder / "summary.json").exists()
     end = max(steps(folder))
     assert run(mapping) == 0

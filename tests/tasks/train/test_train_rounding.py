@@ -18,6 +18,7 @@ from pretune.run.folder import find_run
 from pretune.run.model import converted_model, evaluation_model
 
 Compose = Callable[..., dict[str, Any]]
+PowerCut = Callable[..., None]
 QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization.start=0.0")
 BASE = ("name=base", "budget.steps=4")
 TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=6", "optimizer.lr=1e-2")
@@ -63,7 +64,7 @@ def test_what_is_converted_is_what_was_trained(more: tuple[str, ...], tiny: Comp
 
 
 def test_rounding_begins_within_the_budget_and_goes_on_bit_for_bit(
-    tiny: Compose, tmp_path: Path, power_cut: Callable[[int], Any]
+    tiny: Compose, tmp_path: Path, power_cut: PowerCut
 ) -> None:
     plain = ("budget.steps=8", "optimizer.lr=1e-2", "checkpoint.every=2")
     settings = (*plain, *QAT, "quantization.start=0.5")
@@ -71,8 +72,7 @@ def test_rounding_begins_within_the_budget_and_goes_on_bit_for_bit(
     run(tiny("name=never", *plain))
     same = weights(tmp_path / "runs" / "whole", 6), weights(tmp_path / "runs" / "never", 6)
     assert not all(torch.equal(same[0][name], same[1][name]) for name in same[0])
-    with power_cut(8):
-        run(tiny("name=cut", *settings))
+    power_cut(tiny("name=cut", *settings), 8)
     run(tiny("name=cut", *settings))
     whole, gone_on = (weights(tmp_path / "runs" / name, 8) for name in ("whole", "cut"))
     assert all(torch.equal(tensor, gone_on[name]) for name, tensor in whole.items())

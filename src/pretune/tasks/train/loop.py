@@ -6,14 +6,18 @@ checkpoints. A checkpoint holds all of the state: `TrainingState`, weights, opti
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from pretune.checkpoint import store as checkpoint
+from pretune.compute.config import Activations
 from pretune.compute.hardware import peak_flops
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture
@@ -47,6 +51,18 @@ from pretune.training.signals import Interrupts, Stop
 
 
 @dataclass(frozen=True)
+class Instruments:
+    """What a run is timed, measured and watched with."""
+
+    clock: Callable[[], float] = time.perf_counter
+    """Seconds since whenever."""
+    peak_flops: Callable[[torch.device, set[Activations]], float] = peak_flops
+    """FLOP/s that a device has at most, in the fastest of these arithmetics."""
+    on_begin: Callable[[Run, Step | Overhead], None] = lambda run, what: None
+    """Called when a step or something beside training begins, its time running already."""
+
+
+@dataclass(frozen=True)
 class Run:
     """The parts of a run under way."""
 
@@ -60,6 +76,7 @@ class Run:
     trace: Trace
     replayed: list[Step] | None
     """The steps to be taken, where they are those of another run."""
+    instruments: Instruments
 
     @property
     def parts(self) -> Parts:
@@ -73,6 +90,13 @@ class Run:
     def optimizer(self) -> Optimizer:
         return self.training.optimizer
 
+    @contextmanager
+    def timed(self, kind: Overhead) -> Iterator[None]:
+        """Add the time that the block takes to what is spent besides training."""
+        with self.state.timed(kind, self.instruments.clock):
+            self.instruments.on_begin(self, kind)
+            yield
+
     def saved_at(self) -> int | None:
         """Step of the newest checkpoint."""
         newest = checkpoint.newest(self.folder.checkpoints)
@@ -84,14 +108,14 @@ def loop(run: Run) -> bool:
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state = checkpoint.random_state(model)
     try:
-        with state.timed("compilation"):
+        with run.timed("compilation"):
             micro_batch = choose(run)
             start_fake_quantization(config, model, state.progress)
             compile_now(run, micro_batch)
         clip_norm, loss_of = config.optimizer.clip_norm, run.training.loss_of
         gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale)
         batches = Prefetcher(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
-        clock, window = Stopwatch(run.parts.device), state.window
+        clock, window = Stopwatch(run.parts.device, run.instruments.clock), state.window
         window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
         monitor = Monitor(config, run.parts.device, state)
         while True:
@@ -103,12 +127,13 @@ def loop(run: Run) -> bool:
                 return True
             if start_fake_quantization(config, model, state.progress):
                 state.seconds += clock.stop()
-                with state.timed("compilation"):
+                with run.timed("compilation"):
                     compile_now(run, micro_batch)
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time, and clip them.
             step = step_to_come(config, state, run.replayed, micro_batch.size, clock.steps_behind)
+            run.instruments.on_begin(run, step)
             fetched = batches.batch(state.position, step.tokens // config.data.sequence_length)
             batch, scored = fetched.batch, fetched.scored
             sums, norm = gradients.find(batch, scored, partial(checkpoint.set_random_state, model, random_state))
@@ -142,7 +167,7 @@ def loop(run: Run) -> bool:
 
 def peak_of(run: Run) -> float:
     """FLOP/s that the device has at most, in whatever arithmetic it is fastest."""
-    return peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
+    return run.instruments.peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
 
 
 def what_is_due(run: Run) -> Overhead | None:
@@ -167,7 +192,7 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
     config, state = run.config, run.state
     used = used_parts(run)
     if due == "evaluation":
-        with state.timed("evaluation"):
+        with run.timed("evaluation"):
             with as_deployed(config, used.model):
                 metrics = evaluate(config, used)
             if config.ema.evaluate_raw and used is not run.parts:
@@ -183,7 +208,7 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
             state.losses, config.early_stopping.patience, config.early_stopping.min_delta
         )
     elif due == "samples":
-        with state.timed("samples"), as_deployed(config, used.model):
+        with run.timed("samples"), as_deployed(config, used.model):
             texts = sample(config, used)
         with run.interrupts.shielded():
             for prompt, text in zip(config.samples.prompts, texts, strict=True):
@@ -206,7 +231,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
             averaged = run.ema and run.ema.model
             evaluated = section.keep_best and state.evaluated_at == state.step
             state.recorded = run.tracker.recorded()
-            with state.timed("checkpoint"):
+            with run.timed("checkpoint"):
                 checkpoint.save(
                     run.folder.checkpoints,
                     state.step,

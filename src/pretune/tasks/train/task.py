@@ -21,7 +21,7 @@ from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.weights import own_folder, start_run
 from pretune.tasks.report.task import report
-from pretune.tasks.train.loop import Run, loop, used_parts
+from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
 from pretune.tasks.train.qat import check_start, converted_metrics
 from pretune.tasks.train.state import TrainingState, replayed_steps
 from pretune.tracker.tracker import Tracker
@@ -30,7 +30,7 @@ from pretune.training.meter import peak_memory
 from pretune.training.signals import EXIT_STOPPED, Interrupts, stoppable
 
 
-def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
+def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
     """Train the run that `config` describes, from its newest checkpoint if it has one.
 
     Returns 0 when the run is complete and EXIT_STOPPED when a signal ended it with everything saved. Raises
@@ -47,10 +47,17 @@ def train(config: RunConfig, mapping: Mapping[str, Any]) -> int:
         return 0
     print_notes(arithmetic)
     stopped = "stopped with nothing lost; run the same command to go on."
-    return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts), stopped)
+    watched_with = instruments or Instruments()
+    return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts, watched_with), stopped)
 
 
-def _train(arithmetic: Resolved, mapping: Mapping[str, Any], folder: RunFolder, interrupts: Interrupts) -> int:
+def _train(
+    arithmetic: Resolved,
+    mapping: Mapping[str, Any],
+    folder: RunFolder,
+    interrupts: Interrupts,
+    instruments: Instruments,
+) -> int:
     config = arithmetic.config
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
@@ -77,11 +84,11 @@ def _train(arithmetic: Resolved, mapping: Mapping[str, Any], folder: RunFolder, 
         trace = Trace(folder.progress)
         trace.rewind(state.step)
         tracker.message(opening(arithmetic, parts, loader, state))
-        run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed)
+        run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
             return EXIT_STOPPED
-        with state.timed("evaluation"):
+        with run.timed("evaluation"):
             newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
             converted = converted_metrics(config, used_parts(run), newest, tracker.message)
         metrics = summary(run) | converted
