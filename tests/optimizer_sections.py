@@ -32,3 +32,9 @@ def muon(**changes: Any) -> MuonConfig:
 def normuon(**changes: Any) -> MuonConfig:
     """With both switches on."""
     return muon(**{"neuron_beta": 0.95, "cautious_decay": True, **changes})
+
+
+EVERY_OPTIMIZER = [adamw(), adamw_8bit(), lion(), muon(), normuon()]
+"""What tests of updates, groups, checkpoints and resumes go through."""
+
+NAMES = ["adamw", "adamw_8bit", "lion", "muon", "normuon"]

@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
+from optimizer_sections import EVERY_OPTIMIZER, NAMES, adamw, lion, muon
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -28,9 +28,7 @@ from pretune.optim.config import OptimizerConfig
 from pretune.optim.optimizers import build_optimizer
 
 ADAMW, LION, MUON = adamw(), lion(), muon()
-every_optimizer = pytest.mark.parametrize(
-    "config", [ADAMW, LION, MUON, normuon(), adamw_8bit()], ids=["adamw", "lion", "muon", "normuon", "adamw_8bit"]
-)
+every_optimizer = pytest.mark.parametrize("config", EVERY_OPTIMIZER, ids=NAMES)
 
 
 class Model(nn.Module):

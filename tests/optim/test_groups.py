@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
+from optimizer_sections import EVERY_OPTIMIZER, NAMES, muon
 from tiny import tiny_model
 from torch import nn
 
@@ -46,11 +46,7 @@ class Model(nn.Module):
             self.head.weight = self.embedding.weight
 
 
-def configs() -> list[OptimizerConfig]:
-    return [adamw(), lion(), muon(), adamw_8bit(), normuon()]
-
-
-every_optimizer = pytest.mark.parametrize("config", configs(), ids=["adamw", "lion", "muon", "adamw_8bit", "normuon"])
+every_optimizer = pytest.mark.parametrize("config", EVERY_OPTIMIZER, ids=NAMES)
 
 
 def roles(model: nn.Module) -> dict[str, str]:
@@ -139,7 +135,7 @@ def freeze_all_but_qkv_weight(model: Model) -> None:
     ("freeze", "message"), [(freeze_all_but_head, "is trainable; use adamw"), (freeze_all_but_qkv_weight, None)]
 )
 def test_muon_needs_hidden_matrices_and_nothing_else(freeze: Callable[[Model], None], message: str | None):
-    model, config = Model(tied=False), configs()[2]
+    model, config = Model(tied=False), muon()
     freeze(model)
     if message:
         with pytest.raises(ConfigError, match=message):

@@ -9,12 +9,13 @@ from typing import Any
 import lion_pytorch
 import pytest
 import torch
-from optimizer_sections import adamw, adamw_8bit, lion, muon, normuon
+from optimizer_sections import EVERY_OPTIMIZER, NAMES, adamw, adamw_8bit, lion, muon, normuon
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 from torch.optim import Optimizer
 
+from pretune.launch.groups import options
 from pretune.optim.config import LinearConfig, OptimizerConfig
 from pretune.optim.groups import Trained
 from pretune.optim.muon import BatchedMuon, orthogonalize
@@ -29,9 +30,7 @@ from pretune.optim.optimizers import (
 
 ADAMW, LION, MUON = adamw(), lion(), muon()
 SCHEDULE = LinearConfig.model_validate({"kind": "linear", "warmup": 0.0, "initial": 0.0, "final": 0.0})
-every_optimizer = pytest.mark.parametrize(
-    "config", [ADAMW, LION, MUON, normuon(), adamw_8bit()], ids=["adamw", "lion", "muon", "normuon", "adamw_8bit"]
-)
+every_optimizer = pytest.mark.parametrize("config", EVERY_OPTIMIZER, ids=NAMES)
 FACTORS = (0.1, 1.0, 0.5)
 
 
@@ -124,6 +123,10 @@ def test_muon_is_torchs_with_adamw_for_the_rest():
 
     # The two matrices have one shape and are orthogonalized together, which rounds differently.
     torch.testing.assert_close(train_ours(MUON), train_reference(make), rtol=0, atol=1e-4)
+
+
+def test_every_optimizer_is_tested_below() -> None:
+    assert {section.kind for section in EVERY_OPTIMIZER} == set(options("optimizer"))
 
 
 @every_optimizer

@@ -14,6 +14,7 @@ class NoAdapterConfig(Section):
     kind: Literal["none"]
     """All parameters of the model are trained."""
     freezes: ClassVar[bool] = False
+    dropout_reads_weights: ClassVar[bool] = False
     """Whether the model's own weights are frozen."""
     starts_at_zero: ClassVar[bool] = False
     """Whether disabling the adapter gives the initial model."""
@@ -31,6 +32,8 @@ class AdapterBase(Section):
     init_from: str | None
     """Adapter to start from: a run's name or folder, or a folder with peft's files; null starts a new one."""
     freezes: ClassVar[bool] = True
+    dropout_reads_weights: ClassVar[bool] = False
+    """Whether dropout needs the frozen weights in full precision."""
 
     @property
     def starts_at_zero(self) -> bool:
@@ -67,6 +70,7 @@ class LoraConfig(LoraBase):
 class DoraConfig(LoraBase):
     kind: Literal["dora"]
     """LoRA for the direction of each weight row, with a separately trained magnitude (arXiv 2402.09353)."""
+    dropout_reads_weights = True
     init: Literal["zero", "gaussian"]
     """Initialization of the first factor; the second is zero, so that there is no update at the start."""
 

@@ -117,12 +117,12 @@ class DataConfig(Section):
     @pydantic.model_validator(mode="after")
     def _preferences_are_packed_as_pairs(self) -> Self:
         for part in (self, *self.mix.values()):
-            if (part.format.kind == "preference") != (part.packing.mode == "pairs"):
+            if part.format.has_pairs != (part.packing.mode == "pairs"):
                 raise ValueError(
                     f"format.kind = {part.format.kind} with packing.mode = {part.packing.mode}: format preference "
                     "needs packing.mode pairs, and no other format works with it"
                 )
-            if self.mix and part.format.kind == "preference":
+            if self.mix and part.format.has_pairs:
                 raise ValueError("preferences have their own loss and cannot be mixed with other data: data/mix=none")
         return self
 

@@ -12,17 +12,33 @@ from pretune.core.config import Count, Section
 class ObjectiveBase(Section):
     chunk_tokens: Count
     """Number of positions whose float32 logits are in memory at a time; fewer saves memory, too few costs speed."""
-    needs_reference: ClassVar[bool]
-    """Whether the loss compares the model with a reference model."""
+    compares_pairs: ClassVar[bool] = False
+    """Whether an item is a pair of answers to one prompt, not a token."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares the model with a reference model."""
+        return isinstance(self, ReferenceBase)
+
+
+Reference = Literal["auto", "model", "adapter_off", "cached"]
+
+
+class ReferenceBase(ObjectiveBase):
+    """An objective that compares the model with a reference model: the model at the start."""
+
+    reference: Reference
+    """The reference model. model: a second, frozen copy of the initial model; adapter_off: the model with its adapter
+    disabled, no copy; cached: log-probabilities computed once for all pairs and stored on disk, no copy and less
+    computation; auto: adapter_off where that equals the initial model, else model."""
 
 
 class LanguageModelingConfig(ObjectiveBase):
     kind: Literal["language_modeling"]
     """Next-token cross-entropy."""
-    needs_reference = False
 
 
-class DPOConfig(ObjectiveBase):
+class DPOConfig(ReferenceBase):
     kind: Literal["dpo"]
     """Direct preference optimization (arXiv 2305.18290): learn to prefer the chosen side of a pair to the rejected one
     more strongly than the reference model (the model at the start) does."""
@@ -33,11 +49,7 @@ class DPOConfig(ObjectiveBase):
     """Assumed fraction of pairs whose labels are swapped (cDPO)."""
     length_normalized: bool
     """Divide the log-probability of a side by its number of scored tokens (arXiv 2411.15124, section 5)."""
-    reference: Literal["auto", "model", "adapter_off", "cached"]
-    """The reference model. model: a second, frozen copy of the initial model; adapter_off: the model with its adapter
-    disabled, no copy; cached: log-probabilities computed once for all pairs and stored on disk, no copy and less
-    computation; auto: adapter_off where that equals the initial model, else model."""
-    needs_reference = True
+    compares_pairs = True
 
 
 ObjectiveConfig = Annotated[LanguageModelingConfig | DPOConfig, Field(discriminator="kind")]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, assert_never
 
 from torch import Tensor
 
@@ -35,7 +35,8 @@ class Objective(Protocol):
         ...
 
     def metrics(self, score: Callable[[Batch], Any], batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
-        """Metrics over a whole set, computed from the results of `score`, each item counting once; includes `val/loss`.
+        """Metrics over a whole set, computed from the results of `score`, each item counting once; `val/loss` and
+        `val/bits_per_byte` are among them.
 
         token_bytes [V]: the number of bytes of text of each token id.
         """
@@ -49,3 +50,5 @@ def objective_of(section: ObjectiveConfig) -> Objective:
             return NextToken(section)
         case DPOConfig():
             return Preference(section)
+        case _:
+            assert_never(section)

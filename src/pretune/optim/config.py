@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -15,6 +15,8 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class OptimizerBase(Section):
+    compiles_update: ClassVar[bool] = False
+    """Whether the optimizer compiles its own update."""
     lr: Positive
     """Peak learning rate; the schedule scales it and every other learning rate in the section."""
     weight_decay: NotNegative
@@ -38,6 +40,7 @@ class AdamWConfig(OptimizerBase):
 class AdamW8bitConfig(OptimizerBase):
     kind: Literal["adamw_8bit"]
     """torchao's AdamW with 8-bit state (arXiv:2110.02861): 2 bytes per parameter instead of 8."""
+    compiles_update = True
     betas: tuple[Beta, Beta]
     """Decay rates of the running mean of the gradient and of its square."""
     eps: Positive

@@ -125,7 +125,7 @@ def _compiles(config: RunConfig) -> bool:
     """Whether the task compiles anything."""
     match config.task:
         case "train":
-            return config.precision.compile or config.optimizer.kind == "adamw_8bit"
+            return config.precision.compile or config.optimizer.compiles_update
         case "plan":
             return config.precision.compile
         case "generate":
@@ -138,8 +138,8 @@ def _compiles(config: RunConfig) -> bool:
 
 def _uncompiled(config: RunConfig, lacking: str) -> RunConfig:
     """The configuration with compilation turned off; ConfigError if something cannot work without it."""
-    if config.task == "train" and config.optimizer.kind == "adamw_8bit":
-        raise ConfigError(f"optimizer=adamw_8bit compiles its update, but {lacking}; use optimizer=adamw")
+    if config.task == "train" and config.optimizer.compiles_update:
+        raise ConfigError(f"optimizer={config.optimizer.kind} compiles its update, but {lacking}; use optimizer=adamw")
     answers = config.evaluation.answers.model_copy(update={"compile": False})
     changes = {
         "generate": config.generate.model_copy(update={"compile": False}),

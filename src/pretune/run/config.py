@@ -14,7 +14,7 @@ from pretune.compute.config import PrecisionConfig
 from pretune.core.config import MAY_DIFFER, Count, Section
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
-from pretune.objectives.config import DPOConfig
+from pretune.objectives.config import ReferenceBase
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.quantization.config import QuantizationConfig
 from pretune.run import rules
@@ -115,8 +115,8 @@ class RunConfig(Section):
 
     @property
     def reference(self) -> Literal["model", "adapter_off", "cached"]:
-        """The kind of reference model for preference training, with `auto` resolved."""
-        assert isinstance(self.stage.objective, DPOConfig), "only preferences have one"
+        """Where the reference model comes from, with `auto` resolved."""
+        assert isinstance(self.stage.objective, ReferenceBase), "it has no reference model"
         if self.stage.objective.reference != "auto":
             return self.stage.objective.reference
         return "adapter_off" if self.adapter.starts_at_zero else "model"

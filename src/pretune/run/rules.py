@@ -12,7 +12,7 @@ from pretune.adapters.config import AdapterConfig
 from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
-from pretune.objectives.config import DPOConfig
+from pretune.objectives.config import ReferenceBase
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
 from pretune.training.config import EarlyStoppingConfig
@@ -134,9 +134,10 @@ def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
             f"quantization={run.quantization.kind} stores frozen weights in 4 bits, but full fine-tuning would have to "
             "train them: choose adapter=lora (dora, loha, lokr), or quantization=none"
         )
-    if run.adapter.kind == "dora" and run.adapter.dropout:
+    if run.adapter.dropout and run.adapter.dropout_reads_weights:
         yield (
-            "adapter=dora with dropout needs weights in full precision: set adapter.dropout=0.0 or quantization=none"
+            f"adapter={run.adapter.kind} with dropout needs weights in full precision: set adapter.dropout=0.0 or "
+            "quantization=none"
         )
 
 
@@ -161,7 +162,7 @@ def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
 
 def preferences_have_pairs(run: Run) -> Iterator[str]:
     objective, format = run.stage.objective, run.data.format
-    if objective.needs_reference != format.has_pairs:
+    if objective.compares_pairs != format.has_pairs:
         yield (
             f"stage.objective.kind = {objective.kind} with data.format.kind = {format.kind}: stage=dpo needs "
             "data.format.kind = preference, such as data=ultrafeedback, and no other stage works with it"
@@ -170,7 +171,7 @@ def preferences_have_pairs(run: Run) -> Iterator[str]:
 
 def a_reference_is_the_start(run: Run) -> Iterator[str]:
     objective = run.stage.objective
-    if not isinstance(objective, DPOConfig):
+    if not isinstance(objective, ReferenceBase):
         return
     if run.model.dropout or run.neftune_alpha or run.adapter.dropout:
         yield (

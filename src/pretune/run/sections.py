@@ -30,7 +30,7 @@ class StageConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _dpo_has_its_objective(self) -> Self:
-        if (self.kind == "dpo") != (self.objective.kind == "dpo"):
+        if (self.kind == "dpo") != self.objective.compares_pairs:
             raise ValueError(
                 f"kind = {self.kind} with objective.kind = {self.objective.kind}: choose both by stage=dpo"
             )

@@ -88,7 +88,8 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
     colors = {group: _COLORS[index % len(_COLORS)] for index, group in enumerate(groups)}
     for stage in dict.fromkeys(run.stage for run in runs):
         group = [(run, colors[run.group]) for run in runs if run.stage == stage]
-        unit = "nats per pair" if stage == "dpo" else metric("val/loss").unit
+        pairs = any("preference/accuracy" in row for run, _ in group for row in run.rows)
+        unit = "nats per pair" if pairs else metric("val/loss").unit
         panels.append((f"{stage}: loss", unit, partial(_losses, group=group)))
         for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
             panels.append((f"{stage}: {task} accuracy", "accuracy", partial(_accuracy, group=group, task=task)))
