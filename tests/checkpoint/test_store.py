@@ -245,10 +245,14 @@ def test_a_replacement_that_fails_at_the_last_moment_leaves_the_old_one(
 ):
     path = saved(tmp_path)
 
-    def full(_: Path) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    rename = os.rename
 
-    monkeypatch.setattr("pretune.core.files._sync", full)
+    def full(source: Path, target: Path) -> None:
+        if target == path and "replaced" not in source.name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", full)
     model, optimizer = fresh()
     with pytest.raises(InputError, match="No space left on device; free some space"):
         checkpoint.save(tmp_path, 3, model, optimizer, {"anew": True}, keep=None)

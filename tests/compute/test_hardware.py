@@ -86,29 +86,29 @@ def test_measuring_leaves_the_random_generator_alone() -> None:
 
 def test_a_known_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
-    monkeypatch.setattr(hardware, "measure_matmul", lambda device, arithmetic: 1.0)
-    assert hardware.peak_flops(torch.device("cuda"), ["float32"]) == 312e12
+    cuda = torch.device("cuda")
+    assert hardware.peak_flops(cuda, ["float32"], lambda device, arithmetic: 1.0) == 312e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
-    assert hardware.peak_flops(torch.device("cuda"), ["float32"]) == 1.0
+    assert hardware.peak_flops(cuda, ["float32"], lambda device, arithmetic: 1.0) == 1.0
 
 
-def test_the_peak_is_that_of_the_fastest_arithmetic(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates = {"float32": 2.0, "bfloat16": 7.0, "float16": 3.0}
-    monkeypatch.setattr(hardware, "measure_matmul", lambda device, arithmetic: rates[arithmetic])
-    assert hardware.peak_flops(CPU, ["float32", "bfloat16"]) == 7.0
-    assert hardware.peak_flops(CPU, ["float32", "float16"]) == 3.0
+def test_the_peak_is_that_of_the_fastest_arithmetic() -> None:
+    def rate(device: torch.device, arithmetic: str) -> float:
+        return {"float32": 2.0, "bfloat16": 7.0, "float16": 3.0}[arithmetic]
+
+    assert hardware.peak_flops(CPU, ["float32", "bfloat16"], rate) == 7.0
+    assert hardware.peak_flops(CPU, ["float32", "float16"], rate) == 3.0
 
 
-def test_start_up_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The first product of a process includes the time to load a library.
+def test_start_up_is_not_measured() -> None:
+    # The first product of a process takes as long as it takes to load a library.
     calls = []
 
     def seconds(device: torch.device, arithmetic: str, shape: tuple[int, int, int], seconds: float) -> float:
         calls.append(shape)
         return 1.0 if len(calls) == 1 else 2 * shape[0] ** 3 / 1e12
 
-    monkeypatch.setattr(hardware, "_seconds_of", seconds)
-    assert hardware.measure_matmul(CPU, "float32") == pytest.approx(1e12)
+    assert hardware.measure_matmul(CPU, "float32", seconds) == pytest.approx(1e12)
 
 
 def host(root: Path, available_kib: int, limit: str, used: int, cache: int) -> Path:

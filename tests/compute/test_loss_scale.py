@@ -7,42 +7,43 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.compute import loss_scale
-from pretune.compute.loss_scale import LossScale
+from pretune.compute.loss_scale import INITIAL, INTERVAL, LEAST, MOST, LossScale
 
 
-@given(st.lists(st.booleans(), max_size=60))
-def test_it_moves_as_grad_scalers_does(overflows: list[bool]) -> None:
-    ours = LossScale.of("float16")
-    theirs = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=3)  # pyright: ignore[reportPrivateImportUsage]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loss_scale, "INTERVAL", 3)
-        patch.setattr(loss_scale, "LEAST", 2.0**-100)
-        patch.setattr(loss_scale, "MOST", 2.0**100)
-        for overflow in overflows:
-            weight = torch.nn.Parameter(torch.ones(1))
-            optimizer = torch.optim.SGD([weight], 0.0)
-            theirs.scale(weight.sum()).backward()
-            if overflow:
-                assert weight.grad is not None
-                weight.grad.fill_(torch.inf)
-                assert ours.lower()
-            else:
-                ours.step()
-            theirs.step(optimizer)
-            theirs.update()
-            assert ours.value == theirs.get_scale()
-    assert ours.overflows == sum(overflows)
+@given(st.lists(st.sampled_from(["overflow", "good", "almost grown"]), max_size=40))
+def test_it_moves_as_grad_scalers_does(steps: list[str]) -> None:
+    ours, overflows = LossScale.of("float16"), 0
+    theirs = torch.amp.GradScaler("cpu", init_scale=INITIAL, growth_interval=INTERVAL)  # pyright: ignore[reportPrivateImportUsage]
+    for step in steps:
+        if not LEAST < ours.value < MOST:
+            break  # GradScaler's has no limits
+        if step == "almost grown":  # as after so many good steps
+            ours.steps = INTERVAL - 1
+            theirs.load_state_dict({**theirs.state_dict(), "_growth_tracker": INTERVAL - 1})
+        weight = torch.nn.Parameter(torch.ones(1))
+        optimizer = torch.optim.SGD([weight], 0.0)
+        theirs.scale(weight.sum()).backward()
+        if step == "overflow":
+            assert weight.grad is not None
+            weight.grad.fill_(torch.inf)
+            assert ours.lower()
+            overflows += 1
+        else:
+            ours.step()
+        theirs.step(optimizer)
+        theirs.update()
+        assert ours.value == theirs.get_scale()
+    assert ours.overflows == overflows
 
 
 def test_it_ends_somewhere() -> None:
     scale = LossScale.of("float16")
     while scale.lower():
         pass
-    assert scale.value == loss_scale.LEAST
-    for _ in range(60 * loss_scale.INTERVAL):
+    assert scale.value == LEAST
+    for _ in range(60 * INTERVAL):
         scale.step()
-    assert scale.value == loss_scale.MOST
+    assert scale.value == MOST
 
 
 @pytest.mark.parametrize("activations", ["float32", "bfloat16"])

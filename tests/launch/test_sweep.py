@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import signal
+import subprocess
+import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,8 @@ from pretune.launch.compose import QUIET, hydra_for
 from pretune.launch.sweep import LONGEST, JobFailed, fixed_keys, job, job_name, sweep
 from pretune.training.signals import EXIT_STOPPED
 
-SMOKE = Path(__file__).parents[2] / "src" / "config" / "run" / "smoke.yaml"
+SRC = Path(__file__).parents[2] / "src"
+MAIN, SMOKE = SRC / "main.py", SRC / "config" / "run" / "smoke.yaml"
 
 
 @pytest.fixture
@@ -60,20 +65,18 @@ def test_a_sweeper_is_told_the_validation_loss(short: list[str], tmp_path: Path)
     assert losses[0] != losses[1]
 
 
-def test_a_signal_ends_the_whole_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pretune.launch.sweep as module
-
-    seen: list[Any] = []
-
-    def stopped(mapping: dict[str, Any]) -> int:
-        seen.append(mapping["seed"])
-        return EXIT_STOPPED
-
-    monkeypatch.setattr(module, "run", stopped)
-    with pytest.raises(SystemExit) as ended:
-        sweep(SMOKE, [f"output_dir={tmp_path}/runs", "seed=1,2"])
-    assert ended.value.code == EXIT_STOPPED
-    assert seen == [1]
+def test_a_signal_ends_the_whole_sweep(short: list[str], tmp_path: Path) -> None:
+    settings = [one for one in short if not one.startswith("budget")]
+    command = [sys.executable, str(MAIN), "--config", str(SMOKE), *settings, "budget.steps=100000", "seed=1,2", "-m"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list((tmp_path / "runs").glob("*/metrics.jsonl")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == EXIT_STOPPED, output
+    assert [path.name for path in (tmp_path / "runs").glob("smoke*")] == ["smoke,seed=1"]
+    assert list((tmp_path / "runs" / "smoke,seed=1" / "checkpoints").iterdir())
 
 
 def test_a_job_that_cannot_be_composed_is_found_before_any_runs(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 from tiny import tiny_config
 from torch import nn
 
-from pretune.compute import devices, hardware
+from pretune.compute import devices
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
@@ -137,9 +137,10 @@ def test_a_plan_for_the_device_at_hand(tiny: Compose) -> None:
     assert plan.micro_batch == plan.largest_micro_batch == 8
 
 
-def test_what_does_not_fit_is_noted(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hardware, "usable", lambda memory, kind: 1000)
-    config = validate(RunConfig, tiny("plan.device=t4", "precision.compile=false", "precision.compute=bfloat16"))
+def test_what_does_not_fit_is_noted(tiny: Compose) -> None:
+    # So many words that the narrowest model of them has more bytes than a T4.
+    settings = ("plan.device=t4", "precision.compile=false", "precision.compute=bfloat16")
+    config = validate(RunConfig, tiny(*settings, f"model.vocab_size={2**31}"))
     plan = make_plan(config)
     assert plan.largest_micro_batch is None
     assert all(one.model is None for one in plan.biggest)

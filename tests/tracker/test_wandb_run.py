@@ -198,8 +198,8 @@ def test_a_server_that_refuses_the_run_leaves_it_offline(
         return init(**settings)
 
     monkeypatch.setattr(wandb, "init", refuse_online)
-    monkeypatch.setattr("pretune.tracker.wandb_run.choose_mode", lambda config: ("online", ""))
-    with Tracker(CONFIG, tmp_path, "demo", "pretrain", {}) as tracker:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    with Tracker(CONFIG.model_copy(update={"mode": "online"}), tmp_path, "demo", "pretrain", {}) as tracker:
         tracker.report(1, {"train/loss": 1.0})
         tracker.finish({"device": "cpu"})
     assert "offline (permission denied)" in capsys.readouterr().out

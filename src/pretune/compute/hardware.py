@@ -27,34 +27,6 @@ _SLOW = 0.02
 and repeating would take too long."""
 
 
-def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
-    """The local device: from the table if it is known, else measured in these precisions, which takes a second."""
-    name, memory = device_name(device), total_memory(device)
-    known = by_reported_name(name)
-    if known is not None:
-        return dataclasses.replace(known, memory=memory)
-    bandwidth = measure_bandwidth(device)
-    peak = measure_peak(device, arithmetics)
-    return Device(name, peak, memory, bandwidth, (name,), "measured: fastest matrix product, and copy")
-
-
-def peak_flops(device: torch.device, arithmetics: Iterable[Activations]) -> float:
-    """The peak FLOP/s on which `train/mfu` is based: the table's dense 16-bit peak or, for a device that is not in the
-    table, the fastest matrix product measured in these precisions, with torch's current number of threads. It is
-    measured once per process."""
-    import torch
-
-    known = by_reported_name(device_name(device))
-    if known is not None:
-        return known.peak_flops
-    return _measured_peak(device, frozenset(arithmetics), torch.get_num_threads())
-
-
-@functools.cache
-def _measured_peak(device: torch.device, arithmetics: frozenset[Activations], num_threads: int) -> float:
-    return measure_peak(device, arithmetics)
-
-
 def device_name(device: torch.device) -> str:
     """torch's name of a GPU; `cpu` or `mps` for other devices."""
     import torch
@@ -97,58 +69,6 @@ def usable(memory: int, kind: str) -> int:
     return int((memory - (0 if kind == "cpu" else RUNTIME_BYTES)) * 0.95)
 
 
-def measure_peak(device: torch.device, arithmetics: Iterable[Activations]) -> float:
-    """FLOP/s of the fastest square matrix product in any of these precisions."""
-    return max(measure_matmul(device, arithmetic) for arithmetic in arithmetics)
-
-
-def measure_matmul(device: torch.device, arithmetic: Activations) -> float:
-    """FLOP/s of the fastest square matrix product found in about half a second, with doubling sizes."""
-    # Warm up: the first product includes creating a context, loading a library and choosing kernels.
-    _seconds_of(device, arithmetic, (64, 64, 64), 0.0)
-    best, size, started = 0.0, 256, time.perf_counter()
-    while size <= 8192:
-        best = max(best, 2 * size**3 / _seconds_of(device, arithmetic, (size, size, size), _MEASURE_SECONDS / 8))
-        size *= 2
-        # Stop if two products of the next size, at the best rate so far, would exceed the remaining time.
-        if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
-            break
-    return best
-
-
-def measure_product(device: torch.device, arithmetic: Activations, inputs: int, outputs: int) -> float:
-    """FLOP/s of a matrix product like that of a layer from `inputs` to `outputs` features; takes well under a second,
-    even in a precision without native instructions."""
-    work = 5e7 if device.type == "cpu" else 2e10
-    tokens = min(max(int(work / (2 * inputs * outputs)), 16), 8192)
-    shape = tokens, inputs, outputs
-    once = _seconds_of(device, arithmetic, shape, 0.0)
-    seconds = once if once > _SLOW else _seconds_of(device, arithmetic, shape, 0.05)
-    return 2 * tokens * inputs * outputs / seconds
-
-
-def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int, int, int], seconds: float) -> float:
-    """Time of the fastest product of matrices [m, k] and [k, n], repeated for `seconds`."""
-    import torch
-
-    rows, inner, columns = shape
-    # A separate generator, so that a run's dropout does not depend on these measurements. Random, as zeros are faster.
-    generator = torch.Generator(device).manual_seed(0)
-    dtype = dtype_of(arithmetic)
-    a = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
-    b = torch.randn(inner, columns, device=device, generator=generator).to(dtype)
-    return _fastest(lambda: a @ b, device, seconds)
-
-
-def measure_bandwidth(device: torch.device) -> float:
-    """Bytes/s of a copy within the device's memory, counting both reads and writes."""
-    import torch
-
-    source = torch.ones(2**25, device=device)  # 128 MiB: larger than any cache
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device, 0.15)
-
-
 def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:
     """Time of the fastest call, after one warm-up call, repeated for about `seconds`."""
     import torch
@@ -165,6 +85,103 @@ def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -
     while time.perf_counter() - started < seconds:
         best = min(best, once())
     return best
+
+
+def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int, int, int], seconds: float) -> float:
+    """Time of the fastest product of matrices [m, k] and [k, n], repeated for `seconds`."""
+    import torch
+
+    rows, inner, columns = shape
+    # A separate generator, so that a run's dropout does not depend on these measurements. Random, as zeros are faster.
+    generator = torch.Generator(device).manual_seed(0)
+    dtype = dtype_of(arithmetic)
+    a = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
+    b = torch.randn(inner, columns, device=device, generator=generator).to(dtype)
+    return _fastest(lambda: a @ b, device, seconds)
+
+
+def measure_matmul(
+    device: torch.device,
+    arithmetic: Activations,
+    seconds_of: Callable[[torch.device, Activations, tuple[int, int, int], float], float] = _seconds_of,
+) -> float:
+    """FLOP/s of the fastest square matrix product found in about half a second, with doubling sizes."""
+    # Warm up: the first product includes creating a context, loading a library and choosing kernels.
+    seconds_of(device, arithmetic, (64, 64, 64), 0.0)
+    best, size, started = 0.0, 256, time.perf_counter()
+    while size <= 8192:
+        best = max(best, 2 * size**3 / seconds_of(device, arithmetic, (size, size, size), _MEASURE_SECONDS / 8))
+        size *= 2
+        # Stop if two products of the next size, at the best rate so far, would exceed the remaining time.
+        if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
+            break
+    return best
+
+
+def measure_product(device: torch.device, arithmetic: Activations, inputs: int, outputs: int) -> float:
+    """FLOP/s of a product like those of a layer from `inputs` to `outputs` features; well under a second, even in an
+    arithmetic that the device has no instructions for."""
+    work = 5e7 if device.type == "cpu" else 2e10
+    tokens = min(max(int(work / (2 * inputs * outputs)), 16), 8192)
+    shape = tokens, inputs, outputs
+    once = _seconds_of(device, arithmetic, shape, 0.0)
+    seconds = once if once > _SLOW else _seconds_of(device, arithmetic, shape, 0.05)
+    return 2 * tokens * inputs * outputs / seconds
+
+
+def measure_bandwidth(device: torch.device) -> float:
+    """Bytes/s of a copy within the device's memory, counting both reads and writes."""
+    import torch
+
+    source = torch.ones(2**25, device=device)  # 128 MiB: larger than any cache
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / _fastest(lambda: target.copy_(source), device, 0.15)
+
+
+def measure_peak(
+    device: torch.device,
+    arithmetics: Iterable[Activations],
+    rate: Callable[[torch.device, Activations], float] = measure_matmul,
+) -> float:
+    """FLOP/s of the fastest square matrix product in any of these precisions."""
+    return max(rate(device, arithmetic) for arithmetic in arithmetics)
+
+
+def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
+    """The local device: from the table if it is known, else measured in these precisions, which takes a second."""
+    name, memory = device_name(device), total_memory(device)
+    known = by_reported_name(name)
+    if known is not None:
+        return dataclasses.replace(known, memory=memory)
+    bandwidth = measure_bandwidth(device)
+    peak = measure_peak(device, arithmetics)
+    return Device(name, peak, memory, bandwidth, (name,), "measured: fastest matrix product, and copy")
+
+
+def peak_flops(
+    device: torch.device,
+    arithmetics: Iterable[Activations],
+    rate: Callable[[torch.device, Activations], float] = measure_matmul,
+) -> float:
+    """The peak FLOP/s on which `train/mfu` is based: the table's dense 16-bit peak or, for a device that is not in the
+    table, the fastest matrix product measured in these precisions, with torch's current number of threads. It is
+    measured once per process."""
+    import torch
+
+    known = by_reported_name(device_name(device))
+    if known is not None:
+        return known.peak_flops
+    return _measured_peak(device, frozenset(arithmetics), rate, torch.get_num_threads())
+
+
+@functools.cache
+def _measured_peak(
+    device: torch.device,
+    arithmetics: frozenset[Activations],
+    rate: Callable[[torch.device, Activations], float],
+    num_threads: int,
+) -> float:
+    return measure_peak(device, arithmetics, rate)
 
 
 def system_file(path: Path) -> str:

@@ -127,6 +127,9 @@ class Transformer(nn.Module):
                 "shorten it or raise model.max_sequence_length"
             )
 
+    def _skips_blocks(self, tokens: Tensor) -> bool:
+        return skips_blocks(tokens, self.config.dropout if self.training else 0.0)
+
     def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: Cache | None) -> Context:
         """Positions and masks of `tokens`: per document, or continuing what the cache holds."""
         length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
@@ -134,7 +137,7 @@ class Transformer(nn.Module):
             assert document_ids is None, "a cache holds one document per row"
             masks = {window: cache.mask(window) for window in windows}
             return Context(tokens, self.rope(cache.positions()), masks, cache)
-        skipping = skips_blocks(tokens, self.config.dropout if self.training else 0.0)
+        skipping = self._skips_blocks(tokens)
         masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
         if document_ids is None:
             return Context(tokens, self.rope.first(length), masks, None)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from pretune.core.config import InputError
 from pretune.data.formats.mathqa import parse_options
-from pretune.data.sources import word_problems
 from pretune.data.sources.config import WordProblemsSource
 from pretune.data.sources.word_problems import SUMS, TEMPLATES, rows
 
@@ -61,7 +60,10 @@ def test_the_size_of_an_option_does_not_give_it_away() -> None:
     assert max(ranks.values()) / 5000 < 0.35
 
 
-def test_more_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(word_problems, "TEMPLATES", {"average": (("the average of {0} and {1} ?", "{}"),)})
-    with pytest.raises(InputError, match="finds only 13 different problems"):
-        generate(10**6, max_number=5)
+def test_more_than_there_are() -> None:
+    config = WordProblemsSource(kind="word_problems", num_problems=10**6, max_number=5, seed=1)
+    found: list[str] = []
+    with pytest.raises(InputError) as caught:
+        found.extend(row["Problem"] for row in rows(config, max_tries=10))
+    assert 10 < len(set(found)) == len(found)
+    assert f"finds only {len(found)} different problems with numbers up to 5; lower" in str(caught.value)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pretune.core.config import ConfigError, validate
+from pretune.data.formats.build import build_formatter
+from pretune.data.formats.chat_template import TemplateTokens
+from pretune.data.formats.documents import questions
 from pretune.data.formats.mathqa import parse_options
 from pretune.data.sources.rows import validation_rows
 from pretune.dispatch import run
 from pretune.generation.texts import Text
 from pretune.run.config import RunConfig
-from pretune.run.generator import TextGenerator
+from pretune.tasks.evaluate.answers import record, shares
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = [
@@ -57,63 +61,67 @@ def test_every_held_out_problem_is_asked_as_in_training(measured: Compose, tmp_p
     held_out = list(validation_rows(validate(RunConfig, mapping).data))
     records = answers(tmp_path)
     assert len(records) == len(held_out)
-    for record, row in zip(records, held_out, strict=True):
-        assert record["prompt"].startswith(row["Problem"])
-        assert record["wanted"] == parse_options(row["options"])[row["correct"]]
+    for answer, row in zip(records, held_out, strict=True):
+        assert answer["prompt"].startswith(row["Problem"])
+        assert answer["wanted"] == parse_options(row["options"])[row["correct"]]
 
 
-def test_right_wrong_and_missing_answers_are_counted(
-    measured: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    mapping = measured("evaluation.max_problems=8", "data.format.options=false")
-    rows = list(validation_rows(validate(RunConfig, mapping).data))[:8]
+def test_right_wrong_and_missing_answers_are_counted(composed: Compose) -> None:
+    config = validate(RunConfig, composed("smoke", *SMALL, "data.format.options=false"))
+    rows = list(validation_rows(config.data))[:8]
+    formatter = build_formatter(config.data.format, TemplateTokens(None, "", "<|endoftext|>", ()))
+    asked = list(islice(questions(config.data, formatter), 8))
     right = [f" {parse_options(row['options'])[row['correct']]}" for row in rows]
     wrong = [
         f" {next(text for key, text in parse_options(row['options']).items() if key != row['correct'])}" for row in rows
     ]
     said = [*right[:5], *wrong[5:7], " who knows"]
-    monkeypatch.setattr(
-        TextGenerator, "generate", lambda *_: ((at, Text(text, 3, "end")) for at, text in enumerate(said))
-    )
+    records = [record(question, Text(text, 3, "end")) for question, text in zip(asked, said, strict=True)]
+    assert [one["right"] for one in records] == [True] * 5 + [False] * 3
+    assert shares("mathqa", "generated_accuracy", records) == {
+        "mathqa/generated_accuracy": 5 / 8,
+        "mathqa/generated_accuracy_error": pytest.approx(math.sqrt(5 * 3 / 8**3)),
+        "mathqa/unanswered": 1 / 8,
+        "mathqa/questions": 8,
+    }
+
+
+def write_sums(path: Path, question: Callable[[int], str]) -> None:
+    """Forty problems in GSM8K's form."""
+    lines = [{"question": question(n), "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(40)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def sums(folder: Path) -> list[str]:
+    """Overrides of a run that learns what `write_sums` has written."""
+    small = [one for one in SMALL if not one.startswith(("data", "model"))]
+    return [
+        *small, "data=files", f"data.source.files=[{folder}/sums.jsonl]", "data/format=gsm8k",
+        "data.validation.fraction=0.3", "model.vocab_size=512", "data.tokenizer.vocab_size=300",
+        "evaluation.answers.measure=true", f"output_dir={folder}",
+    ]  # fmt: skip
+
+
+def test_a_prompt_that_fills_the_context_is_left_out(composed: Compose, tmp_path: Path) -> None:
+    write_sums(tmp_path / "sums.jsonl", lambda n: f"What is {n} and {n}?" + " Tell me." * (200 if n % 3 == 0 else 0))
+    mapping = composed("smoke", *sums(tmp_path), "evaluation.max_problems=10")
     assert run(mapping) == 0
-    found = figures(tmp_path)
-    assert found["mathqa/generated_accuracy"] == 5 / 8
-    assert found["mathqa/generated_accuracy_error"] == pytest.approx(math.sqrt(5 * 3 / 8**3))
-    assert found["mathqa/unanswered"] == 1 / 8
-    assert [record["right"] for record in answers(tmp_path)] == [True] * 5 + [False] * 3
-
-
-def test_a_prompt_that_fills_the_context_is_left_out(measured: Compose, tmp_path: Path) -> None:
-    mapping = measured("evaluation.max_problems=10")
-    assert run(mapping) == 0
-    longest = sorted(len(record["prompt"]) for record in answers(tmp_path))
-    write = TextGenerator.ids
-
-    def longer(generator: TextGenerator, prompt):
-        tokens = write(generator, prompt)
-        return tokens * 600 if len(prompt[0].text) == longest[-1] else tokens
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextGenerator, "ids", longer)
-        assert run(mapping) == 0
-    assert figures(tmp_path)["mathqa/left_out"] == longest.count(longest[-1])
-    assert len(answers(tmp_path)) == 10 - longest.count(longest[-1])
+    asked = [row["question"] for row in validation_rows(validate(RunConfig, mapping).data)][:10]
+    long = [question for question in asked if "Tell me." in question]
+    assert 0 < len(long) < 10
+    assert run({**mapping, "task": "evaluate"}) == 0
+    assert figures(tmp_path)["gsm8k/left_out"] == len(long)
+    assert figures(tmp_path)["gsm8k/questions"] == len(answers(tmp_path)) == 10 - len(long)
 
 
 def test_gsm8k_is_measured_in_training_and_after(composed: Compose, tmp_path: Path) -> None:
-    lines = [{"question": f"What is {n} and {n}?", "answer": f"{n} + {n} = {2 * n}\n#### {2 * n}"} for n in range(40)]
-    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    overrides = [
-        "data=files", f"data.source.files=[{tmp_path}/sums.jsonl]", "data/format=gsm8k", "data.validation.fraction=0.3",
-        "model.vocab_size=512", "data.tokenizer.vocab_size=300", "evaluation.answers.measure=true",
-        "evaluation.max_problems=4", f"output_dir={tmp_path}",
-    ]  # fmt: skip
-    small = [one for one in SMALL if not one.startswith(("data", "model"))]
-    assert run(composed("smoke", *small, *overrides)) == 0
+    write_sums(tmp_path / "sums.jsonl", lambda n: f"What is {n} and {n}?")
+    overrides = [*sums(tmp_path), "evaluation.max_problems=4"]
+    assert run(composed("smoke", *overrides)) == 0
     rows = [json.loads(line) for line in (tmp_path / "one" / "metrics.jsonl").read_text().splitlines()]
     measured = [row for row in rows if "gsm8k/accuracy" in row]
     assert [row["step"] for row in measured] == [0, 2]
-    assert run(composed("smoke", *small, *overrides, "task=evaluate")) == 0
+    assert run(composed("smoke", *overrides, "task=evaluate")) == 0
     assert figures(tmp_path)["gsm8k/accuracy"] == measured[-1]["gsm8k/accuracy"]
     assert answers(tmp_path)[0]["prompt"].endswith("?\nAnswer:")
 

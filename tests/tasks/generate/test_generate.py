@@ -5,19 +5,29 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+import torch
 
-from pretune.core.config import ConfigError, InputError
+from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
-from pretune.generation.texts import Piece
-from pretune.run.generator import TextGenerator
-from pretune.training.signals import EXIT_STOPPED, Stop
+from pretune.generation.texts import Piece, Text
+from pretune.run.assembly import assemble_tokenizer
+from pretune.run.config import RunConfig
+from pretune.run.generator import TextGenerator, assemble_generator
+from pretune.run.model import evaluation_model
+from pretune.run.weights import evaluated_run
+from pretune.tasks.generate.chat import chat
+from pretune.tasks.generate.file import answer_file
+from pretune.tasks.generate.task import answer_prompt
+from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 Compose = Callable[..., dict[str, Any]]
+T = TypeVar("T", bound=TextGenerator)
+CPU = torch.device("cpu")
 GREEDY = ["task=generate", "generate.temperature=0", "generate.max_new_tokens=6", "precision=fp32"]
 
 
@@ -26,6 +36,14 @@ def trained(tiny: Compose) -> Compose:
     """`trained(*overrides)`: generates with a run of two steps."""
     assert run(tiny("name=one", "budget.steps=2", "samples.prompts=[The cat]", "precision=fp32")) == 0
     return lambda *overrides: tiny("name=one", *GREEDY, *overrides)
+
+
+def replaced(kind: type[T], mapping: dict[str, Any]) -> tuple[T, RunConfig]:
+    """The generator of a run as another `kind`, and the run's configuration."""
+    config = validate(RunConfig, mapping)
+    model = evaluation_model(config, evaluated_run(config), CPU)
+    generator = assemble_generator(config, config.generate, model, assemble_tokenizer(config), CPU)
+    return kind(**vars(generator)), config
 
 
 def printed(mapping: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> str:
@@ -76,16 +94,20 @@ def test_a_chat_holds_the_conversation_and_starts_anew(
 ) -> None:
     asked: list[str] = []
 
-    def answer(generator: TextGenerator, prompt: list[int]):
-        asked.append(generator.tokenizer.decode(prompt))
-        if len(asked) == 2:
-            yield Piece(0, "one", 1, None)
-            raise Stop  # the user pressed Ctrl-C
-        yield Piece(0, " fine", 1, "end")
+    class Interrupted(TextGenerator):
+        def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:
+            asked.append(self.tokenizer.decode(prompt))
+            if len(asked) == 2:
+                yield Piece(0, "one", 1, None)
+                raise Stop  # somebody pressed Ctrl-C
+            yield Piece(0, " fine", 1, "end")
 
-    monkeypatch.setattr(TextGenerator, "stream", answer)
+    mapping = trained("data/format=chat_plain", "generate.chat=true", "generate.system=Be brief.")
+    generator, config = replaced(Interrupted, mapping)
     monkeypatch.setattr(sys, "stdin", io.StringIO("How?\nWhat?\nAnd?\n/new\nLast?\n"))
-    talk = printed(trained("data/format=chat_plain", "generate.chat=true", "generate.system=Be brief."), capsys)
+    capsys.readouterr()
+    assert chat(generator, config) == 0
+    talk = capsys.readouterr().out
     system = "<|system|>\nBe brief.\n"
     first = f"{system}<|user|>\nHow?\n<|assistant|>\n"
     assert asked[0] == first
@@ -96,35 +118,37 @@ def test_a_chat_holds_the_conversation_and_starts_anew(
 
 
 def test_a_question_is_put_as_in_training_unless_told_otherwise(
-    trained: Compose, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Compose, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[str] = []
 
-    def answer(generator: TextGenerator, prompt: list[int]):
-        asked.append(generator.tokenizer.decode(prompt))
-        yield Piece(0, "yes", 1, "end")
+    class Agreeing(TextGenerator):
+        def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:
+            asked.append(self.tokenizer.decode(prompt))
+            yield Piece(0, "yes", 1, "end")
 
-    monkeypatch.setattr(TextGenerator, "stream", answer)
-    mapping = trained("data/format=instruction", "generate.prompt=Is it?")
-    assert printed(mapping, capsys) == "yes\n"
-    mapping["generate"]["template"] = False
-    assert printed(mapping, capsys) == "Is it?yes\n"
+    generator, _ = replaced(Agreeing, trained("data/format=instruction"))
+    for template, expected in ((True, "yes\n"), (False, "Is it?yes\n")):
+        capsys.readouterr()
+        assert answer_prompt(generator, "Is it?", template) == 0
+        assert capsys.readouterr().out == expected
     assert asked[0].endswith("### Instruction:\nIs it?\n\n### Response:\n")
     assert asked[1] == "Is it?"
 
 
 def test_what_is_done_when_a_signal_comes_is_written(
-    trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    class Stopped(TextGenerator):
+        def generate(self, prompts: Sequence[Sequence[int]], batch_size: int) -> Iterator[tuple[int, Text]]:
+            yield next(super().generate(prompts, batch_size))
+            raise Stop
+
     (tmp_path / "p.txt").write_text("The cat\nA dog\n")
-    write = TextGenerator.generate
-
-    def stopped(*args: Any):
-        yield next(iter(write(*args)))
-        raise Stop
-
-    monkeypatch.setattr(TextGenerator, "generate", stopped)
-    assert run(trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/o.jsonl")) == EXIT_STOPPED
+    mapping = trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/o.jsonl")
+    generator, config = replaced(Stopped, mapping)
+    with Interrupts() as interrupts:
+        assert answer_file(generator, config, tmp_path, "step-2", interrupts) == EXIT_STOPPED
     assert len(rows(tmp_path / "o.jsonl")) == 1
     assert "1 of 2 texts" in capsys.readouterr().out
 

@@ -11,8 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pretune.core.config import ConfigError, InputError
+from pretune.checkpoint.store import save
+from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
+from pretune.optim.optimizers import build_optimizer
+from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
+from pretune.run.model import merged_model
 
 Compose = Callable[..., dict[str, Any]]
 PowerCut = Callable[..., None]
@@ -121,16 +126,15 @@ def test_what_is_refused_before_anything_is_written(
     assert not (tmp_path / "runs" / "bad").exists()
 
 
-def test_an_adapter_without_a_gradient_is_an_error(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    run(tiny(*BASE))
-    from pretune.run import model as module
-
-    genuine = module.attach_adapter
-
-    def cut_off(config: Any, model: Any, newest: Any) -> None:
-        genuine(config, model, newest)
-        model.layers[0].mlp.forward = lambda x: x.new_zeros(x.shape)
-
-    monkeypatch.setattr(module, "attach_adapter", cut_off)
+def test_an_adapter_without_a_gradient_is_an_error(tiny: Compose, tmp_path: Path) -> None:
+    mapping = tiny(*BASE)
+    run(mapping)
+    # A checkpoint with a layer of zeros in the place of the run's.
+    config = validate(RunConfig, mapping)
+    model = merged_model(config, RunFolder(tmp_path / "runs" / "base"), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in model.layers[0].get_submodule("mlp").parameters():
+            parameter.zero_()
+    save(tmp_path / "runs" / "base" / "checkpoints", 4, model, build_optimizer(config.optimizer, model), {}, None)
     with pytest.raises(ConfigError, match=r"2 of 4 adapters got no gradient .* layers\.0\.mlp"):
         run(tiny("name=idle", *TUNE, "adapter=lora", "adapter.targets=[mlp]"))

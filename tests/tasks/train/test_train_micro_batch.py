@@ -11,13 +11,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pretune.compute import hardware
 from pretune.core.batch import Batch
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
 from pretune.run.config import RunConfig
-from pretune.tasks.train import micro_batch as train_micro_batch
 from pretune.tasks.train.micro_batch import MicroBatch, accumulate, choose_micro_batch
 
 Compose = Callable[..., dict[str, Any]]
@@ -33,26 +31,16 @@ def auto(tiny: Compose) -> RunConfig:
     return validate(RunConfig, tiny("batch.micro_batch=auto"))  # 8 sequences of 32 tokens per step
 
 
-@pytest.fixture
-def memory(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Sets the available memory."""
-    return lambda size: monkeypatch.setattr(hardware, "total_memory", lambda device: size)
-
-
 def test_a_configured_micro_batch_is_taken(tiny: Compose, tmp_path: Path) -> None:
     config = validate(RunConfig, tiny("batch.micro_batch=2"))
     assert choose_micro_batch(config, CPU, tmp_path / "m.json", never) == MicroBatch(2, "cpu", None)
     assert not (tmp_path / "m.json").exists()
 
 
-def test_the_largest_that_fits_is_found_and_remembered(
-    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path
-) -> None:
-    path, footprint = tmp_path / "m.json", Footprint(auto)
-    memory(int(footprint.peak(4) / 0.95) + 1000)
-    assert choose_micro_batch(auto, CPU, path, never).size == 4
-    memory(1)
-    assert choose_micro_batch(auto, CPU, path, never).size == 4, "remembered"
+def test_the_largest_that_fits_is_found_and_remembered(auto: RunConfig, tmp_path: Path) -> None:
+    path, enough = tmp_path / "m.json", int(Footprint(auto).peak(4) / 0.95) + 1000
+    assert choose_micro_batch(auto, CPU, path, never, lambda device: enough).size == 4
+    assert choose_micro_batch(auto, CPU, path, never, lambda device: 1).size == 4, "remembered"
 
 
 @pytest.mark.parametrize(
@@ -64,22 +52,20 @@ def test_what_does_not_apply_is_not_remembered(auto: RunConfig, tmp_path: Path, 
     assert choose_micro_batch(auto, CPU, path, never).size == 8
 
 
-def test_a_model_too_large_for_one_row_is_one_error(
-    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path
-) -> None:
-    memory(1000)
+def test_a_model_too_large_for_one_row_is_one_error(auto: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequences; .* a smaller model"):
-        choose_micro_batch(auto, CPU, tmp_path / "m.json", never)
+        choose_micro_batch(auto, CPU, tmp_path / "m.json", never, lambda device: 1000)
 
 
-def test_on_a_gpu_it_is_tried_and_halved(
-    auto: RunConfig, memory: Callable[[int], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory(2**40)
+def test_on_a_gpu_it_is_tried_and_halved(auto: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
-    # Meta tensors stand in for GPU tensors.
-    empty = torch.empty
-    monkeypatch.setattr(torch, "empty", lambda *size, device, **kw: empty(*size, device="meta", **kw))
+    # Meta tensors stand in for the GPU's.
+    empty, cuda = torch.empty, torch.device("cuda")
+
+    def without_gpu(*size: Any, device: Any = None, **more: Any) -> Tensor:
+        return empty(*size, device="meta" if device == cuda else device, **more)
+
+    monkeypatch.setattr(torch, "empty", without_gpu)
     tried: list[int] = []
 
     def trial(rows: int) -> None:
@@ -87,19 +73,9 @@ def test_on_a_gpu_it_is_tried_and_halved(
         if rows > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(train_micro_batch, "Footprint", FakeFootprint)
-    found = choose_micro_batch(auto, torch.device("cuda"), tmp_path / "m.json", trial)
+    found = choose_micro_batch(auto, cuda, tmp_path / "m.json", trial, lambda device: 2**40)
     assert (found.size, tried) == (2, [8, 4, 2])
     assert json.loads((tmp_path / "m.json").read_text()) == {"size": 2, "device": "NVIDIA L4"}
-
-
-class FakeFootprint:
-    optimizer = 10
-
-    def __init__(self, config: RunConfig) -> None: ...
-
-    def largest(self, limit: int, num_sequences: int) -> int:
-        return num_sequences
 
 
 class Scale(nn.Module):

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from preference_data import preferences, write_preferences
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 
 from pretune.core.config import ConfigError, InputError
 from pretune.dispatch import run
+from pretune.run.folder import cache_folder
 
 Compose = Callable[..., dict[str, Any]]
 PowerCut = Callable[..., None]
@@ -96,21 +98,28 @@ def test_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert all(torch.equal(whole[name], cut_[name]) for name in whole)
 
 
-def test_a_cached_reference_is_the_second_model(dpo: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pretune.run.reference_model as module
-
+def test_a_cached_reference_is_the_second_model(dpo: Compose, tmp_path: Path) -> None:
     for kind in ("model", "cached"):
         assert run(dpo(f"name={kind}", f"stage.objective.reference={kind}")) == 0
     runs = tmp_path / "runs"
     for name in ("train/loss", "val/loss", "preference/margin"):
         assert series(runs / "cached", name) == pytest.approx(series(runs / "model", name), abs=1e-5)
-    # Same weights, pairs and sequences: nothing is computed again. Other weights: everything is.
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "_log_probs", None)
-        assert run(dpo("name=again", "stage.objective.reference=cached")) == 0
+    assert run(dpo("name=again", "stage.objective.reference=cached")) == 0
     assert series(runs / "again", "train/loss") == series(runs / "cached", "train/loss")
+    # Other weights: everything is computed again.
     assert run(dpo("name=next", "stage.objective.reference=cached", "stage.init_from=again", "budget.steps=1")) == 0
     assert series(runs / "next", "train/loss")[0] == pytest.approx(LN2, abs=1e-6)
+
+
+def test_what_is_cached_is_read_and_a_reference_that_is_not_the_start_is_found_out(dpo: Compose) -> None:
+    settings = ("stage.objective.reference=cached", "budget.steps=1")
+    assert run(dpo("name=right", *settings)) == 0
+    tables = list(cache_folder().glob("reference-*/*.npy"))
+    assert len(tables) == 2  # of training and validation
+    for table in tables:
+        np.save(table, np.load(table) + np.float32([1.0, 0.0]))  # another model, which likes what was chosen better
+    with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
+        run(dpo("name=wrong", *settings))
 
 
 @pytest.mark.parametrize(
@@ -150,24 +159,6 @@ def test_an_adapter_is_measured_against_where_it_starts(
     assert run(mapping | {"task": "evaluate"}) == 0
     measured = json.loads((folder / "evaluation.json").read_text())
     assert measured["val/loss"] == pytest.approx(last["val/loss"], abs=1e-3)
-
-
-def test_a_reference_that_is_not_the_start_is_found_out(
-    dpo: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import pretune.run.reference_model as module
-
-    genuine = module.adapted_model
-
-    def another(*arguments: Any) -> torch.nn.Module:
-        model = genuine(*arguments)
-        with torch.no_grad():
-            model.embedding.weight.mul_(1.5)
-        return model
-
-    monkeypatch.setattr(module, "adapted_model", another)
-    with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
-        run(dpo("name=wrong"))
 
 
 class TestBadInput:

@@ -35,7 +35,7 @@ Draw = Callable[[random.Random, int], Sum | None]
 """Draws numbers up to a maximum for one kind of problem; None if the draw gives no integer answer in range."""
 
 
-def rows(config: WordProblemsSource) -> Iterator[dict[str, str]]:
+def rows(config: WordProblemsSource, max_tries: int = MAX_TRIES) -> Iterator[dict[str, str]]:
     """`num_problems` different rows {Problem, Rationale, options, correct, category}, determined by the seed.
 
     Raises InputError if there are not that many different problems with numbers up to `max_number`.
@@ -43,7 +43,7 @@ def rows(config: WordProblemsSource) -> Iterator[dict[str, str]]:
     random_numbers = random.Random(config.seed)
     seen: set[str] = set()
     for count in range(config.num_problems):
-        for _ in range(MAX_TRIES):
+        for _ in range(max_tries):
             row = _problem(random_numbers, config.max_number)
             if row is not None and row["Problem"] not in seen:
                 break

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -36,24 +37,29 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
         if config.task == "evaluate":
             written = counted(written, "writing answers", len(fitting))
         texts = {fitting[place]: text for place, text in written}
-    records = [_record(asked[at], texts[at]) for at in fitting]
+    records = [record(asked[at], texts[at]) for at in fitting]
     lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
     write_atomic(own_folder(config).path / "evaluations" / "answers.jsonl", lines)
     if not records:
         return {}
-    right = sum(record["right"] for record in records) / len(records)
     # For MathQA, `accuracy` is the accuracy by likelihood.
     task, name = config.data.format.kind, "generated_accuracy" if asked[0].options else "accuracy"
+    return {**shares(task, name, records), f"{task}/left_out": len(asked) - len(fitting)}
+
+
+def shares(task: str, name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """`TASK/NAME`: the share of the records whose answer is right, its standard error, and what else was counted."""
+    right = sum(one["right"] for one in records) / len(records)
     return {
         f"{task}/{name}": right,
         f"{task}/{name}_error": math.sqrt(right * (1 - right) / len(records)),
-        f"{task}/unanswered": sum(record["answer"] is None for record in records) / len(records),
+        f"{task}/unanswered": sum(one["answer"] is None for one in records) / len(records),
         f"{task}/questions": len(records),
-        f"{task}/left_out": len(asked) - len(fitting),
     }
 
 
-def _record(question: Question, text: Text) -> dict[str, Any]:
+def record(question: Question, text: Text) -> dict[str, Any]:
+    """What is kept of a question and the text that answers it, JSON-like."""
     answer = question.answer_in(text.text)
     return {
         "prompt": "".join(segment.text for segment in question.prompt),

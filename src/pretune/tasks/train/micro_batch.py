@@ -52,7 +52,13 @@ class MicroBatch:
         self.remember()
 
 
-def choose_micro_batch(config: RunConfig, device: torch.device, path: Path, trial: Callable[[int], None]) -> MicroBatch:
+def choose_micro_batch(
+    config: RunConfig,
+    device: torch.device,
+    path: Path,
+    trial: Callable[[int], None],
+    total_memory: Callable[[torch.device], int] = hardware.total_memory,
+) -> MicroBatch:
     """The configured micro-batch; for `auto` the one that `path` remembers for this device, or the largest that fits.
 
     The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(size)` does
@@ -65,7 +71,7 @@ def choose_micro_batch(config: RunConfig, device: torch.device, path: Path, tria
     if (size := _remembered(path, name, num_sequences)) is not None:
         return MicroBatch(size, name, path)
     footprint = Footprint(config)
-    size = footprint.largest(hardware.usable(hardware.total_memory(device), device.type), num_sequences)
+    size = footprint.largest(hardware.usable(total_memory(device), device.type), num_sequences)
     found = MicroBatch(size or 1, name, path)
     if device.type != "cpu":
         while not _fits(trial, found.size, footprint.optimizer, device):

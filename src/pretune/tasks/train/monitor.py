@@ -23,9 +23,11 @@ _WARM_UP_SECONDS = 5.0
 class Monitor:
     """Created when training starts or resumes, and consulted after each step."""
 
-    def __init__(self, config: RunConfig, device: torch.device, state: TrainingState) -> None:
+    def __init__(
+        self, config: RunConfig, device: torch.device, state: TrainingState, cores: CoreShare | None = None
+    ) -> None:
         self._config = config
-        self._cores, self._since = CoreShare(), state.seconds
+        self._cores, self._since = cores or CoreShare(), state.seconds
         self._looks_at_cores = device.type == "cpu"
         self._looks_at_budget = config.budget.time is not None and state.step == 0
         self._skipped, self._mfu = float(state.window.skipped), state.window.mfu
