@@ -31,6 +31,7 @@ from pretune.launch.compose import composed, plain
 from pretune.launch.groups import CONFIGS
 from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
+from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
 from pretune.run.losses import training_loss
 from pretune.run.model import merged_model, set_arithmetic
@@ -65,7 +66,7 @@ def main() -> None:
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.case:
-        print(json.dumps(figures(configured(options.case), torch.device(options.device))))
+        print(json.dumps(figures(configured(options.case, options.device), torch.device(options.device))))
         return
     results = {}
     for case in options.cases:
@@ -81,11 +82,11 @@ def main() -> None:
     print(json.dumps({"claim": claim, "ratio": round(worst / 0.1, 3), "holds": worst <= 0.1, "sides": results}))
 
 
-def configured(case: str) -> RunConfig:
-    """The configuration of a case, from base.yaml."""
+def configured(case: str, device: str) -> RunConfig:
+    """The case's run, from base.yaml, in the arithmetic that the device does fast."""
     file = CONFIGS / "base.yaml"
-    with composed(file, ["name=memory", "budget.steps=1", *CASES[case]]) as config:
-        return validate(RunConfig, plain(config, file))
+    with composed(file, ["name=memory", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
+        return resolved_config(validate(RunConfig, plain(config, file)), None)
 
 
 def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
