@@ -148,7 +148,7 @@ def test_what_is_done_when_a_signal_comes_is_written(
     mapping = trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/o.jsonl")
     generator, config = replaced(Stopped, mapping)
     with Interrupts() as interrupts:
-        assert answer_file(generator, config, tmp_path, "step-2", interrupts) == EXIT_STOPPED
+        assert answer_file(generator, config.generate, tmp_path, "step-2", interrupts) == EXIT_STOPPED
     assert len(rows(tmp_path / "o.jsonl")) == 1
     assert "1 of 2 texts" in capsys.readouterr().out
 

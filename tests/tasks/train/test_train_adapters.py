@@ -114,7 +114,7 @@ def test_lora_plus_reaches_the_optimizer(tiny: Compose, tmp_path: Path) -> None:
         (("adapter.targets=[q_proj]",), "matches no linear layer"),
         (("adapter.rank=0",), r"adapter\.rank"),
         (("stage=pretrain", "stage.init_from=null"), "set stage.init_from"),
-        (("adapter.lr_ratio=4", "optimizer=muon"), "lr_ratio=1"),
+        (("adapter.lr_ratio=4", "optimizer=muon"), r"does not support adapter\.lr_ratio; set it to 1"),
     ],
 )
 def test_what_is_refused_before_anything_is_written(

@@ -82,7 +82,7 @@ def test_a_run_goes_on_as_it_began_unless_told_otherwise(
         validate(RunConfig, tiny(*settings, "precision=auto")), RunFolder(file.parent), forty_times_slower
     ).notes
     assert "bf16, which this run was trained in, is 40 times slower here than fp32" in note
-    assert "precision=fp32 goes on in that" in note
+    assert "precision=fp32 switches to that" in note
     capsys.readouterr()
     power_cut(tiny(*settings, "precision=auto"), 2)
     assert "in bf16 (as the run began), resumed at step 10" in capsys.readouterr().out
