@@ -16,7 +16,7 @@ help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  $(MAIN)  shows what there is to train"
 
-quickstart: $(READY) ## Pretrain a small model and fine-tune it: ten minutes on a laptop, no network
+quickstart: $(READY) ## Pretrain a small model and fine-tune it: about ten minutes on a laptop, no network
 	$(MAIN) --config $(RUNS)/quickstart_pretrain.yaml
 	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml
 	$(MAIN) --config $(RUNS)/quickstart_finetune.yaml task=report name=quickstart \
@@ -56,11 +56,12 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/throughput.py --bursts 3
 	$(BENCH)/adapters_speed.py --bursts 2 --seconds 2 --sides full lora dora loha lokr
 	$(BENCH)/finetune_packing.py --seconds 15
+	$(BENCH)/precision.py --steps 30 --seeds 1
 	$(BENCH)/time_budget.py --runs 3
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 	$(BENCH)/ablations.py --seconds 5 --seeds 1 --only 'tied head' 'value embeddings'
 	$(BENCH)/finetuning.py --quick
-	$(BENCH)/quantisation.py --quick
+	$(BENCH)/quantization.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1
 	@test ! -e $(PHONE) || $(BENCH)/phone.py --sides eager pte --repeats 2
 

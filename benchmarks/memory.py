@@ -31,11 +31,11 @@ from pretune.launch.compose import composed, plain
 from pretune.launch.groups import CONFIGS
 from pretune.memory.estimate import Footprint
 from pretune.optim.optimizers import build_optimizer, clip_gradients
-from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
 from pretune.run.losses import training_loss
-from pretune.run.model import merged_model, set_arithmetic
+from pretune.run.model import apply_precision, merged_model
 from pretune.run.parts import Parts
+from pretune.run.precision import resolved_config
 
 SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
 CASES = {
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def configured(case: str, device: str) -> RunConfig:
-    """The case's run, from base.yaml, in the arithmetic that the device does fast."""
+    """The case's run, from base.yaml, in the precision that the device does fast."""
     file = CONFIGS / "base.yaml"
     with composed(file, ["name=memory", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
         return resolved_config(validate(RunConfig, plain(config, file)), None)
@@ -104,7 +104,7 @@ def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
 def measured_peak(config: RunConfig, device: torch.device) -> int:
     """Peak bytes of the whole training, over its second step."""
     model = merged_model(config, None, device)
-    set_arithmetic(config.precision, model)
+    apply_precision(config.precision, model)
     optimizer = build_optimizer(config.optimizer, model)
     loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]
     rows, length = config.batch.tokens // config.data.sequence_length, config.data.sequence_length

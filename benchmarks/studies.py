@@ -116,7 +116,7 @@ def records(options: argparse.Namespace) -> list[str]:
 
 def quick_base(folder: Path) -> Path:
     """A tiny model that has seen twenty steps."""
-    # Groups of 32 numbers, which quantisation.py rounds together, divide 192.
+    # Groups of 32 numbers, which quantization.py rounds together, divide 192.
     settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]", "model.mlp_dim=192"]
     command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
     return folder / "base"

@@ -17,7 +17,7 @@ CUDA, CPU = torch.device("cuda"), torch.device("cpu")
 
 def rates(**found: float) -> choice.Rate:
     """The rates that would be measured; no other may be asked for."""
-    return lambda arithmetic: found[arithmetic]
+    return lambda precision: found[precision]
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_this_machine_gets_an_answer() -> None:
     from pretune.compute.hardware import measure_product
 
     able = capabilities(CPU)
-    found = choose(able, lambda arithmetic: measure_product(CPU, arithmetic, 256, 704))
+    found = choose(able, lambda precision: measure_product(CPU, precision, 256, 704))
     measured = {one: measure_product(CPU, one, 256, 704) for one in ("float32", "bfloat16")}
     # bfloat16 with and without instructions for it differ by more than a factor of 4, even on a busy machine.
     other = "float32" if found.compute == "bfloat16" else "bfloat16"

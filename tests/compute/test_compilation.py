@@ -20,7 +20,7 @@ from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.run.config import RunConfig
 from pretune.run.losses import training_loss
-from pretune.run.model import set_arithmetic
+from pretune.run.model import apply_precision
 from pretune.run.parts import Parts
 
 Compose = Callable[..., dict[str, Any]]
@@ -55,7 +55,7 @@ def test_a_training_step_is_one_graph_compiled_once(
     config = validate(RunConfig, tiny(*settings, "model.dropout=0.1"))
     switches = {"window": {"size": 8, "pattern": "SL"}, "value_embeddings": True, "residual_scalars": True}
     model = tiny_model(dropout=0.1, num_layers=3, qk_norm=True, **switches).train()
-    set_arithmetic(config.precision, model)
+    apply_precision(config.precision, model)
     parts: Any = Parts(torch.device("cpu"), None, None, model)  # type: ignore[arg-type]
     loss_of = training_loss(config, parts)
     torch.compiler.reset()

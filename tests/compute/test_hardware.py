@@ -87,14 +87,14 @@ def test_measuring_leaves_the_random_generator_alone() -> None:
 def test_a_known_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA A100-SXM4-40GB")
     cuda = torch.device("cuda")
-    assert hardware.peak_flops(cuda, ["float32"], lambda device, arithmetic: 1.0) == 312e12
+    assert hardware.peak_flops(cuda, ["float32"], lambda device, precision: 1.0) == 312e12
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
-    assert hardware.peak_flops(cuda, ["float32"], lambda device, arithmetic: 1.0) == 1.0
+    assert hardware.peak_flops(cuda, ["float32"], lambda device, precision: 1.0) == 1.0
 
 
 def test_the_peak_is_that_of_the_fastest_arithmetic() -> None:
-    def rate(device: torch.device, arithmetic: str) -> float:
-        return {"float32": 2.0, "bfloat16": 7.0, "float16": 3.0}[arithmetic]
+    def rate(device: torch.device, precision: str) -> float:
+        return {"float32": 2.0, "bfloat16": 7.0, "float16": 3.0}[precision]
 
     assert hardware.peak_flops(CPU, ["float32", "bfloat16"], rate) == 7.0
     assert hardware.peak_flops(CPU, ["float32", "float16"], rate) == 3.0
@@ -104,7 +104,7 @@ def test_start_up_is_not_measured() -> None:
     # The first product of a process takes as long as it takes to load a library.
     calls = []
 
-    def seconds(device: torch.device, arithmetic: str, shape: tuple[int, int, int], seconds: float) -> float:
+    def seconds(device: torch.device, precision: str, shape: tuple[int, int, int], seconds: float) -> float:
         calls.append(shape)
         return 1.0 if len(calls) == 1 else 2 * shape[0] ** 3 / 1e12
 

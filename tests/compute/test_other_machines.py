@@ -20,8 +20,8 @@ from torch import Tensor
 from pretune.compute.precision import set_tf32
 from pretune.core.batch import Batch
 from pretune.core.config import validate
-from pretune.run.arithmetic import resolve
 from pretune.run.config import RunConfig
+from pretune.run.precision import resolve
 
 Compose = Callable[..., dict[str, Any]]
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,7 @@ from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.nf4 import NF4Linear
 from pretune.run.config import RunConfig
-from pretune.run.model import quantize, set_arithmetic
+from pretune.run.model import apply_precision, quantize
 
 Compose = Callable[..., dict[str, Any]]
 SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176",
@@ -33,7 +33,7 @@ class Measured:
         self.model.reset_parameters(torch.Generator().manual_seed(0))
         attach(self.model, config.adapter, 0)
         quantize(config.quantization, self.model)
-        set_arithmetic(config.precision, self.model)
+        apply_precision(config.precision, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
         self.batch = Batch(tokens, tokens, documents)

@@ -436,7 +436,7 @@ def test_a_step_can_be_left_undone_on_the_device(config: OptimizerConfig, first:
     ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float16, 0.01), (torch.bfloat16, 0.08)], ids=str
 )
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e6])
-def test_orthogonalizing_follows_the_arithmetic(dtype: torch.dtype, tolerance: float, size: float):
+def test_orthogonalizing_follows_the_precision(dtype: torch.dtype, tolerance: float, size: float):
     """Against the same polynomial of the singular values in float64, also for gradients far outside float16's range."""
     generator = torch.Generator().manual_seed(3)
     matrices = [size * torch.randn(24, 40, generator=generator) for _ in range(2)]

@@ -37,5 +37,5 @@ class PrecisionConfig(Section):
     @property
     def activations(self) -> Activations:
         """Dtype of activations, and of matrix products that are not in 8 bits; `compute` must not be auto."""
-        assert self.compute != "auto", "the device decides first: pretune.run.arithmetic"
+        assert self.compute != "auto", "the device decides first: pretune.run.precision"
         return "bfloat16" if self.compute == "float8" else self.compute

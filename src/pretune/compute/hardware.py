@@ -87,14 +87,14 @@ def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -
     return best
 
 
-def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int, int, int], seconds: float) -> float:
+def _seconds_of(device: torch.device, precision: Activations, shape: tuple[int, int, int], seconds: float) -> float:
     """Time of the fastest product of matrices [m, k] and [k, n], repeated for `seconds`."""
     import torch
 
     rows, inner, columns = shape
     # A separate generator, so that a run's dropout does not depend on these measurements. Random, as zeros are faster.
     generator = torch.Generator(device).manual_seed(0)
-    dtype = dtype_of(arithmetic)
+    dtype = dtype_of(precision)
     a = torch.randn(rows, inner, device=device, generator=generator).to(dtype)
     b = torch.randn(inner, columns, device=device, generator=generator).to(dtype)
     return _fastest(lambda: a @ b, device, seconds)
@@ -102,15 +102,15 @@ def _seconds_of(device: torch.device, arithmetic: Activations, shape: tuple[int,
 
 def measure_matmul(
     device: torch.device,
-    arithmetic: Activations,
+    precision: Activations,
     seconds_of: Callable[[torch.device, Activations, tuple[int, int, int], float], float] = _seconds_of,
 ) -> float:
     """FLOP/s of the fastest square matrix product found in about half a second, with doubling sizes."""
     # Warm up: the first product includes creating a context, loading a library and choosing kernels.
-    seconds_of(device, arithmetic, (64, 64, 64), 0.0)
+    seconds_of(device, precision, (64, 64, 64), 0.0)
     best, size, started = 0.0, 256, time.perf_counter()
     while size <= 8192:
-        best = max(best, 2 * size**3 / seconds_of(device, arithmetic, (size, size, size), _MEASURE_SECONDS / 8))
+        best = max(best, 2 * size**3 / seconds_of(device, precision, (size, size, size), _MEASURE_SECONDS / 8))
         size *= 2
         # Stop if two products of the next size, at the best rate so far, would exceed the remaining time.
         if time.perf_counter() - started + 4 * size**3 / best > _MEASURE_SECONDS:
@@ -118,14 +118,14 @@ def measure_matmul(
     return best
 
 
-def measure_product(device: torch.device, arithmetic: Activations, inputs: int, outputs: int) -> float:
+def measure_product(device: torch.device, precision: Activations, inputs: int, outputs: int) -> float:
     """FLOP/s of a product like those of a layer from `inputs` to `outputs` features; well under a second, even in an
-    arithmetic that the device has no instructions for."""
+    precision that the device has no instructions for."""
     work = 5e7 if device.type == "cpu" else 2e10
     tokens = min(max(int(work / (2 * inputs * outputs)), 16), 8192)
     shape = tokens, inputs, outputs
-    once = _seconds_of(device, arithmetic, shape, 0.0)
-    seconds = once if once > _SLOW else _seconds_of(device, arithmetic, shape, 0.05)
+    once = _seconds_of(device, precision, shape, 0.0)
+    seconds = once if once > _SLOW else _seconds_of(device, precision, shape, 0.05)
     return 2 * tokens * inputs * outputs / seconds
 
 
@@ -140,27 +140,27 @@ def measure_bandwidth(device: torch.device) -> float:
 
 def measure_peak(
     device: torch.device,
-    arithmetics: Iterable[Activations],
+    precisions: Iterable[Activations],
     rate: Callable[[torch.device, Activations], float] = measure_matmul,
 ) -> float:
     """FLOP/s of the fastest square matrix product in any of these precisions."""
-    return max(rate(device, arithmetic) for arithmetic in arithmetics)
+    return max(rate(device, precision) for precision in precisions)
 
 
-def local_device(device: torch.device, arithmetics: Iterable[Activations]) -> Device:
+def local_device(device: torch.device, precisions: Iterable[Activations]) -> Device:
     """The local device: from the table if it is known, else measured in these precisions, which takes a second."""
     name, memory = device_name(device), total_memory(device)
     known = by_reported_name(name)
     if known is not None:
         return dataclasses.replace(known, memory=memory)
     bandwidth = measure_bandwidth(device)
-    peak = measure_peak(device, arithmetics)
+    peak = measure_peak(device, precisions)
     return Device(name, peak, memory, bandwidth, (name,), "measured: fastest matrix product, and copy")
 
 
 def peak_flops(
     device: torch.device,
-    arithmetics: Iterable[Activations],
+    precisions: Iterable[Activations],
     rate: Callable[[torch.device, Activations], float] = measure_matmul,
 ) -> float:
     """The peak FLOP/s on which `train/mfu` is based: the table's dense 16-bit peak or, for a device that is not in the
@@ -171,17 +171,17 @@ def peak_flops(
     known = by_reported_name(device_name(device))
     if known is not None:
         return known.peak_flops
-    return _measured_peak(device, frozenset(arithmetics), rate, torch.get_num_threads())
+    return _measured_peak(device, frozenset(precisions), rate, torch.get_num_threads())
 
 
 @functools.cache
 def _measured_peak(
     device: torch.device,
-    arithmetics: frozenset[Activations],
+    precisions: frozenset[Activations],
     rate: Callable[[torch.device, Activations], float],
     num_threads: int,
 ) -> float:
-    return measure_peak(device, arithmetics, rate)
+    return measure_peak(device, precisions, rate)
 
 
 def system_file(path: Path) -> str:

@@ -36,7 +36,7 @@ class Footprint:
 
     def __init__(self, config: RunConfig) -> None:
         self.config = config
-        self._rehearsed: dict[int, int] = {}
+        self._dry_runs: dict[int, int] = {}
         self._traced: dict[int, tuple[int, int]] = {}
         with FakeTensorMode(), LiveMemory() as live:
             model = _fake(config)
@@ -90,7 +90,7 @@ class Footprint:
             again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # one recomputed layer
             passes = self.constant + _compiled_peak(self.config, self.saved(size), again, self.gradients, size)
         else:
-            passes = self.averages + self.reference + self.optimizer + self._rehearse(size)
+            passes = self.averages + self.reference + self.optimizer + self._dry_run(size)
         return max(passes, self.averages + self.reference + self._step_peak)
 
     def parts(self, size: int) -> dict[str, int]:
@@ -123,17 +123,17 @@ class Footprint:
 
         return next((size for size in reversed(options) if fits(size)), None)
 
-    def _rehearse(self, size: int) -> int:
+    def _dry_run(self, size: int) -> int:
         """Peak of weights, gradients, activations and temporaries in the second micro-batch of an eager step."""
-        if size not in self._rehearsed:
+        if size not in self._dry_runs:
             with FakeTensorMode(), LiveMemory() as live:
-                rehearsal = _Rehearsal(self.config, _fake(self.config))
-                batch = rehearsal.batch(size)
+                dry_run = _DryRun(self.config, _fake(self.config))
+                batch = dry_run.batch(size)
                 for _ in range(2):
                     live.restart()
-                    rehearsal(batch).backward()
-                self._rehearsed[size] = live.peak
-        return self._rehearsed[size]
+                    dry_run(batch).backward()
+                self._dry_runs[size] = live.peak
+        return self._dry_runs[size]
 
 
 def _fake(config: RunConfig) -> Transformer:
@@ -152,7 +152,7 @@ def _fake(config: RunConfig) -> Transformer:
     return model
 
 
-class _Rehearsal(nn.Module):
+class _DryRun(nn.Module):
     """A run's loss, in its precision, on dummy batches."""
 
     def __init__(self, config: RunConfig, model: Transformer) -> None:
@@ -184,16 +184,16 @@ def _saved(config: RunConfig, num_layers: int, size: int) -> int:
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
     with FakeTensorMode():
-        rehearsal = _Rehearsal(config, _fake(config))
-        batch = rehearsal.batch(size)
+        dry_run = _DryRun(config, _fake(config))
+        batch = dry_run.batch(size)
         if not config.precision.compile:
-            return saved_eagerly(lambda: rehearsal(batch), rehearsal)
-        own = {**dict(rehearsal.named_parameters()), **dict(rehearsal.named_buffers())}
+            return saved_eagerly(lambda: dry_run(batch), dry_run)
+        own = {**dict(dry_run.named_parameters()), **dict(dry_run.named_buffers())}
         tensors = {name: tensor for name, tensor in batch.items() if tensor is not None}
 
         def loss(given: Any) -> Tensor:
             inputs = {name: given.get(name) for name in batch}
-            result = torch.func.functional_call(rehearsal, {name: given[name] for name in own}, (inputs,))
+            result = torch.func.functional_call(dry_run, {name: given[name] for name in own}, (inputs,))
             assert isinstance(result, Tensor)
             return result
 

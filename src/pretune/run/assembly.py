@@ -1,6 +1,6 @@
 """Assemble the parts of a run in one visible order:
 
-    tokenizer -> data -> model (weights, adapter, quantization) -> reference -> EMA -> arithmetic -> optimizer
+    tokenizer -> data -> model (weights, adapter, quantization) -> reference -> EMA -> precision -> optimizer
     -> compiled loss
 
 run/model.py builds the model itself.
@@ -28,7 +28,7 @@ from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder
 from pretune.run.losses import training_loss
-from pretune.run.model import evaluation_model, learning_rate_factors, set_arithmetic, training_model
+from pretune.run.model import apply_precision, evaluation_model, learning_rate_factors, training_model
 from pretune.run.parts import Parts
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import own_folder, start_run
@@ -53,7 +53,7 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
     parts = _parts(config, lambda device: training_model(config, device, newest))
     parts = with_reference(config, parts)
     ema = moving_average(config.ema, parts.model)
-    set_arithmetic(config.precision, parts.model)
+    apply_precision(config.precision, parts.model)
     # Last, so that the optimizer gets the parameters that are actually trained.
     dtype = dtype_of(config.precision.activations)
     factors = learning_rate_factors(config.adapter, parts.model)

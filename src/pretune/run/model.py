@@ -137,7 +137,7 @@ def quantize(config: QuantizationConfig, model: Transformer) -> None:
         prepare_qat(model, config, enabled=config.start == 0)
 
 
-def set_arithmetic(config: PrecisionConfig, model: Transformer) -> None:
+def apply_precision(config: PrecisionConfig, model: Transformer) -> None:
     """Apply 8-bit matrix products and activation checkpointing to a model for training, if configured.
 
     Weights and adapter must be in place; compile and build the optimizer afterwards.

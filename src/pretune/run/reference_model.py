@@ -28,7 +28,7 @@ from pretune.objectives.objective import objective_of
 from pretune.objectives.preference import num_pairs, pair_log_probs
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
-from pretune.run.model import adapted_model, quantize, set_arithmetic
+from pretune.run.model import adapted_model, apply_precision, quantize
 from pretune.run.parts import Parts, Reference
 
 VERSION = 1
@@ -55,7 +55,7 @@ def with_reference(config: RunConfig, parts: Parts) -> Parts:
     start = adapted_model(config, parts.device)
     weights = _fingerprint(start) if kind == "cached" else ""
     quantize(config.quantization, start)
-    set_arithmetic(config.precision, start)
+    apply_precision(config.precision, start)
     reference, data = _reference(config, start.eval().requires_grad_(False), nullcontext), parts.data
     if kind != "cached":
         return dataclasses.replace(parts, reference=reference)

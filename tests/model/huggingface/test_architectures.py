@@ -45,7 +45,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "nanochat gelu, wide heads": ("nanochat", {**BARE, "softcap": 4.0, "activation": "gelu", "head_dim": 16}),
     "bare norms": ("apertus", BARE),
     "bare norms, tied, a scale": ("apertus", {**BARE, "tied_embeddings": True, "attention_scale": 1.44}),
-    "normalised embedding": ("llama", {"normalize_embedding": True}),
+    "normalized embedding": ("llama", {"normalize_embedding": True}),
     "scaled attention": ("qwen2", {"attention_scale": 0.7, "bias": QKV}),
     "scaled queries": ("qwen3", {"attention_scale": 1.2, "qk_norm": True}),
     "apertus silu with biases": ("apertus", {"activation": "silu", "qk_norm": True, "bias": ATTENTION}),

@@ -91,7 +91,7 @@ class SimulatedTime:
 
     def instruments(self) -> Instruments:
         """Instruments of a run that takes this time, on a device that need not be measured."""
-        return Instruments(lambda: self.now, lambda device, arithmetics: 1e12, self.pass_by)
+        return Instruments(lambda: self.now, lambda device, precisions: 1e12, self.pass_by)
 
     def pass_by(self, run: Run, what: Step | Overhead) -> None:
         if run.state.finished and run.saved_at() == run.state.step:

@@ -121,7 +121,7 @@ def test_a_fixed_micro_batch_that_does_not_fit_says_what_to_set() -> None:
 
 def test_a_run_with_auto_trains_and_remembers(tiny: Compose) -> None:
     mapping = tiny("batch.micro_batch=auto", "budget.steps=2", "samples.prompts=[]")
-    assert run(mapping, Instruments(peak_flops=lambda device, arithmetics: 1e12)) == 0
+    assert run(mapping, Instruments(peak_flops=lambda device, precisions: 1e12)) == 0
     folder = Path(mapping["output_dir"]) / mapping["name"]
     assert json.loads((folder / "micro_batch.json").read_text()) == {"size": 8, "device": "cpu"}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -24,11 +24,11 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.objectives.language_modeling import TokenScores, token_metrics
 from pretune.objectives.objective import objective_of
 from pretune.quantization.config import FakeQuantizationConfig
-from pretune.run.arithmetic import resolved_config
 from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
 from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
+from pretune.run.precision import resolved_config
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics

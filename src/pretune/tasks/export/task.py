@@ -8,9 +8,9 @@ from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError, InputError
 from pretune.core.files import ADAPTER_WEIGHTS, atomic_folder, write_json
 from pretune.quantization.config import FakeQuantizationConfig
-from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.precision import resolved_config
 from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.export.integers import cost_of_quantization, write_integers
 

@@ -15,10 +15,10 @@ from pretune.memory.estimate import Footprint
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
-from pretune.run.arithmetic import resolved_config
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_trace
 from pretune.run.model import adapted_model
+from pretune.run.precision import resolved_config
 from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
 from pretune.tasks.plan.loss import fitted_loss
@@ -108,7 +108,7 @@ def make_plan(config: RunConfig) -> Plan:
     )
 
 
-def planned_arithmetic(config: RunConfig) -> RunConfig:
+def planned_precision(config: RunConfig) -> RunConfig:
     """The configuration with the precision chosen for the device that plan.device names, or for this machine's."""
     if config.plan.device is None:
         return resolved_config(config, own_folder(config))

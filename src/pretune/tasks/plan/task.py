@@ -9,13 +9,13 @@ from rich.console import Console
 from pretune.core.config import InputError
 from pretune.core.files import write_json
 from pretune.run.config import RunConfig
-from pretune.tasks.plan.estimate import make_plan, planned_arithmetic
+from pretune.tasks.plan.estimate import make_plan, planned_precision
 from pretune.tasks.plan.table import show
 
 
 def plan(config: RunConfig) -> int:
     """task=plan: print the plan, and write it as JSON to plan.file if set."""
-    config = planned_arithmetic(config)
+    config = planned_precision(config)
     with Console(stderr=True).status("simulating a step without data, and searching for the biggest model ..."):
         made = make_plan(config)
     show(made)

@@ -57,7 +57,7 @@ class Instruments:
     clock: Callable[[], float] = time.perf_counter
     """Seconds since whenever."""
     peak_flops: Callable[[torch.device, set[Activations]], float] = peak_flops
-    """FLOP/s that a device has at most, in the fastest of these arithmetics."""
+    """FLOP/s that a device has at most, in the fastest of these precisions."""
     on_begin: Callable[[Run, Step | Overhead], None] = lambda run, what: None
     """Called when a step or something beside training begins, its time running already."""
 
@@ -166,7 +166,7 @@ def loop(run: Run) -> bool:
 
 
 def peak_of(run: Run) -> float:
-    """FLOP/s that the device has at most, in whatever arithmetic it is fastest."""
+    """FLOP/s that the device has at most, in whatever precision it is fastest."""
     return run.instruments.peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
 
 

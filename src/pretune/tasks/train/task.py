@@ -13,12 +13,12 @@ from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_loader
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import Trace
-from pretune.run.arithmetic import Resolved, print_notes, resolve
 from pretune.run.assembly import assemble_training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
+from pretune.run.precision import Resolved, print_notes, resolve
 from pretune.run.weights import own_folder, start_run
 from pretune.tasks.report.task import report
 from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
@@ -37,28 +37,28 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     ConfigError and InputError, before anything is written, for what the user can mend.
     """
     folder = own_folder(config)
-    arithmetic = resolve(config, folder)
-    mapping = arithmetic.recorded(mapping)
+    resolved = resolve(config, folder)
+    mapping = resolved.recorded(mapping)
     folder.check(mapping, config.resume)
     if (finished := folder.complete()) is not None:
         print(
             f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}"
         )
         return 0
-    print_notes(arithmetic)
+    print_notes(resolved)
     stopped = "stopped with nothing lost; run the same command to go on."
     watched_with = instruments or Instruments()
-    return stoppable(lambda interrupts: _train(arithmetic, mapping, folder, interrupts, watched_with), stopped)
+    return stoppable(lambda interrupts: _train(resolved, mapping, folder, interrupts, watched_with), stopped)
 
 
 def _train(
-    arithmetic: Resolved,
+    resolved: Resolved,
     mapping: Mapping[str, Any],
     folder: RunFolder,
     interrupts: Interrupts,
     instruments: Instruments,
 ) -> int:
-    config = arithmetic.config
+    config = resolved.config
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
@@ -83,7 +83,7 @@ def _train(
         tracker.rewind(state.step if newest else -1, state.recorded)
         trace = Trace(folder.progress)
         trace.rewind(state.step)
-        tracker.message(opening(arithmetic, parts, loader, state))
+        tracker.message(opening(resolved, parts, loader, state))
         run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
@@ -101,9 +101,9 @@ def _train(
     return 0
 
 
-def opening(arithmetic: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
+def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
     """What is about to be trained, on what, from where."""
-    config = arithmetic.config
+    config = resolved.config
     batch, epoch = config.batch.tokens, loader.num_sequences * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
@@ -112,7 +112,7 @@ def opening(arithmetic: Resolved, parts: Parts, loader: Loader | Mixture, state:
     trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
-        f"{'' if adapter == 'none' else trained} on {parts.device} in {arithmetic}, {start}; "
+        f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
         + "; ".join([f"{epoch:,} tokens an epoch, {batch:,} a step", *loader.notes()])
     )
 

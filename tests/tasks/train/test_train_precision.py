@@ -21,9 +21,9 @@ from pretune.compute import loss_scale
 from pretune.core.config import ConfigError, validate
 from pretune.dispatch import run
 from pretune.optim.budget import Step
-from pretune.run.arithmetic import print_notes, resolve
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
+from pretune.run.precision import print_notes, resolve
 from pretune.tasks.train.loop import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
@@ -47,9 +47,9 @@ def cpu(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     return lambda bfloat16: monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": bfloat16})
 
 
-def forty_times_slower(arithmetic: str) -> float:
+def forty_times_slower(precision: str) -> float:
     """FLOP/s of a CPU without instructions for 16 bits."""
-    return 4e10 if arithmetic == "float32" else 1e9
+    return 4e10 if precision == "float32" else 1e9
 
 
 # ---- what `auto` chooses
@@ -193,7 +193,7 @@ def narrow() -> Operators:
 )
 def test_float32_is_float32_everywhere(overrides: tuple[str, ...], tiny: Compose) -> None:
     """Training, evaluation and samples, operator by operator."""
-    unmeasured = Instruments(peak_flops=lambda device, arithmetics: 1e12)  # it would be measured in all of them
+    unmeasured = Instruments(peak_flops=lambda device, precisions: 1e12)  # it would be measured in all of them
     if "stage=finetune" in overrides:
         assert run(tiny("name=base", "budget.steps=2")) == 0
     with narrow() as found:

@@ -58,8 +58,8 @@ def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) 
     device = pick_device(config.device)
     _set_process(config, device)
 
-    def measured(arithmetic: Activations) -> float:
-        return measure_product(device, arithmetic, config.model.dim, config.model.mlp_dim)
+    def measured(precision: Activations) -> float:
+        return measure_product(device, precision, config.model.dim, config.model.mlp_dim)
 
     rate = rate or measured
     able, asked, before = capabilities(device), config.precision.compute, _trained_in(run)

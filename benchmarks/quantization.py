@@ -6,12 +6,12 @@ For each seed, two runs are trained through the command line, src/config/run/mat
 the same data, batches, steps and learning rate. Each is then measured and exported in its variants. Complete parts are
 not repeated: after an interruption, the same command continues.
 
-    python benchmarks/quantisation.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
+    python benchmarks/quantization.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
         [--seeds 3] [--group-size 32] [--stored int4] [--page docs/how-to/quantization.md] [-- key=value]
 
 Without --base (or with --quick) a tiny model is pretrained and fine-tuned on generated problems, only to check that the
 script works. Prints one JSON line per variant and seed, and one with all results at the end; the output folder also
-gets quantisation.md and .png. `--page` writes the table and the figure into a page of the documentation, between its
+gets quantization.md and .png. `--page` writes the table and the figure into a page of the documentation, between its
 two comments. Keys after `--` apply to every run.
 
 "Recovered" is the share of PTQ's loss increase that QAT avoids, for int8_int4, from the means over seeds:
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=32, help="numbers that share a scale")
     parser.add_argument("--stored", choices=("int4", "int8", "none"), default="int4", help="embedding and head")
     options = parser.parse_args()
-    with setting(parser, options, f"quantisation-{{}}-{options.group_size}-{options.stored}") as given:
+    with setting(parser, options, f"quantization-{{}}-{options.group_size}-{options.stored}") as given:
         study(options, given)
 
 
@@ -159,11 +159,11 @@ def study(options: argparse.Namespace, given: Setting) -> None:
         "step_time_ratio": runs.tokens_per_second("full", numbered) / runs.tokens_per_second("qat", numbered),
     }
     table = markdown(rows, whole)
-    (folder / "quantisation.md").write_text(table)
-    draw(rows, folder / "quantisation.png")
+    (folder / "quantization.md").write_text(table)
+    draw(rows, folder / "quantization.png")
     if options.page is not None:
         publish(
-            options.page, table, "measured", folder / "quantisation.png", "Validation loss against the size of the file"
+            options.page, table, "measured", folder / "quantization.png", "Validation loss against the size of the file"
         )
     print(table)
     claim = "QAT recovers what 4-bit PTQ costs, in little more time a step"
