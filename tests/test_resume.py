@@ -89,7 +89,7 @@ def test_a_signal_saves_everything_and_the_same_command_goes_on(
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 75, output
-    assert "run the same command to go on" in output
+    assert "run the same command to resume" in output
     saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
     assert len(saved) == 1
     step = int(saved[0].removeprefix("step_"))

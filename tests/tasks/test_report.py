@@ -230,7 +230,7 @@ def test_the_task_reports_on_named_runs(tmp_path: Path, composed: Callable[..., 
         ((8.3, 7.6), None, 1, "one has learned too little: validation loss 8.30 -> 7.60. It made 5 steps in 180 s"),
         ((4.8, 0.2), 0.93, 0, "93.0% of the problems right (guessing: 20%)"),
         ((4.8, 0.2), 0.25, 1, "25.0% of the problems right (guessing: 20%). It made 5 steps in 180 s (103 tokens/s)"),
-        ((8.3,), None, 1, "measured only once"),
+        ((8.3,), None, 1, "evaluated only once"),
     ],
 )
 def test_runs_are_judged_where_that_is_asked_for(

@@ -1,4 +1,4 @@
-"""Where a run's metrics go besides its own folder, as YAML says it."""
+"""Configuration of where metrics go besides the run's folder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from pretune.core.config import Section
 
 class WandbConfig(Section):
     kind: Literal["wandb"]
-    """Weights & Biases; offline, into the run's folder, where there is no key or no network."""
+    """Weights & Biases; offline, into the run's folder, if there is no API key or no network."""
     project: str
-    """Project that the run appears in."""
+    """The wandb project."""
     entity: str | None
     """Team or user that owns the project; null is the user's default."""
     group: str | None
-    """Runs of one group are compared together; null uses the run's name."""
+    """Group in which wandb compares runs; null uses the run's name."""
     mode: Literal["auto", "online", "offline"]
-    """auto goes online when there is a key and the server answers."""
+    """auto is online if there is an API key and the server answers."""
     tags: tuple[str, ...]
     """Free labels."""
 

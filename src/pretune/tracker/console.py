@@ -1,4 +1,4 @@
-"""What a person sees while a run goes: a bar on a terminal, plain lines in a pipe."""
+"""Console output of a run: a progress bar on a terminal, plain lines in a pipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen:
-    """Shows progress and rows of metrics; `bar` says whether `console` is a terminal that can redraw a line."""
+    """Shows progress and metrics; `bar`: whether `console` is a terminal that can redraw a line."""
 
     def __init__(self, title: str, console: Console, bar: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._title = title
@@ -54,7 +54,7 @@ class Screen:
         self._ensure_bar().update(self._task, completed=fraction, figures=figures, refresh=True)
 
     def remember(self, metrics: Mapping[str, float]) -> None:
-        """Keep the validation loss, which the bar shows until there is a newer one."""
+        """Keep the validation loss for the bar until there is a newer one."""
         self._val_loss = metrics.get("val/loss", self._val_loss)
 
     def report(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -68,7 +68,7 @@ class Screen:
         self.message("  ".join(filter(None, [f"step {step:>6,}", *before, *_lines(metrics), *after])))
 
     def sample(self, step: int, prompt: str, text: str) -> None:
-        """Show the beginning of a text that the model wrote, on one line, its prompt set apart."""
+        """Show the beginning of a generated text on one line, with its prompt in bold."""
         shown = " ".join(text.split())
         space = " " if text[:1].isspace() else ""
         after = escape(self._printable(space + shown[:_SAMPLE_WIDTH] + (" ..." if len(shown) > _SAMPLE_WIDTH else "")))
@@ -80,7 +80,7 @@ class Screen:
         self._print(self._printable(text), markup=False)
 
     def close(self) -> None:
-        """Leave the bar as it stands and give the terminal back; the next progress opens a new one."""
+        """Stop the bar and restore the terminal; the next progress opens a new bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
@@ -93,7 +93,7 @@ class Screen:
                 TaskProgressColumn(),
                 TextColumn("{task.fields[figures]}"),
             )
-            # No thread redraws it: every step does, and a thread would compete with the training for the interpreter.
+            # Redrawn by every step, not by a thread, which would compete with training for the interpreter.
             self._bar = Progress(*columns, console=self._console, auto_refresh=False, expand=True)
             self._task = self._bar.add_task(self._title, total=1.0, figures="")
             self._bar.start()
@@ -107,13 +107,13 @@ class Screen:
 
 
 def printable(text: str, encoding: str | None) -> str:
-    """`text` without what would move the cursor or what the terminal's encoding lacks: models write anything."""
+    """`text` without control characters and characters that the encoding lacks: models generate anything."""
     encoding = encoding or "utf-8"
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).encode(encoding, "replace").decode(encoding)
 
 
 def open_screen(title: str, file: TextIO | None = None) -> Screen:
-    """A screen on `file` (standard output): a bar where that is a terminal, else plain lines."""
+    """A screen on `file` (default: standard output): a bar if it is a terminal, else plain lines."""
     console = Console(file=file)
     return Screen(title, console, bar=console.file.isatty() and not console.is_dumb_terminal)
 
@@ -127,7 +127,7 @@ def _lines(metrics: Mapping[str, float]) -> Iterator[str]:
 
 
 def _time_left(elapsed: float, done: float, remaining: float) -> str:
-    """From how long this session took for the share that it did; empty while that says nothing."""
+    """Extrapolated from this session's speed; empty while it is unknown."""
     return f"{duration(elapsed / done * max(0.0, remaining))} left" if done > 0 and elapsed > 0 else ""
 
 

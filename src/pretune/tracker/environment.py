@@ -1,4 +1,4 @@
-"""What a run was computed with: versions, the code's commit, the device."""
+"""The environment of a run: versions, the commit of the code, the device."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def environment(device: str | None) -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Version of Pretune, of Python and of each library that is installed."""
+    """Versions of Pretune, Python and each installed library."""
     found = {"pretune": _own_version(), "python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -49,7 +49,7 @@ def _own_version() -> str:
 
 
 def git_commit(folder: Path) -> str | None:
-    """Commit of the repository that tracks `folder`, `-dirty` appended where tracked files were changed."""
+    """Commit of the repository that tracks `folder`, with `-dirty` appended if tracked files have changed."""
     # Code may lie inside the repository of something else that does not track it.
     if not _git(folder, "ls-files", "--", "."):
         return None
@@ -60,7 +60,7 @@ def git_commit(folder: Path) -> str | None:
 
 
 def device_name(device: str) -> str:
-    """What the maker calls the device."""
+    """The vendor's name of the device."""
     if device.startswith("cuda"):
         import torch
 
@@ -78,7 +78,7 @@ def _cpu_name() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    """Output of a git command, empty where git or the repository is missing or slow."""
+    """Output of a git command; empty if git or the repository is missing or slow."""
     try:
         done = subprocess.run(
             ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True

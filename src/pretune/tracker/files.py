@@ -20,10 +20,10 @@ class JsonLines:
         self.path = path
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Add one row. What is not finite becomes null, because JSON has no NaN."""
+        """Append a row. Non-finite numbers become null, because JSON has no NaN."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(json_ready(row), ensure_ascii=False, allow_nan=False) + "\n"
-        # One write per row on a file opened for it: a row is never half in a buffer when a signal comes.
+        # One write per row, on a file opened for it, so that a signal never leaves half a row in a buffer.
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         with os.fdopen(handle, "wb", buffering=0) as file:
             data = memoryview(line.encode("utf-8", "replace"))
@@ -31,7 +31,7 @@ class JsonLines:
                 data = data[file.write(data) :]
 
     def count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
 
     def rewind(self, step: int, count: int | None = None) -> None:
@@ -67,7 +67,7 @@ def _parse(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 
 
 def json_ready(value: Any) -> Any:
-    """`value` with what JSON cannot say made sayable: NaN and infinities are null, scalars of arrays are numbers."""
+    """`value` as JSON can represent it: NaN and infinities become null, array scalars become numbers."""
     if isinstance(value, Mapping):
         return {str(key): json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -275,7 +275,7 @@ class TestBadInput:
         assert "did you mean 'timed'?" in refused(tiny("name=again", "budget.replay=time"))
         message = refused(tiny("name=again", "budget.replay=timed", "batch.micro_batch=2", "data.sequence_length=24",
                                "batch.tokens=240"))  # fmt: skip
-        assert "a step of 256 tokens, which are no whole micro-batches of 48" in message
+        assert "a step of 256 tokens, which is not a multiple of a micro-batch of 48" in message
         (tmp_path / "runs" / "timed" / "progress.txt").write_text("0.0 256\n")
         assert "ends after 1 steps" in refused(tiny("name=again", "budget.replay=timed"))
 

@@ -41,7 +41,7 @@ def timed(tiny: Compose, *overrides: str) -> RunConfig:
 
 def test_a_budget_that_buys_nothing_is_said_after_the_first_slow_step(tiny: Compose) -> None:
     lines = said(timed(tiny, "precision=bf16"), 36.0, steps=1)
-    assert "at 36 s a step the budget of 180 s buys about 5 steps" in lines
+    assert "at 36 s per step the budget of 180 s is enough for about 5 steps" in lines
     assert "budget.time, a smaller model, or fewer batch.tokens; precision is bf16 now" in lines
     assert "precision" not in said(timed(tiny, "precision=fp32"), 36.0)
 
@@ -80,7 +80,7 @@ def test_cores_that_others_use_are_noticed(tiny: Compose, tmp_path: Path) -> Non
         state = TrainingState(step=9, seconds=6.0)
         fake.have(114.0, 100.0 + waited)
         line = "".join(watch.warnings(state))
-        assert ("other processes want these cores" in line) == expected
+        assert ("other processes use these cores" in line) == expected
         assert ("33% of the time" in line) == expected
         assert "".join(watch.warnings(state)) == ""
 
@@ -120,8 +120,8 @@ def test_compiling_is_announced_with_what_it_took(tiny: Compose, tmp_path: Path)
     assert "(once; precision.compile=false skips it)" in times.announced(180.0)
     times.remember(106.2)
     again = CompileTimes.of(config, tiny_model(), 4)
-    assert "(106 s the last time, beside a budget of 180 s; precision.compile=false" in again.announced(180.0)
-    assert "(106 s the last time; precision" in again.announced(10_800.0)
+    assert "(106 s last time, of a budget of 180 s; precision.compile=false" in again.announced(180.0)
+    assert "(106 s last time; precision" in again.announced(10_800.0)
     assert "(once;" in CompileTimes.of(config, tiny_model(), 8).announced(180.0)
     again.path.write_text("{")
     assert "(once;" in again.announced(180.0)

@@ -1,4 +1,4 @@
-"""The curves of runs as one picture: a panel for each stage's losses and one for the accuracies on its task."""
+"""The curves of runs in one figure: a panel for the losses of each stage and one for the accuracy on its task."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _STYLE: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curves:
-    """One run's rows of figures, with its name, the kind of its stage and its group."""
+    """One run's metrics, with its name, stage and group."""
 
     name: str
     stage: str
     rows: Sequence[dict[str, Any]]
     group: str
-    """Runs of one group share a color and a line of the legend."""
+    """Runs of a group share a color and a legend entry."""
 
     def of(self, metric: str) -> tuple[list[float], list[float]]:
-        """Tokens read and the figure, wherever it was measured."""
+        """Tokens read and the value, wherever the metric was measured."""
         points = [(row.get("tokens", row["step"]), row[metric]) for row in self.rows if row.get(metric) is not None]
         return [x for x, _ in points], [y for _, y in points]
 
@@ -55,7 +55,7 @@ class Curves:
 
 
 def draw(runs: Sequence[Curves]) -> bytes:
-    """A PNG of the runs, their stages side by side in the order in which they come."""
+    """A PNG of the runs, with their stages side by side in the given order."""
     import matplotlib
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -82,7 +82,7 @@ def draw(runs: Sequence[Curves]) -> bytes:
 
 
 def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], None]]]:
-    """Title, name of the y axis and what fills it, for each panel."""
+    """Title, label of the y axis and plotting function of each panel."""
     panels: list[tuple[str, str, Callable[[Axes], None]]] = []
     groups = list(dict.fromkeys(run.group for run in runs))
     colors = {group: _COLORS[index % len(_COLORS)] for index, group in enumerate(groups)}
@@ -112,7 +112,7 @@ def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
             axes.plot(x, y, color=color, linewidth=1.8, marker="o", markersize=3.5, label=label)
             heights += y
     if heights:
-        # The first steps fall from ln(vocabulary) and would squeeze all that follows.
+        # The first steps start at ln(vocabulary) and would squeeze everything after them.
         low, high = min(heights), sorted(heights)[int(0.98 * (len(heights) - 1))]
         margin = max(0.06 * (high - low), 1e-3)
         axes.set_ylim(low - margin, high + margin)
@@ -138,7 +138,7 @@ def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> Non
 
 
 def _legend(run: Curves, group: Sequence[tuple[Curves, str]]) -> tuple[str, bool]:
-    """What a run's lines in the legend begin with, and whether it is the one of its group that has them."""
+    """The prefix of a run's legend entries, and whether it is the run of its group that has them."""
     names = [other.group for other, _ in group]
     first = next(other for other, _ in group if other.group == run.group)
     return ("" if len(set(names)) == 1 else f"{run.group}, "), first is run
@@ -151,7 +151,7 @@ def _final(run: Curves, group: Sequence[tuple[Curves, str]], name: str) -> str:
 
 
 def _smooth(values: Sequence[float]) -> list[float]:
-    """A running mean over about a fortieth of the curve, that starts from the first value without a bias."""
+    """A bias-corrected running mean over about a fortieth of the curve."""
     keep = 1 - 1 / max(1.0, len(values) / 40)
     smoothed, mean, weight = [], 0.0, 0.0
     for value in values:

@@ -1,4 +1,4 @@
-"""Runs that differ by nothing but their seed, and what they come to together."""
+"""Runs that differ only in their seed, and their statistics."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pretune.core.files import fingerprint
 from pretune.run.folder import free_keys
 
 _SEED = re.compile(r"[-_.,+=]+(seed|s)?[-_.,+=]*\d*$")
-"""How names of runs that differ by a seed begin to do so."""
+"""What precedes the seed in the names of such runs."""
 
 
 def same_but_for_the_seed(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Places of the configurations that are equal but for seed, name and what does not make another run of it.
+    """Indices of the configurations that are equal except for seed, name and keys that may differ on resume.
 
     In the order in which they first come. A configuration that is empty, because it is unknown, equals no other.
     """
@@ -30,7 +30,7 @@ def same_but_for_the_seed(configs: Sequence[Mapping[str, Any]]) -> list[list[int
 
 
 def common_name(names: Sequence[str]) -> str:
-    """What the names of a group begin with, and how many there are; of a single run its name."""
+    """The common beginning of a group's names, and their number; the name of a single run."""
     if len(names) == 1:
         return names[0]
     letters = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*names, strict=False))
@@ -39,7 +39,7 @@ def common_name(names: Sequence[str]) -> str:
 
 
 def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and standard deviation of the sample: 0 where all are equal, or there is one only."""
+    """Mean and sample standard deviation; the latter is 0 for a single value."""
     mean = statistics.fmean(values)
     if all(value == values[0] for value in values) or not all(map(math.isfinite, values)):
         return (values[0] if len(set(values)) == 1 else mean), 0.0

@@ -1,4 +1,4 @@
-"""A page about runs that needs nothing but itself: picture, table, configuration and samples in one HTML file."""
+"""A self-contained HTML page about runs: figure, table, configuration and samples."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Section:
 
 
 def page(image: str, header: Sequence[str], body: Sequence[Sequence[str]], sections: Sequence[Section]) -> str:
-    """The whole page; `image` is the picture of the curves, a PNG in base64."""
+    """The whole page; `image` is the figure of the curves, a PNG in base64."""
     picture = f'<img alt="Loss and accuracy over training tokens" src="data:image/png;base64,{image}">'
     title = escape(", ".join(section.name for section in sections))
     return (
@@ -74,7 +74,7 @@ def _section(section: Section) -> str:
     parts = []
     if section.samples:
         shown = "".join(_sample(sample) for sample in reversed(section.samples[-_MAX_SAMPLES:]))
-        parts.append(f"<details open><summary>What it wrote, newest first</summary>{shown}</details>")
+        parts.append(f"<details open><summary>Samples, newest first</summary>{shown}</details>")
     if section.config:
         parts.append(f"<details><summary>Configuration</summary><pre>{escape(section.config)}</pre></details>")
     if section.summary:

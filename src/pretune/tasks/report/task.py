@@ -1,4 +1,4 @@
-"""Compares runs by what they recorded: a table, curves, and a page that holds both."""
+"""Compare runs by their recorded metrics: a table, curves, and a page with both."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pretune.tracker.metrics import error_of, is_task_share, metric
 
 
 def report_runs(config: RunConfig) -> int:
-    """task=report: compare `report.runs`, or show the config's own run; the files go into the latter's folder.
+    """task=report: compare `report.runs`, or report on the config's own run; files go into that run's folder.
 
     Returns 1 where report.verify is set and a run has not learned anything.
     """
@@ -39,7 +39,7 @@ def report_runs(config: RunConfig) -> int:
 
 
 def verify(folders: Sequence[Path]) -> int:
-    """Say of each run whether it has learned; returns 0 if all have, else 1."""
+    """Print whether each run has learned; return 0 if all have, else 1."""
     verdicts = [verdict(run.name, run.rows, run.summary) for run in map(read_run, folders)]
     for learned, line in verdicts:
         print(line, file=sys.stdout if learned else sys.stderr)
@@ -47,7 +47,7 @@ def verify(folders: Sequence[Path]) -> int:
 
 
 def report(folders: Sequence[Path], destination: Path) -> None:
-    """Write report.html, report.md, report.csv and curves.png about the runs in `folders`; show the table.
+    """Write report.html, report.md, report.csv and curves.png for the runs in `folders`, and print the table.
 
     Raises InputError for a run without metrics and for a destination that cannot be written.
     """
@@ -78,7 +78,7 @@ def report(folders: Sequence[Path], destination: Path) -> None:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run's folder says about it."""
+    """The records in a run's folder."""
 
     name: str
     stage: str
@@ -87,9 +87,9 @@ class RunRecord:
     samples: list[dict[str, Any]]
     """samples.jsonl"""
     summary: dict[str, Any]
-    """summary.json; empty while the run is not complete."""
+    """summary.json; empty until the run is complete."""
     config: dict[str, Any]
-    """config.yaml; empty where there is none."""
+    """config.yaml; empty if there is none."""
     config_text: str
 
     def last(self, name: str) -> Any:
@@ -110,7 +110,7 @@ class RunRecord:
         return tokens / seconds if tokens and seconds else None
 
     def scored_speed(self) -> float | None:
-        """Scored tokens per second over the whole run, where not all are scored."""
+        """Scored tokens per second over the whole run, if not all tokens are scored."""
         scored, read, speed = (
             self.last("train/scored_tokens_per_second"),
             self.last("train/tokens_per_second"),
@@ -119,33 +119,33 @@ class RunRecord:
         return speed * scored / read if speed and read and scored and scored < 0.99 * read else None
 
     def trained(self) -> int | None:
-        """Trained parameters, where not all are."""
+        """Trained parameters, if not all are trained."""
         trained = self.summary.get("trainable_parameters")
         return trained if trained != self.summary.get("parameters") else None
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ by their seed only; often one."""
+    """Runs that differ only in their seed; often a single run."""
 
     name: str
     runs: list[RunRecord]
 
 
 def grouped(runs: Sequence[RunRecord]) -> list[Group]:
-    """The runs, those of several seeds together."""
+    """The runs, grouped over seeds."""
     groups = [[runs[place] for place in places] for places in same_but_for_the_seed([run.config for run in runs])]
     return [Group(common_name([run.name for run in group]), group) for group in groups]
 
 
 def read_run(folder: Path) -> RunRecord:
-    """What `folder` recorded; InputError where it recorded nothing."""
+    """The records in `folder`; InputError if there are none."""
     metrics, samples, summary, config = (
         folder / name for name in ("metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml")
     )
     rows = read_rows(metrics) if metrics.is_file() else []
     if not rows:
-        raise InputError(f"{folder} has no metrics yet (metrics.jsonl is missing or empty); let the run train first")
+        raise InputError(f"{folder} has no metrics yet (metrics.jsonl is missing or empty); train the run first")
     mapping = read_config(config) if config.is_file() else {}
     return RunRecord(
         name=folder.resolve().name,
@@ -169,7 +169,7 @@ class Column:
     error: Callable[[RunRecord], float | None] = lambda run: None
 
     def text(self, group: Group) -> str:
-        """The value of a run with its error; the mean over several with their standard deviation."""
+        """The value of a run and its error, or the mean over several runs and their standard deviation."""
         values = [value for run in group.runs if (value := self.of(run)) is not None]
         if not values:
             return ""
@@ -230,7 +230,7 @@ def _names(runs: Sequence[RunRecord], wanted: Callable[[str], bool]) -> list[str
 
 
 def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
-    """A line for each run, values and errors in full; runs of one `group` differ by their `seed` only."""
+    """A line per run with full-precision values and errors; runs of a `group` differ only in `seed`."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     errors = [column for column in columns if any(column.error(run) is not None for run in runs)]
@@ -244,14 +244,14 @@ def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
 
 
 def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """The table for a README, turned as on the console: a column for each run."""
+    """The table for a README, transposed as on the console: a column per run."""
     names, *lines = zip(header, *body, strict=True)
     marks = ["---", *["---:"] * len(body)]
     return "".join("| " + " | ".join(line) + " |\n" for line in (names, marks, *lines))
 
 
 def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """The table on the console, turned so that each run is a column: there are more metrics than runs."""
+    """Print the table, transposed so that each run is a column: there are more metrics than runs."""
     from rich.console import Console
     from rich.table import Table
 

@@ -1,4 +1,4 @@
-"""Whether runs have learned anything: what `report.verify` asks."""
+"""Whether runs have learned anything, for `report.verify`."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 FALLEN = 0.8
-"""What the validation loss must have come down to, as a share of what it was before the first step."""
+"""The validation loss must fall to this fraction of its initial value."""
 ABOVE_CHANCE = 2.0
-"""How many times the share that guessing gets right must be right at the end."""
+"""The final accuracy must be this multiple of chance."""
 
 
 def verdict(name: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether a run has learned, and a line that says so. rows: its figures; summary: empty while it goes on."""
+    """Whether a run has learned, and a line that says so. rows: its metrics; summary: empty until it is complete."""
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     if not summary or len(losses) < 2:
-        return False, f"{name} is not complete, or was measured only once: run it to its end first"
+        return False, f"{name} is not complete, or was evaluated only once: run it to its end first"
     accuracy, chance = summary.get("mathqa/accuracy"), summary.get("mathqa/chance")
     said = f"validation loss {losses[0]:.2f} -> {losses[-1]:.2f}"
     learned = losses[-1] <= FALLEN * losses[0]
@@ -27,6 +27,6 @@ def verdict(name: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, 
     steps, seconds = summary.get("step", 0), summary.get("seconds", 0.0)
     speed = f"{steps:,} steps in {seconds:,.0f} s ({summary.get('train/tokens_per_second') or 0:,.0f} tokens/s)"
     return False, (
-        f"{name} has learned too little: {said}. It made {speed}: if that is slow, see what the run said when it began "
-        "(precision, other processes), and give it more budget.time"
+        f"{name} has learned too little: {said}. It made {speed}: if that is slow, see the first lines of the run "
+        "(precision, other processes), or increase budget.time"
     )

@@ -1,4 +1,4 @@
-"""Compilation of a step before the clock starts, and how long it took the last time."""
+"""Compile a step before the clock starts, and remember how long it took."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pretune.run.folder import cache_folder
 from pretune.tasks.train.micro_batch import LossOf
 
 LARGE = 0.2
-"""Share of the budget's time from which on compiling is worth a second thought."""
+"""Share of a time budget above which compiling may not be worth it."""
 
 
 def compile_ahead(
@@ -33,7 +33,7 @@ def compile_ahead(
     batch: Batch,
     say: Callable[[str], None],
 ) -> None:
-    """Compile the forward and backward pass on a batch that is then forgotten, so that no budget pays for it."""
+    """Compile the forward and backward pass on a batch whose gradients are discarded, so that no budget pays for it."""
     model.train()
     if compiles_update(optimizer):
         say(f"compiling the update of optimizer={config.optimizer.kind} (once) ...")
@@ -53,18 +53,18 @@ def compile_ahead(
 
 @dataclass(frozen=True)
 class CompileTimes:
-    """What compiling a step took on this machine, by what it depends on; kept beside what is compiled."""
+    """How long compiling a step took on this machine, keyed by what it depends on; stored beside the compiled code."""
 
     path: Path
     key: str
 
     @classmethod
-    def of(cls, config: RunConfig, model: Transformer, rows: int) -> CompileTimes:
-        """For the step of a run with micro-batches of so many rows."""
+    def of(cls, config: RunConfig, model: Transformer, size: int) -> CompileTimes:
+        """For the step of a run with micro-batches of `size` sequences."""
         depends_on = {
             "torch": torch.__version__,
             "device": str(model.head_weight.device),
-            "rows": [rows, config.data.sequence_length, config.data.packing.model_dump()],
+            "sequences": [size, config.data.sequence_length, config.data.packing.model_dump()],
             "parts": [
                 section.model_dump()
                 for section in (config.model, config.precision, config.adapter, config.quantization)
@@ -74,16 +74,16 @@ class CompileTimes:
         return cls(cache_folder() / "compiled" / "seconds.json", fingerprint(depends_on))
 
     def announced(self, budget: float | None) -> str:
-        """What is said before compiling for a budget of so many seconds."""
+        """The message before compiling for a budget of so many seconds."""
         last = self._read().get(self.key)
-        known = f"{last:.0f} s the last time" if isinstance(last, int | float) else "once"
+        known = f"{last:.0f} s last time" if isinstance(last, int | float) else "once"
         much = ""
         if isinstance(last, int | float) and budget is not None and last > LARGE * budget:
-            much = f", beside a budget of {budget:,.0f} s"
+            much = f" of a budget of {budget:,.0f} s"
         return f"compiling the training step ({known}{much}; precision.compile=false skips it) ..."
 
     def remember(self, seconds: float) -> None:
-        """Keep what it took; a cache that cannot be written is none of the run's business."""
+        """Store how long it took; a cache that cannot be written is ignored."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {**self._read(), self.key: round(seconds, 1)})

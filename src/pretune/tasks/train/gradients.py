@@ -1,4 +1,4 @@
-"""The gradients of a step: accumulated over micro-batches, clipped, and in float16 found again where they overflow."""
+"""The gradients of a step: accumulated over micro-batches, clipped, and in float16 recomputed if they overflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pretune.tasks.train.micro_batch import LossOf, MicroBatch, accumulate
 
 @dataclass(frozen=True)
 class StepGradients:
-    """What it takes to find the gradients of a step."""
+    """Computes the gradients of a step."""
 
     loss_of: LossOf
     model: nn.Module

@@ -52,19 +52,19 @@ from pretune.training.signals import Interrupts, Stop
 
 @dataclass(frozen=True)
 class Instruments:
-    """What a run is timed, measured and watched with."""
+    """The clock, the peak speed and the hook of a run."""
 
     clock: Callable[[], float] = time.perf_counter
-    """Seconds since whenever."""
+    """Seconds from an arbitrary origin."""
     peak_flops: Callable[[torch.device, set[Activations]], float] = peak_flops
-    """FLOP/s that a device has at most, in the fastest of these precisions."""
+    """The peak FLOP/s of a device in the fastest of these precisions."""
     on_begin: Callable[[Run, Step | Overhead], None] = lambda run, what: None
-    """Called when a step or something beside training begins, its time running already."""
+    """Called when a step, or overhead such as an evaluation, begins; its time already counts."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run under way."""
+    """The parts of a run in progress."""
 
     config: RunConfig
     folder: RunFolder
@@ -75,7 +75,7 @@ class Run:
     interrupts: Interrupts
     trace: Trace
     replayed: list[Step] | None
-    """The steps to be taken, where they are those of another run."""
+    """The steps to take, if another run is replayed."""
     instruments: Instruments
 
     @property
@@ -92,19 +92,19 @@ class Run:
 
     @contextmanager
     def timed(self, kind: Overhead) -> Iterator[None]:
-        """Add the time that the block takes to what is spent besides training."""
+        """Count the time of the block as overhead."""
         with self.state.timed(kind, self.instruments.clock):
             self.instruments.on_begin(self, kind)
             yield
 
     def saved_at(self) -> int | None:
-        """Step of the newest checkpoint."""
+        """The step of the newest checkpoint, or None."""
         newest = checkpoint.newest(self.folder.checkpoints)
         return None if newest is None else checkpoint.step_of(newest)
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget ends (True) or a signal does (False); everything is saved either way."""
+    """Train until the budget is spent (True) or a signal arrives (False); everything is saved in both cases."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state = checkpoint.random_state(model)
     try:
@@ -141,7 +141,7 @@ def loop(run: Run) -> bool:
                 check_first_gradients(config, model)
                 check_first_loss(config, sums["loss"], scored)
 
-            # Update. A signal in the middle of it waits until the step is recorded.
+            # Update. A signal that arrives now is handled after the step is recorded.
             lr = set_progress(optimizer, config.optimizer, config.schedule, step.progress)
             with run.interrupts.shielded():
                 skipped = update(optimizer, norm)
@@ -160,18 +160,18 @@ def loop(run: Run) -> bool:
                     run.tracker.report(state.step, {**state.totals(), **state.training})
                 run.tracker.messages(monitor.warnings(state))
     except Stop:
-        # The step that was interrupted has not touched the weights: it is as if it had not begun.
+        # The interrupted step has not changed the weights: it will be taken again.
         save(run, random_state)
         return False
 
 
 def peak_of(run: Run) -> float:
-    """FLOP/s that the device has at most, in whatever precision it is fastest."""
+    """The peak FLOP/s of the device in the precision that it is fastest in."""
     return run.instruments.peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
 
 
 def what_is_due(run: Run) -> Overhead | None:
-    """What is to be done next before another step, each on its own cadence; at the end all of it, unless it is done."""
+    """What to do before the next step, each at its own interval, and at the end everything; None if nothing is due."""
     config, state = run.config, run.state
 
     def on_cadence(every: int | None, at_start: bool = False) -> bool:
@@ -219,12 +219,12 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
 
 
 def used_parts(run: Run) -> Parts:
-    """The run's parts with the model that is measured and handed on: averages, where there are any."""
+    """The run's parts with the model that is evaluated and used later: the EMA, if there is one."""
     return run.parts if run.ema is None else replace(run.parts, model=run.ema.model)
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
-    """Save the run as it is at the end of its newest step, unless it is saved already."""
+    """Save the run as it is after its newest step, unless it is already saved."""
     with run.interrupts.shielded():
         if run.saved_at() != run.state.step:
             state, section, model = run.state, run.config.checkpoint, run.parts.model
@@ -247,7 +247,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
 
 
 def choose(run: Run) -> MicroBatch:
-    """The micro-batch of the run: as configured, as remembered, or the largest that fits."""
+    """The run's micro-batch: as configured, as remembered, or the largest that fits."""
     run.parts.model.train()
     random_state = checkpoint.random_state(run.parts.model)
 
@@ -266,7 +266,7 @@ def choose(run: Run) -> MicroBatch:
 
 
 def compile_now(run: Run, micro_batch: MicroBatch) -> None:
-    """Compile what there is to compile, unless no step is left."""
+    """Compile the step and the update, unless no step is left."""
     if not run.state.finished:
         batch = run.loader.batch(0, micro_batch.size)
         compile_ahead(run.config, run.parts.model, run.optimizer, run.training.loss_of, batch, run.tracker.message)

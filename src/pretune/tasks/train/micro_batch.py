@@ -1,4 +1,4 @@
-"""How many sequences go through the model at once: found before the first step, remembered, halved when memory ends."""
+"""The micro-batch: how many sequences go through the model at once. It is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pretune.memory.estimate import Footprint
 from pretune.run.config import RunConfig
 
 LossOf = Callable[[Batch], dict[str, Tensor]]
-"""Sums over what a micro-batch scores, by name; `loss` is to be minimised."""
+"""Sums over the scored items of a micro-batch, by name; `loss` is minimized."""
 
 
 @dataclass
 class MicroBatch:
-    """Rows of a micro-batch. Where the configuration leaves them open, `path` is where they are remembered."""
+    """The size of a micro-batch in sequences. If the configuration says auto, `path` is where it is remembered."""
 
     size: int
     device: str
     path: Path | None
 
     def remember(self) -> None:
-        """Write them down, so that a resume on the same device does not search again."""
+        """Store the size, so that a resume on the same device does not search again."""
         if self.path is not None:
             write_json(self.path, {"size": self.size, "device": self.device})
 
@@ -84,7 +84,7 @@ def choose_micro_batch(
 
 
 def _fits(trial: Callable[[int], None], size: int, reserve: int, device: torch.device) -> bool:
-    """Whether a trial succeeds beside as many bytes as the optimizer's state will take."""
+    """Whether a trial succeeds while as much memory is reserved as the optimizer's state will take."""
     try:
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
         trial(size)
@@ -105,7 +105,7 @@ def accumulate(
             return _accumulate(loss_of, batch, divisor, micro_batch.size)
         except torch.OutOfMemoryError:
             pass
-        # Outside of the handler: the error's traceback keeps the tensors of the failed attempt alive.
+        # Outside the handler, because the error's traceback keeps the tensors of the failed attempt alive.
         optimizer.zero_grad(set_to_none=True)
         _release()
         micro_batch.halve(micro_batch.size)  # what divides it divides every step, however long
@@ -115,7 +115,7 @@ def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, size: int) -> dic
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(batch.inputs), size):
         sums = loss_of(batch.part(start, start + size))
-        # Divided by what the whole step scores: the same loss whatever the micro-batch.
+        # Divided by the count of the whole step, so that the loss does not depend on the micro-batch.
         (sums["loss"] / divisor).backward()
         parts.append({name: value.detach() for name, value in sums.items()})
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}

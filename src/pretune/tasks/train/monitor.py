@@ -48,8 +48,8 @@ class Monitor:
         share = self._cores.value()
         if share < CROWDED:
             yield (
-                "warning: other processes want these cores too, and this one computes in "
-                f"{share:.0%} of the time in which it could; threads wait for each other: end the others, or set "
+                "warning: other processes use these cores too, and this one runs only "
+                f"{share:.0%} of the time that it could; its threads wait for each other: stop the others, or set "
                 f"threads={max(torch.get_num_threads() - 1, 1)} or fewer"
             )
 
@@ -75,7 +75,7 @@ class Monitor:
             return
         name = OPTIONS[config.precision.compute]
         yield (
-            f"warning: at {seconds:.2g} s a step the budget of {time:,.0f} s buys about {steps} steps, too few to "
-            "learn much: take a longer budget.time, a smaller model, or fewer batch.tokens"
+            f"warning: at {seconds:.2g} s per step the budget of {time:,.0f} s is enough for about {steps} steps, too "
+            "few to learn much: use a longer budget.time, a smaller model, or fewer batch.tokens"
             + ("" if name == "fp32" else f"; precision is {name} now")
         )

@@ -20,19 +20,19 @@ from pretune.run.parts import Parts
 from pretune.tasks.evaluate.task import evaluate, validation_loss
 
 TOLERANCE = 1e-3
-"""Nats per token by which a converted model may differ: products that are added up in another order round elsewhere."""
+"""Nats per token by which a converted model may differ: sums in another order round differently."""
 
 
 def check_start(config: RunConfig, start: RunFolder | None) -> None:
-    """ConfigError for quantization-aware training of weights that were trained in 4 bits already."""
+    """Raise ConfigError for QAT of weights that were already quantized to 4 bits."""
     if start is None or not isinstance(config.quantization, QatConfig):
         return
     kind = read_config(start.config).get("quantization", {}).get("kind")
     if kind == "qlora_nf4":
         raise ConfigError(
-            f"stage.init_from={config.stage.init_from}: that run's weights were rounded to 4 bits already "
-            f"(quantization={kind}), and quantization={config.quantization.kind} would round them a second time, to "
-            "other numbers; start from a run whose weights have all their bits"
+            f"stage.init_from={config.stage.init_from}: that run's weights were already quantized to 4 bits "
+            f"(quantization={kind}), and quantization={config.quantization.kind} would quantize them a second time, to "
+            "other numbers; start from a run with full-precision weights"
         )
 
 
@@ -74,7 +74,7 @@ def converted_metrics(
     """
     if not isinstance(config.quantization, QatConfig):
         return {}
-    # In 16 bits torchao would find the scales of activations in 16 bits, which no device that runs the export does.
+    # In 16 bits torchao would compute activation scales in 16 bits, which no device that runs the export does.
     config = config.model_copy(update={"precision": config.precision.model_copy(update={"compute": "float32"})})
     with as_deployed(config, parts.model):
         expected = validation_loss(config, parts)
@@ -83,7 +83,7 @@ def converted_metrics(
     if not abs(loss - expected) <= TOLERANCE:
         say(
             f"warning: converted to integers, the model has a validation loss of {loss:.5f}, and {expected:.5f} as it "
-            "was trained: do not use the export; this is a mistake in Pretune, please report it"
+            "was trained: do not use the export; this is a bug in Pretune, please report it"
         )
     return {"converted/loss": loss, "converted/difference": loss - expected}
 

@@ -1,4 +1,4 @@
-"""How far a run has come, what it has spent, and which step comes next."""
+"""The state of a training run, what it has spent, and which step comes next."""
 
 from __future__ import annotations
 
@@ -21,52 +21,52 @@ from pretune.training.meter import Window
 
 @dataclass
 class TrainingState:
-    """How far the run has come: what a checkpoint stores beside tensors."""
+    """How far the run is: what a checkpoint stores beside tensors."""
 
     step: int = 0
     tokens: int = 0
     """Input tokens read."""
     seconds: float = 0.0
-    """Training time."""
+    """Training time, overhead excluded."""
     overhead: dict[str, float] = field(default_factory=lambda: dict.fromkeys(get_args(Overhead), 0.0))
-    """Time spent on evaluation, compilation and checkpoints."""
+    """Time spent on evaluation, samples, compilation and checkpoints."""
     ending: dict[str, float] = field(default_factory=dict)
-    """What the newest evaluation and checkpoint took: the run's end will cost it again."""
+    """Duration of the newest evaluation and checkpoint: the end of the run will take as long again."""
     token_seconds: list[float] = field(default_factory=list)
-    """Training time per token of the newest steps: the budget must know which step is the last that fits."""
+    """Training time per token of the newest steps, from which the budget predicts the last step that fits."""
     progress: float = 0.0
-    """At which progress the newest step ran; 1 is the end."""
+    """Progress at which the newest step ran; 1 is the end."""
     position: int = 0
-    """Rows of the training set read, over all epochs."""
+    """Sequences of the training set read, over all epochs."""
     losses: list[tuple[int, float]] = field(default_factory=list)
-    """Step and val/loss of every evaluation: what has been best, and that none is repeated after a resume."""
+    """Step and val/loss of every evaluation: for the best checkpoint, early stopping and resumes."""
     stopped_early: bool = False
-    """Whether the validation loss has stalled for too long, which ends the run before its budget does."""
+    """Whether early stopping has ended the run."""
     sampled_at: int = -1
     validation: dict[str, float] = field(default_factory=dict)
     """Metrics of the newest evaluation."""
     training: dict[str, float] = field(default_factory=dict)
     """Metrics of the newest report."""
     window: Window = field(default_factory=Window)
-    """What has been measured since then."""
+    """Measurements since then."""
     loss_scale: LossScale = field(default_factory=lambda: LossScale(None))
     recorded: dict[str, int] = field(default_factory=dict)
     """Rows that the tracker had recorded when the run was saved."""
 
     def stored(self) -> dict[str, Any]:
-        """What a checkpoint stores of it, JSON-like."""
+        """The state as JSON-like values, for a checkpoint."""
         return {**asdict(self), "window": self.window.stored()}
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], path: Path) -> TrainingState:
-        """What the checkpoint `path` has stored; InputError where that is another version's."""
+        """The state stored in the checkpoint `path`; InputError if another version wrote it."""
         try:
             window, loss_scale = Window(**stored["window"]), LossScale(**stored["loss_scale"])
             return cls(**{**stored, "window": window, "loss_scale": loss_scale})
         except (KeyError, TypeError):
             raise InputError(
-                f"another version of Pretune has written {path}: go on with that one, or start another run from these "
-                f"weights (stage.init_from)"
+                f"{path} was written by another version of Pretune: resume with that version, or start a new run from "
+                "these weights (stage.init_from)"
             ) from None
 
     @property
@@ -80,12 +80,12 @@ class TrainingState:
         return self.progress == 1 or self.stopped_early
 
     def spent(self, budget: BudgetConfig) -> Spent:
-        """What counts against the budget, the final evaluation and checkpoint included where they do."""
+        """What counts against the budget, including the final evaluation and checkpoint if they count."""
         overhead = (self.overhead[kind] + self.ending.get(kind, 0.0) for kind in budget.count)
         return Spent(self.step, self.tokens, self.seconds + sum(overhead))
 
     def totals(self) -> dict[str, float]:
-        """What every row of metrics is plotted against, besides its step."""
+        """The x axes for every row of metrics, beside its step."""
         overhead = {f"time/{kind}": round(seconds, 3) for kind, seconds in self.overhead.items()}
         return {"tokens": self.tokens, "seconds": round(self.seconds, 3), **overhead}
 
@@ -100,7 +100,7 @@ class TrainingState:
 
     @contextmanager
     def timed(self, kind: Overhead, clock: Callable[[], float]) -> Iterator[None]:
-        """Add the time that the block takes to what is spent besides training."""
+        """Count the time of the block as overhead."""
         started = clock()
         try:
             yield
@@ -114,7 +114,7 @@ class TrainingState:
 def step_to_come(
     config: RunConfig, state: TrainingState, replayed: Sequence[Step] | None, micro_batch: int, steps_behind: int
 ) -> Step:
-    """The step that the budget calls for, or that of the run that is replayed.
+    """The next step by the budget, or that of the replayed run.
 
     micro_batch: in rows. steps_behind: steps that the device still works on, and the clock has not counted.
     """
@@ -127,7 +127,7 @@ def step_to_come(
 
 
 def replayed_steps(config: RunConfig) -> list[Step] | None:
-    """The steps of the run that budget.replay names; InputError where they are not there, or do not fit this run."""
+    """The steps of the run that budget.replay names; InputError if they are missing or do not fit this run."""
     if config.budget.replay is None:
         return None
     path = find_trace(config.budget.replay, config.output_dir)
@@ -135,7 +135,7 @@ def replayed_steps(config: RunConfig) -> list[Step] | None:
     micro_batch = config.data.sequence_length * (1 if rows == "auto" else rows)
     if odd := [step.tokens for step in steps if step.tokens % micro_batch]:
         raise InputError(
-            f"{path} has a step of {odd[0]} tokens, which are no whole micro-batches of {micro_batch}; set "
-            "data.sequence_length and batch.micro_batch to what that run had"
+            f"{path} has a step of {odd[0]} tokens, which is not a multiple of a micro-batch of {micro_batch}; set "
+            "data.sequence_length and batch.micro_batch as in that run"
         )
     return steps

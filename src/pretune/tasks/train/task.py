@@ -1,4 +1,4 @@
-"""task=train: a run put together, trained from its newest checkpoint, and completed."""
+"""task=train: assemble a run, train it from its newest checkpoint, and complete it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
         )
         return 0
     print_notes(resolved)
-    stopped = "stopped with nothing lost; run the same command to go on."
+    stopped = "stopped with nothing lost; run the same command to resume."
     watched_with = instruments or Instruments()
     return stoppable(lambda interrupts: _train(resolved, mapping, folder, interrupts, watched_with), stopped)
 
@@ -86,7 +86,7 @@ def _train(
         tracker.message(opening(resolved, parts, loader, state))
         run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
-            tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to go on.")
+            tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to resume.")
             return EXIT_STOPPED
         with run.timed("evaluation"):
             newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
@@ -102,7 +102,7 @@ def _train(
 
 
 def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
-    """What is about to be trained, on what, from where."""
+    """One line: the model, the device, the starting weights and the data."""
     config = resolved.config
     batch, epoch = config.batch.tokens, loader.num_sequences * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
@@ -113,12 +113,12 @@ def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: T
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
         f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
-        + "; ".join([f"{epoch:,} tokens an epoch, {batch:,} a step", *loader.notes()])
+        + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *loader.notes()])
     )
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """The run's final figures."""
+    """The run's final metrics."""
     state, lowest = run.state, best(run.state.losses)
     return {
         **state.totals(),
@@ -138,6 +138,6 @@ def summary(run: Run) -> dict[str, Any]:
 
 
 def next_commands(folder: RunFolder) -> str:
-    """What a user may want to do with a run that is complete."""
+    """Next commands for a run that is complete."""
     command = f"python src/main.py --config {folder.config}"
-    return f"Look at {folder.path / 'report.html'}, or let it write: {command} task=generate 'generate.prompt=...'"
+    return f"Look at {folder.path / 'report.html'}, or generate text: {command} task=generate 'generate.prompt=...'"
