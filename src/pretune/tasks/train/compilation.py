@@ -79,7 +79,7 @@ class CompileTimes:
         known = f"{last:.0f} s last time" if isinstance(last, int | float) else "once"
         much = ""
         if isinstance(last, int | float) and budget is not None and last > LARGE * budget:
-            much = f" of a budget of {budget:,.0f} s"
+            much = f", of a budget of {budget:,.0f} s"
         return f"compiling the training step ({known}{much}; precision.compile=false skips it) ..."
 
     def remember(self, seconds: float) -> None:
