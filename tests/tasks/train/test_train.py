@@ -99,7 +99,7 @@ class SimulatedTime:
         self.now += self.seconds(what)
 
 
-def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(tiny: Compose, tmp_path: Path) -> None:
+def test_timed_runs_end_within_one_percent_at_the_schedules_end(tiny: Compose, tmp_path: Path) -> None:
     """Sixty steps of four micro-batches, uneven by a third; evaluation and checkpoints are not counted."""
     generator = random.Random(1)
 
@@ -110,7 +110,7 @@ def test_ten_timed_runs_end_within_one_percent_at_the_schedules_end(tiny: Compos
 
     instruments = SimulatedTime(seconds).instruments()
     settings = ["schedule=linear", "budget.steps=null", "budget.time=1m", "batch.micro_batch=2", "samples.prompts=[]"]
-    for number in range(10):
+    for number in range(5):
         assert run(tiny(f"name=run{number}", f"seed={number}", *settings), instruments) == 0
         summary = summary_of(tmp_path / "runs" / f"run{number}")
         assert summary["seconds"] == pytest.approx(60, rel=0.01)
