@@ -175,5 +175,5 @@ def test_what_cannot_be_rounded_is_one_line(settings: tuple[str, ...], message: 
 def test_weights_of_4_bits_are_not_rounded_again(tiny: Compose) -> None:
     run(tiny(*BASE))
     run(tiny("name=qlora", *TUNE, "adapter=lora", "quantization=qlora_nf4", "quantization.block_size=16"))
-    with pytest.raises(ConfigError, match=r"rounded to 4 bits already .*second time"):
+    with pytest.raises(ConfigError, match=r"already quantized to 4 bits .*second time"):
         run(tiny("name=again", "stage=finetune", "stage.init_from=qlora", "budget.steps=1", *QAT))
