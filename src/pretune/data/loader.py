@@ -23,9 +23,9 @@ class Loader:
     """
 
     def __init__(self, data: TokenData, config: DataConfig, seed: int) -> None:
-        self._data, self._rows = data, build_sequences(data, config)
-        self.num_sequences: int = self._rows.num_sequences
-        self.report = self._rows.report
+        self._data, self._sequences = data, build_sequences(data, config)
+        self.num_sequences: int = self._sequences.num_sequences
+        self.report = self._sequences.report
         if self.num_sequences == 0:
             raise InputError(
                 f"{data.name} ({data.side}) does not give one sequence of {config.sequence_length} tokens: "
@@ -90,7 +90,7 @@ class Loader:
         # Without isolation a sequence stays one document, even if other sets in a mixture need document ids.
         own = sequences if self.isolate else Sequences(sequences.inputs, sequences.targets, None)
         for number, place in zip(numbers, places, strict=False):
-            self._rows.fill(number, own, place)
+            self._sequences.fill(number, own, place)
             if sequences.reference_log_probs is not None and self._data.reference_log_probs is not None:
                 sequences.reference_log_probs[place] = self._data.reference_log_probs[number]
 

@@ -64,18 +64,22 @@ METRICS: dict[str, Metric] = {
     "val/perplexity": Metric("perplexity", "", "{:,.2f}".format, "lower"),
     "val/bits_per_byte": Metric("bits/byte", "bits per byte", "{:.4f}".format, "lower"),
     "val/token_accuracy": Metric("token accuracy", "", "{:.1%}".format, "higher"),
-    "val/tokens": _COUNT,
     "preference/accuracy": Metric("preference/accuracy", "", "{:.1%}".format, "higher"),
     "preference/pairs": _COUNT,
 }
 """Metrics by name."""
 
-_BY_LAST_NAME: dict[str, Metric] = {
+TASK_SHARES: dict[str, Metric] = {
     "accuracy": replace(_SHARE, better="higher"),
     "accuracy_normalized": replace(_SHARE, better="higher"),
     "generated_accuracy": replace(_SHARE, better="higher"),
     "chance": _SHARE,
     "unanswered": replace(_SHARE, better="lower"),
+}
+"""What is measured of a task's problems, as `TASK/...`."""
+
+_BY_LAST_NAME: dict[str, Metric] = {
+    **TASK_SHARES,
     "problems": _COUNT,
     "questions": _COUNT,
     "tokens": _COUNT,
@@ -87,9 +91,6 @@ _BY_LAST_NAME: dict[str, Metric] = {
     "bits_per_byte": METRICS["val/bits_per_byte"],
 }
 """Metrics of any group, such as `gsm8k/accuracy` and `val_raw/loss`: their labels are their whole names."""
-
-TASK_SHARES = ("accuracy", "accuracy_normalized", "generated_accuracy", "unanswered", "chance")
-"""What is measured of problems, as `TASK/...`."""
 
 
 def metric(name: str) -> Metric:

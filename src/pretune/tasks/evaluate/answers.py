@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 from pretune.core.files import write_atomic
-from pretune.core.progress_bar import counted
 from pretune.data.formats.documents import questions
 from pretune.data.formats.problems import Question
 from pretune.generation.texts import Text
@@ -17,6 +16,7 @@ from pretune.run.config import RunConfig
 from pretune.run.generator import assemble_generator
 from pretune.run.parts import Parts
 from pretune.run.weights import own_folder
+from pretune.tasks.evaluate.progress import watched
 
 
 def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
@@ -34,11 +34,10 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < generator.decoder.limit]
     with generator.autocast():
         written = generator.generate([prompts[at] for at in fitting], section.batch_size)
-        if config.task == "evaluate":
-            written = counted(written, "writing answers", len(fitting))
+        written = watched(config.task, written, "writing answers", len(fitting))
         texts = {fitting[place]: text for place, text in written}
     records = [record(asked[at], texts[at]) for at in fitting]
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
     write_atomic(own_folder(config).path / "evaluations" / "answers.jsonl", lines)
     if not records:
         return {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import TypeVar
 
 import torch
 from rich.console import Console
@@ -15,7 +14,6 @@ from torch import Tensor
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import IGNORE, Batch
 from pretune.core.files import write_json
-from pretune.core.progress_bar import counted
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems
 from pretune.data.formats.problems import Problem
@@ -32,9 +30,8 @@ from pretune.run.precision import resolved_config
 from pretune.run.reference_model import with_reference
 from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics
+from pretune.tasks.evaluate.progress import watched
 from pretune.tracker.metrics import metric
-
-T = TypeVar("T")
 
 Scorer = Callable[[Batch], TokenScores]
 """Scores every position of a batch, on its own device and in its own precision."""
@@ -65,15 +62,12 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
     """All configured metrics over the whole validation set, and the loss over the held-out rows of each mixed-in set:
     `val_NAME/loss`."""
     micro_batch, token_bytes = config.evaluation.micro_batch, torch.from_numpy(parts.tokenizer.token_bytes())
-    loader = Loader(parts.data.validation, config.data, config.seed)
-    total = -(-loader.num_sequences // micro_batch)
-    batches = watched(config.task, loader.batches(micro_batch), "reading the validation set", total)
     objective, score = objective_of(config.stage.objective), scorer(config, parts)
-    metrics = objective.metrics(score, batches, token_bytes)
+    metrics = objective.metrics(score, _validation_batches(config, parts), token_bytes)
     for name, part in parts.data.parts.items():
         batches = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
         found = objective.metrics(score, batches, token_bytes)
-        metrics |= {f"val_{name}/{metric}": found[f"val/{metric}"] for metric in ("loss", "bits_per_byte")}
+        metrics |= {f"val_{name}/{last}": found[f"val/{last}"] for last in ("loss", "bits_per_byte")}
     if config.evaluation.option_accuracy:
         formatter = build_formatter(config.data.format, parts.tokenizer.template_tokens)
         held_out = list(islice(problems(config.data, formatter), config.evaluation.max_problems))
@@ -89,15 +83,13 @@ def evaluate(config: RunConfig, parts: Parts) -> dict[str, float]:
 
 def validation_loss(config: RunConfig, parts: Parts) -> float:
     """The loss over the validation set, in nats per scored token, whatever the run's objective."""
-    loader, rows = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
-    batches = watched(config.task, loader.batches(rows), "reading the validation set", -(-loader.num_sequences // rows))
     token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
-    return token_metrics(token_scorer(config, parts), batches, token_bytes)["val/loss"]
+    return token_metrics(token_scorer(config, parts), _validation_batches(config, parts), token_bytes)["val/loss"]
 
 
-def watched(task: str, items: Iterable[T], title: str, total: int) -> Iterable[T]:
-    """`items` with a progress bar, except during training, which already shows one."""
-    return items if task == "train" else counted(items, title, total)
+def _validation_batches(config: RunConfig, parts: Parts) -> Iterable[Batch]:
+    loader, size = Loader(parts.data.validation, config.data, config.seed), config.evaluation.micro_batch
+    return watched(config.task, loader.batches(size), "reading the validation set", -(-loader.num_sequences // size))
 
 
 def option_accuracy(
