@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretune.adapters.config import NoAdapterConfig
-from pretune.compute.compilation import MEMORY_BUDGET, checkpoint_activations
+from pretune.compute.compilation import RECOMPUTATION, checkpoint_activations
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
@@ -197,23 +197,23 @@ def _saved(config: RunConfig, num_layers: int, size: int) -> int:
             assert isinstance(result, Tensor)
             return result
 
-        memory_budget = 1.0 if config.precision.activation_checkpointing else MEMORY_BUDGET
-        return saved_compiled(loss, {**own, **tensors}, memory_budget)
+        recomputation = {} if config.precision.activation_checkpointing else RECOMPUTATION
+        return saved_compiled(loss, {**own, **tensors}, recomputation)
 
 
 def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, size: int) -> int:
     """Peak memory of a compiled micro-batch beyond weights, gradients and optimizer state.
 
-    The peak is at one of three moments: in the last chunk of the loss (logits, overwritten by their gradient, and a
-    product to be added to the head's gradient, on top of everything saved); at the start of the backward pass
-    (gradients of the widest feed-forward activation and of the residual stream, and `again`, what is recomputed); or at
-    its end, when the gradients of this micro-batch have yet to be added to the accumulated ones.
+    The peak is at one of three moments: in the last chunk of the loss (logits, their gradient, and a product to be
+    added to the head's gradient, on top of everything saved); at the start of the backward pass (gradients of the
+    widest feed-forward activation and of the residual stream, and `again`, what is recomputed); or at its end, when the
+    gradients of this micro-batch have yet to be added to the accumulated ones.
     """
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     whole = not config.adapter.freezes  # with an adapter, the head has no gradient
-    loss = itemsize * rows_of_head * (chunk + model.dim * whole)
+    loss = itemsize * rows_of_head * (2 * chunk + model.dim * whole)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
     copies = gradients // 2 if itemsize == 2 else 0  # 16-bit copies of the weights for the matrix products

@@ -68,10 +68,10 @@ def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
 
 
 def saved_compiled(
-    loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], memory_budget: float
+    loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], recomputation: Mapping[str, bool]
 ) -> int:
     """The same for a compiled loss, a function of parameters, buffers and inputs: the bytes that torch.compile's
-    partitioner keeps instead of recomputing, with that `activation_memory_budget`. No code is generated or run."""
+    partitioner keeps instead of recomputing, with these options of it. No code is generated or run."""
     import torch._functorch.config as partitioner
     from functorch.compile import (
         aot_function,
@@ -83,7 +83,7 @@ def saved_compiled(
     kept: list[int] = []
 
     def partition(joint: GraphModule, inputs: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
-        with partitioner.patch(activation_memory_budget=memory_budget):
+        with partitioner.patch(dict(recomputation)):
             forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
         outputs = forward.graph.output_node().args[0]
         assert isinstance(outputs, tuple | list)
