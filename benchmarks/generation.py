@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 
+from side_by_side import llama
+
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -97,8 +99,6 @@ def models(shape: str) -> tuple[Any, Any]:
     """transformers' Llama with random weights, and our model with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pretune.core.config import validate
-    from pretune.model.config import ModelConfig
     from pretune.model.huggingface.weights import from_huggingface
     from pretune.model.transformer import Transformer
 
@@ -117,11 +117,7 @@ def models(shape: str) -> tuple[Any, Any]:
     )
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(config).eval()
-    section = (Path(__file__).parent.parent / "src" / "config" / "model" / "nano.yaml").read_text()
-    from omegaconf import OmegaConf
-
-    mapping: Any = OmegaConf.to_container(OmegaConf.create(section))
-    model = Transformer(validate(ModelConfig, {**mapping, **size, "head_dim": 64}))
+    model = Transformer(llama(**size, max_sequence_length=config.max_position_embeddings))
     model.load_state_dict(from_huggingface(theirs.state_dict(), model.config))
     return theirs, model.eval()
 

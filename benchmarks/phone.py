@@ -23,14 +23,12 @@ from typing import Any
 
 import torch
 
-from side_by_side import Figures, peak_memory, reset_peak_memory, show
+from side_by_side import Figures, llama, peak_memory, reset_peak_memory, show
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 from generation import SHAPES as GENERATION_SHAPES
-from pretune.core.config import validate
 from pretune.generation.decode import Decoder, LanguageModel, Vocabulary
-from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import Int8Int4Config
 from pretune.quantization.convert import convert
@@ -83,16 +81,8 @@ def report(args: argparse.Namespace, folder: Path) -> None:
 
 
 def random_model(shape: str) -> Transformer:
-    settings: dict[str, Any] = {
-        **SHAPES[shape], "head_dim": 64, "vocab_multiple_of": 64, "max_sequence_length": CONTEXT,
-        "activation": "swiglu",
-        "norm": {"kind": "rmsnorm", "learned": True, "eps": 1e-5}, "qk_norm": False, "attention_scale": 1.0,
-        "window": None, "value_embeddings": False, "residual_scalars": False, "normalize_embedding": False,
-        "bias": {"qkv": False, "attention_output": False, "mlp": False}, "tied_embeddings": False, "dropout": 0.0,
-        "softcap": None, "init": {"std": 0.05, "embedding_std": 0.05, "head_std": 0.05, "output": "scaled"},
-        "rope": {"theta": 10000.0, "fraction": 1.0},
-    }  # fmt: skip
-    model = Transformer(validate(ModelConfig, settings)).eval()
+    init = {"std": 0.05, "embedding_std": 0.05, "head_std": 0.05, "output": "scaled"}
+    model = Transformer(llama(**SHAPES[shape], max_sequence_length=CONTEXT, tied_embeddings=False, init=init)).eval()
     model.reset_parameters(torch.Generator().manual_seed(1))
     return model
 

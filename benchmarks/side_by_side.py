@@ -1,4 +1,5 @@
-"""Shared by the scripts: sides as processes that take turns, the memory of a process, a table of the figures.
+"""Shared by the scripts: Llama models by size, sides as processes that take turns, the memory of a process, a table of
+the figures.
 
 On its own it measures nothing.
 """
@@ -21,6 +22,18 @@ from rich.console import Console
 from rich.table import Table
 
 Figures = dict[str, float]
+
+
+def llama(**settings: Any) -> Any:
+    """The configuration of a Llama model with heads of 64: its sizes, and what else it has of its own."""
+    from omegaconf import OmegaConf
+
+    from pretune.core.config import validate
+    from pretune.launch.groups import CONFIGS
+    from pretune.model.config import ModelConfig
+
+    common: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "model" / "common" / "llama.yaml"))
+    return validate(ModelConfig, {"head_dim": 64, **common, **settings})
 
 
 def take_turns(

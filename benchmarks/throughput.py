@@ -27,7 +27,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +35,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from side_by_side import medians, peak_memory, reset_peak_memory, show, take_turns
+from side_by_side import llama, medians, peak_memory, reset_peak_memory, show, take_turns
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "src"))
@@ -198,35 +198,10 @@ def burst(
 
 
 def model_config(shape: Shape) -> Any:
-    from pretune.core.config import validate
-    from pretune.model.config import ModelConfig
-
-    config = {
-        "num_layers": shape.num_layers,
-        "dim": shape.dim,
-        "num_heads": shape.num_heads,
-        "num_kv_heads": shape.num_heads,
-        "head_dim": shape.head_dim,
-        "mlp_dim": shape.mlp_dim,
-        "vocab_size": shape.vocab_size,
-        "vocab_multiple_of": 64,
-        "max_sequence_length": shape.sequence_length,
-        "activation": "swiglu",
-        "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True},
-        "qk_norm": False,
-        "attention_scale": 1.0,
-        "window": None,
-        "value_embeddings": False,
-        "residual_scalars": False,
-        "normalize_embedding": False,
-        "bias": {"qkv": False, "attention_output": False, "mlp": False},
-        "tied_embeddings": True,
-        "dropout": 0.0,
-        "softcap": None,
-        "init": {"std": 0.02, "embedding_std": 0.02, "head_std": 0.02, "output": "scaled"},
-        "rope": {"theta": 1e4, "fraction": 1.0},
-    }
-    return validate(ModelConfig, config)
+    sizes = asdict(shape)
+    del sizes["micro_batch"]
+    length = sizes.pop("sequence_length")
+    return llama(**sizes, num_kv_heads=shape.num_heads, max_sequence_length=length)
 
 
 def pretune_side(shape: Shape, device: str) -> tuple[nn.Module, Loss]:
