@@ -1,7 +1,7 @@
 """Training step with each adapter against full fine-tuning and against peft's own layers: seconds and peak memory.
 Also QLoRA (LoRA on 4-bit weights) against LoRA on bf16 weights.
 
-All sides have the same model (6 layers x 384), the same batch of 512-token sequences, bf16 autocast, torch.compile,
+All sides have the same model (14m: 6 layers x 384, 512-token sequences), the same batch, bf16 autocast, torch.compile,
 forward, backward, clipping, fused AdamW; adapters of rank 8 on all linear layers. Each side is a separate process,
 warmed up first. The sides then take turns, a burst of steps each, while the others wait. A step's time is the lowest
 median of all bursts, because other load on the machine only ever adds to it. On a shared machine, `--threads 1` counts
@@ -12,8 +12,8 @@ memory minus that between two steps, plus weights and optimizer state). `process
 load the same libraries, and it includes what compiling left. Activations grow with `--rows`, weights do not: with one
 sequence the weights are a larger share.
 
-    python benchmarks/adapters_speed.py [--device cpu|cuda] [--threads N] [--bursts 7] [--seconds 4] [--rows 8]
-        [--sides full ...]
+    python benchmarks/adapters_speed.py [--shape tiny|nano|14m|180m] [--device cpu|cuda] [--threads N] [--bursts 7]
+        [--seconds 4] [--rows 8] [--sides full ...]
 """
 
 from __future__ import annotations
@@ -30,36 +30,38 @@ import torch
 from torch import Tensor, nn
 
 from side_by_side import ask, peak_memory, reset_peak_memory, start
-from throughput import SHAPES, pretune_side
+from throughput import SHAPES, Shape, pretune_side
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 
 KINDS: tuple[str, ...] = ("lora", "dora", "loha", "lokr")
 SIDES = ("full", *KINDS, *(f"{kind} by peft" for kind in KINDS), "lora in bf16", "qlora")
-SHAPE = SHAPES["14m"]
 RANK = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).splitlines()[0])
+    parser.add_argument("--shape", choices=SHAPES, default="14m")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--bursts", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a burst")
-    parser.add_argument("--rows", type=int, default=SHAPE.micro_batch)
+    parser.add_argument("--rows", type=int, help="sequences; the shape's micro-batch, unless it is said")
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=SIDES)
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.rows = args.rows or SHAPES[args.shape].micro_batch
     if args.side:
         torch.set_num_threads(args.threads)
-        work(args.side, args.device, args.rows, time.process_time if args.threads == 1 else time.perf_counter)
+        clock = time.process_time if args.threads == 1 else time.perf_counter
+        work(args.side, SHAPES[args.shape], args.device, args.rows, clock)
     else:
         print(json.dumps(compare(args)))
 
 
 def compare(args: argparse.Namespace) -> dict[str, object]:
     """Let the sides take turns."""
-    command = [__file__, "--rows", str(args.rows)]
+    command, shape = [__file__, "--shape", args.shape, "--rows", str(args.rows)], SHAPES[args.shape]
     workers = {side: start(command, side, args.device, args.threads) for side in args.sides}
     results: dict[str, list[dict[str, float]]] = {side: [] for side in workers}
     for _ in range(args.bursts):
@@ -81,8 +83,8 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
     to_full = dict.fromkeys(KINDS, "full")
     times = ratios(seconds, to_full) | ratios(seconds, dict.fromkeys(KINDS[1:], "lora"))
     return {
-        "claim": f"training step with adapters of rank {RANK} (6 x 384, {args.device}): LoRA's time over full "
-        "fine-tuning's; at most 1, and the others at most 1.25 times LoRA's",
+        "claim": f"training step with adapters of rank {RANK} ({shape.num_layers} x {shape.dim}, {args.device}): "
+        "LoRA's time over full fine-tuning's; at most 1, and the others at most 1.25 times LoRA's",
         "ratio": times.get("lora / full"),
         "seconds": seconds,
         "time_ratios": times | ratios(seconds, {kind: f"{kind} by peft" for kind in KINDS} | {"qlora": "lora in bf16"}),
@@ -96,12 +98,12 @@ def compare(args: argparse.Namespace) -> dict[str, object]:
     }
 
 
-def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
+def work(side: str, shape: Shape, device: str, rows: int, clock: Callable[[], float]) -> None:
     """One side: warm up, then, for each number on standard input, train for that many seconds and print the figures."""
     import pretune.adapters.attach  # noqa: F401  # so that every side pays for the import
 
     torch.manual_seed(0)
-    model, loss_of = pretune_side(SHAPE, device)
+    model, loss_of = pretune_side(shape, device)
     if side != "full":
         adapt(model, side.split()[0].removeprefix("q"), quick="peft" not in side)
     if side == "qlora":
@@ -116,7 +118,7 @@ def work(side: str, device: str, rows: int, clock: Callable[[], float]) -> None:
             layer.bfloat16()
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), fused=True)
-    tokens = torch.randint(0, SHAPE.vocab_size, (rows, SHAPE.sequence_length + 1)).to(device)
+    tokens = torch.randint(0, shape.vocab_size, (rows, shape.sequence_length + 1)).to(device)
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
 
     def step() -> Tensor:

@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "src"))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 SHAPES: dict[str, dict[str, int]] = {
+    # Too small to measure: does it work?
+    "tiny": {"num_layers": 1, "dim": 64, "num_heads": 1, "num_kv_heads": 1, "mlp_dim": 192, "vocab_size": 4096},
     "30m": {"num_layers": 8, "dim": 512, "num_heads": 8, "num_kv_heads": 8, "mlp_dim": 1408, "vocab_size": 8192},
     # SmolLM-135M
     "135m": {"num_layers": 30, "dim": 576, "num_heads": 9, "num_kv_heads": 3, "mlp_dim": 1536, "vocab_size": 49152},
@@ -42,7 +44,7 @@ Write = Callable[[], list[list[int]]]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=["30m", "135m"])
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--new", type=int, default=128, help="tokens to write after each prompt")

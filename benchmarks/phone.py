@@ -4,9 +4,9 @@ Sides, each in a separate process, taking turns: `eager` (float32, our decoder),
 (int8_int4: 4-bit weights and tables, 8-bit inputs). All use random weights, one text, and `--new` tokens after a prompt
 of 64; figures are the median of `--repeats`. Memory is what loading and generation add to a process whose libraries are
 loaded. Size is that of the file over that of the weights in bfloat16. ExecuTorch uses all available cores, so compare
-on one, with `taskset -c 0`.
+on one, with `taskset -c 0`. The last line has `ratio`: the speed of `pte` over that of `eager`.
 
-    taskset -c 0 python benchmarks/phone.py [--shape 14m|30m] [--sides eager pte_float pte]
+    taskset -c 0 python benchmarks/phone.py [--shape tiny|14m|30m] [--sides eager pte_float pte]
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from pretune.runtimes.executorch.lowering import Interface, lower
 from pretune.runtimes.executorch.program import Program, load_runtime
 
 SHAPES: dict[str, dict[str, int]] = {
+    "tiny": GENERATION_SHAPES["tiny"],
     "14m": {"num_layers": 6, "dim": 384, "num_heads": 6, "num_kv_heads": 6, "mlp_dim": 1024, "vocab_size": 4096},
     "30m": GENERATION_SHAPES["30m"],
 }
@@ -78,6 +79,8 @@ def report(args: argparse.Namespace, folder: Path) -> None:
         row["over_eager"] = row["tokens_per_second"] / rows["eager"]["tokens_per_second"] if "eager" in rows else None
         print(json.dumps({"side": side, "shape": args.shape, **row}))
     show(f"{args.shape}: {bfloat16 / 2e6:.1f}M parameters, one text", rows)
+    claim = f"decoding a .pte ({args.shape}, one text), tokens/s over eager PyTorch"
+    print(json.dumps({"claim": claim, "target": 2.0, "ratio": rows.get("pte", {}).get("over_eager"), "sides": rows}))
 
 
 def random_model(shape: str) -> Transformer:

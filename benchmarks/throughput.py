@@ -16,7 +16,7 @@ litgpt is left out unless it is installed. It needs older libraries than Pretune
     pip install --no-deps --target .cache/litgpt litgpt==0.5.13 lightning==2.6.6 lightning-utilities==0.15.3 \
         torchmetrics==1.9.0
 
-    python benchmarks/throughput.py [nano|14m|180m] [--precision fp32|bf16|fp16] [--device cpu|cuda] [--bursts 9]
+    python benchmarks/throughput.py [tiny|nano|14m|180m] [--precision fp32|bf16|fp16] [--device cpu|cuda] [--bursts 9]
         [--seconds 4] [--threads 2]
 """
 
@@ -55,6 +55,7 @@ class Shape:
 
 
 SHAPES = {
+    "tiny": Shape(1, 64, 1, 192, 4096, 64, 2),  # too small to measure: does it work?
     "nano": Shape(4, 256, 4, 704, 4096, 256, 16),
     "14m": Shape(6, 384, 6, 1024, 8192, 512, 8),
     "180m": Shape(10, 1024, 16, 2816, 50304, 1024, 32),
