@@ -5,10 +5,11 @@ a time. Time is training time, so a switch pays for its own operations; the tabl
 loss. A difference is between runs of the same seed, which read the same batches; its spread is over seeds.
 
     python benchmarks/ablations.py [--seconds 60] [--seeds 2] [--only NAME ...] [--data 'texts/*.jsonl.xz']
-        [--validation held_out.jsonl.xz] [--runs runs/ablations] [--page docs/performance.md]
+        [--validation held_out.jsonl.xz] [--runs runs/ablations] [--page docs/performance.md] [-- key=value ...]
 
-Runs are kept in --runs; an existing run is not repeated. Prints a line of JSON per run and a table; the last line is
-one JSON object with all results. `--page` writes the table into a page, between its two comments.
+Runs are kept in --runs; an existing run is not repeated. Keys after `--` apply to every run. Prints a line of JSON per
+run and a table; the last line is one JSON object with all results. `--page` writes the table into a page, between its
+two comments.
 """
 
 from __future__ import annotations
@@ -58,8 +59,9 @@ def main() -> None:
     parser.add_argument("--validation", help="files to measure on, with --data")
     parser.add_argument("--runs", type=Path, default=Path("runs/ablations"))
     parser.add_argument("--page", type=Path)
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
     args = parser.parse_args()
-    study, seeds = Study(data(args), args.runs.resolve()), range(1, args.seeds + 1)
+    study, seeds = Study([*data(args), *args.overrides], args.runs.resolve()), range(1, args.seeds + 1)
     names = list(dict.fromkeys(["the recipe", *args.only]))
     # Seed by seed, so that an interrupted measurement has every switch once.
     runs = {(name, seed): study.run(OURS, args.seconds, seed, *SWITCHES[name]) for seed in seeds for name in names}

@@ -3,32 +3,32 @@ records (MathQA padded to 1,024 tokens, as in the reference system, or Alpaca pa
 validation loss in the same time.
 
     python benchmarks/finetune_packing.py [--set mathqa|alpaca] [--train FILE [--validation FILE]] [--tokenizer FILE]
-                                          [--no-preamble] [--seconds 30]
+                                          [--no-preamble] [--seconds 30] [-- key=value ...]
 
 Both sides train a nano model through the command line, in bf16, compiled, with the same tokens per step, the padded
 side first. Without --train they use generated word problems. An epoch has the same scored tokens on both sides, so the
 ratio is that of epochs per second over the whole run: it does not depend on which records a short run happens to read.
 The validation loss is over the same held-out records; without --validation these are a share of --train.
---no-preamble leaves out Alpaca's opening sentence on both sides.
+--no-preamble leaves out Alpaca's opening sentence on both sides. Keys after `--` apply to both.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
+from studies import MAIN, RUN_FILES, command
+
+BASE = RUN_FILES.parent / "base.yaml"
 PADDED_TO = {"mathqa": 1024, "alpaca": 512}
 PADDED = ["data.packing.mode=none", "data.packing.isolate=false"]
 
 
-def main() -> None:
-    """Train both sides in turn; print a line for each, and the claims last."""
+def arguments() -> argparse.ArgumentParser:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", choices=sorted(PADDED_TO), default="mathqa")
     parser.add_argument("--train", type=Path)
@@ -36,13 +36,17 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="tokenizer.json; without it one is trained on the records")
     parser.add_argument("--no-preamble", action="store_true")
     parser.add_argument("--seconds", type=float, default=30)
-    options = parser.parse_args()
-    length = PADDED_TO[options.set]
-    sides = {f"padded_to_{length}": [*PADDED, f"data.sequence_length={length}"], "packed": ["data.sequence_length=512"]}
-    found = {}
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for both sides")
+    return parser
+
+
+def main() -> None:
+    """Train both sides in turn; print a line for each, and the claims last."""
+    options = arguments().parse_args()
+    length, found = PADDED_TO[options.set], {}
     with tempfile.TemporaryDirectory() as folder:
-        for side, packing in sides.items():
-            found[side] = trained(side, [*data(options), *packing, *run(options)], Path(folder))
+        for side, overrides in sides(options).items():
+            found[side] = trained(side, overrides, Path(folder))
             print(json.dumps({"side": side, **found[side]}))
     padded, packed = found.values()
     rates = [side["epochs"] / side["seconds"] for side in (padded, packed)]
@@ -53,6 +57,16 @@ def main() -> None:
     claim = f"packed {options.set} has a lower validation loss after the same time"
     ratio = round(losses[1] / losses[0], 4)
     print(json.dumps({"claim": claim, "ratio": ratio, "holds": ratio < 1, **dict(zip(found, losses, strict=True))}))
+
+
+def sides(options: argparse.Namespace) -> dict[str, list[str]]:
+    """Overrides of base.yaml for each side, the padded one first."""
+    length = PADDED_TO[options.set]
+    packing = {
+        f"padded_to_{length}": [*PADDED, f"data.sequence_length={length}"],
+        "packed": ["data.sequence_length=512"],
+    }
+    return {side: [*data(options), *keys, *run(options), *options.overrides] for side, keys in packing.items()}
 
 
 def data(options: argparse.Namespace) -> list[str]:
@@ -84,13 +98,8 @@ def run(options: argparse.Namespace) -> list[str]:
 
 def trained(side: str, overrides: list[str], folder: Path) -> dict[str, Any]:
     """The summary of a run."""
-    config = folder / "packing.yaml"
-    config.write_text("defaults:\n  - /base\n  - _self_\n")
-    command = [sys.executable, str(ROOT / "src" / "main.py"), "--config", str(config), f"name={side}"]
-    command += [f"output_dir={folder}", *overrides]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, check=False)
-    if done.returncode:
-        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    keys = [f"name={side}", f"output_dir={folder}", *overrides]
+    command([MAIN, "--config", str(BASE), *keys], folder / f"{side}.log")
     summary = json.loads((folder / side / "summary.json").read_text())
     names = {
         "scored_tokens_per_second": "train/scored_tokens_per_second", "validation_loss": "val/loss",

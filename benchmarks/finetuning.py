@@ -82,10 +82,14 @@ class Study:
 
     def _train(self, job: Job) -> tuple[Job, float]:
         began = time.perf_counter()
-        mine = [f"name={job.name}", f"optimizer.lr={job.lr!r}", f"seed={job.seed}", f"output_dir={self.folder}"]
         config = RUN_FILES / f"mathqa_{job.method}.yaml"
-        command([MAIN, "--config", str(config), *mine, *self.shared], self.folder / f"{job.name}.log")
+        command([MAIN, "--config", str(config), *self.overrides(job)], self.folder / f"{job.name}.log")
         return job, time.perf_counter() - began
+
+    def overrides(self, job: Job) -> list[str]:
+        """Overrides of the method's run file."""
+        mine = [f"name={job.name}", f"optimizer.lr={job.lr!r}", f"seed={job.seed}", f"output_dir={self.folder}"]
+        return [*mine, *self.shared]
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from studies import MAIN, ROOT, RUN_FILES, command, series
 sys.path.insert(0, str(ROOT / "src"))
 
 CORPUS = ROOT.parent / "shared" / "data" / "corpus"
+RECIPE = "quickstart_pretrain"
 SMALL = (
     "model={num_layers: 2, dim: 128, num_heads: 2, num_kv_heads: 2, head_dim: 64, mlp_dim: 352, vocab_size: 2048}",
     "data.sequence_length=128",
@@ -81,13 +82,18 @@ def trained(options: argparse.Namespace, precision: str, seed: int) -> Path:
     """The folder of a run, which is trained first if it does not exist."""
     folder = options.runs.resolve() / f"{precision}-seed{seed}"
     if not (folder / "summary.json").is_file():
-        data = [] if options.data is None else ["data=files", f"data.source.files=[{options.data}]"]
-        keys = [f"name={folder.name}", f"output_dir={folder.parent}", f"seed={seed}", f"budget.steps={options.steps}"]
         folder.parent.mkdir(parents=True, exist_ok=True)
-        config = str(RUN_FILES / "quickstart_pretrain.yaml")
-        more = [f"precision={precision}", *keys, "budget.time=null", *data, *SMALL, *options.overrides]
-        command([MAIN, "--config", config, *more], folder.parent / f"{folder.name}.log")
+        keys = [f"name={folder.name}", f"output_dir={folder.parent}", f"seed={seed}"]
+        config = str(RUN_FILES / f"{RECIPE}.yaml")
+        command([MAIN, "--config", config, *keys, *overrides(options, precision)], folder.parent / f"{folder.name}.log")
     return folder
+
+
+def overrides(options: argparse.Namespace, precision: str) -> list[str]:
+    """Overrides of the recipe that all seeds have in common."""
+    data = [] if options.data is None else ["data=files", f"data.source.files=[{options.data}]"]
+    budget = [f"budget.steps={options.steps}", "budget.time=null"]
+    return [f"precision={precision}", *budget, *data, *SMALL, *options.overrides]
 
 
 def chosen(folder: Path) -> str:

@@ -7,10 +7,11 @@ baseline's learning rate is the best of --rates, swept at the full time with the
 
     python benchmarks/time_to_loss.py [--minutes 5] [--seeds 3] [--rates 1e-3 2e-3 4e-3] [--data 'texts/*.jsonl.xz']
         [--validation held_out.jsonl.xz] [--shares 0.2 0.25 0.3 0.4 0.6 1] [--runs runs/time_to_loss]
-        [--picture docs/how-to/budget.png]
+        [--picture docs/how-to/budget.png] [-- key=value ...]
 
-Runs are kept in --runs; an existing run is not repeated, so an interrupted measurement can be continued. Prints a line
-of JSON per run and a table. The last line has `ratio`: the mean over seeds of our seconds over the baseline's.
+Runs are kept in --runs; an existing run is not repeated, so an interrupted measurement can be continued. Keys after
+`--` apply to every run. Prints a line of JSON per run and a table. The last line has `ratio`: the mean over seeds of
+our seconds over the baseline's.
 """
 
 from __future__ import annotations
@@ -36,21 +37,26 @@ OURS, BASELINE = "budget_5m", "budget_5m_baseline"
 class Study:
     """Settings shared by all runs."""
 
-    data: list[str]
+    shared: list[str]
     folder: Path
 
     def run(self, recipe: str, seconds: float, seed: int, *more: str) -> dict[str, Any]:
         """The summary of a run of a recipe, which is trained first if it does not exist."""
         name = "-".join([recipe, f"{seconds:g}s", f"seed{seed}", *(_as_name(one) for one in more)])
-        keys = [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}", "tracker=none"]
+        overrides = self.overrides(name, seconds, seed, *more)
         self.folder.mkdir(parents=True, exist_ok=True)
         config = str(RUN_FILES / f"{recipe}.yaml")
-        command([MAIN, "--config", config, *keys, *self.data, *more], self.folder / f"{name}.log")
+        command([MAIN, "--config", config, *overrides], self.folder / f"{name}.log")
         summary = json.loads((self.folder / name / "summary.json").read_text())
         wanted = ("val/loss", "val/bits_per_byte", "seconds", "step", "tokens", "parameters", "device")
         figures = {"run": name, "recipe": recipe, "seed": seed, **{key: summary[key] for key in wanted}}
         print(json.dumps(figures), flush=True)
         return figures
+
+    def overrides(self, name: str, seconds: float, seed: int, *more: str) -> list[str]:
+        """Overrides of a recipe's run file."""
+        keys = [f"name={name}", f"output_dir={self.folder}", f"budget.time={seconds}", f"seed={seed}", "tracker=none"]
+        return [*keys, *self.shared, *more]
 
 
 def main() -> None:
@@ -63,8 +69,9 @@ def main() -> None:
     parser.add_argument("--validation", help="files to measure on, with --data")
     parser.add_argument("--runs", type=Path, default=Path("runs/time_to_loss"))
     parser.add_argument("--picture", type=Path, help="where to draw loss against training seconds")
+    parser.add_argument("overrides", nargs="*", help="after `--`: keys for every run")
     args = parser.parse_args()
-    study = Study(data(args), args.runs.resolve())
+    study = Study([*data(args), *args.overrides], args.runs.resolve())
     seconds = 60 * args.minutes
     sweep = {rate: study.run(BASELINE, seconds, 1, f"optimizer.lr={rate}") for rate in args.rates}
     rate = min(sweep, key=lambda one: sweep[one]["val/loss"])
