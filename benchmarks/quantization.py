@@ -9,10 +9,10 @@ not repeated: after an interruption, the same command continues.
     python benchmarks/quantization.py --base NAME [--output-dir runs] [--train FILE --validation FILE] [--steps 400]
         [--seeds 3] [--group-size 32] [--stored int4] [--page docs/how-to/quantization.md] [-- key=value]
 
-Without --base (or with --quick) a tiny model is pretrained and fine-tuned on generated problems, only to check that the
-script works. Prints one JSON line per variant and seed, and one with all results at the end; the output folder also
-gets quantization.md and .png. `--page` writes the table and the figure into a page of the documentation, between its
-two comments. Keys after `--` apply to every run.
+Without --base (or with --quick) a tiny model is pretrained and fine-tuned on generated problems, with three variants
+and one .pte, only to check that the script works. Prints one JSON line per variant and seed, and one with all results
+at the end; the output folder also gets quantization.md and .png. `--page` writes the table and the figure into a page
+of the documentation, between its two comments. Keys after `--` apply to every run.
 
 "Recovered" is the share of PTQ's loss increase that QAT avoids, for int8_int4, from the means over seeds:
 (PTQ - QAT) / (PTQ - bf16). Step time is QAT's over plain training's, both as trained here, from the median tokens per
@@ -35,14 +35,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from studies import MAIN, ROOT, RUN_FILES, Setting, command, publish, series, setting, tuning_parser
+from decoding import decode, decode_program
+from studies import MAIN, RUN_FILES, Setting, command, publish, series, setting, tuning_parser
 
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",
            "qat_int8_int4": "qat"}  # fmt: skip
 """The training that each variant is measured on."""
+RECIPE = "mathqa_full"
 PROGRAMS = ("bf16", "int8_int4", "qat_int8_int4")
 """Variants that are also exported as a .pte: XNNPACK multiplies floats, or integers with integers."""
-PROMPT, NEW, REPEATS = 32, 64, 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Study:
         if (run / "summary.json").is_file():
             return
         began = time.perf_counter()
-        command([*self._command("qat_int8_int4" if kind == "qat" else "bf16", seed)], run.with_suffix(".train.log"))
+        self._run(run.with_suffix(".train.log"), "qat_int8_int4" if kind == "qat" else "bf16", seed)
         print(f"{run.name}: trained in {time.perf_counter() - began:.0f} s", flush=True)
 
     def measure(self, variant: str, seed: int) -> dict[str, Any]:
@@ -67,13 +68,11 @@ class Study:
         kept, run = self.folder / f"{variant}-seed{seed}.json", self.folder / f"{TRAINED[variant]}-seed{seed}"
         if not kept.is_file():
             log = kept.with_suffix(".log")
-            command([*self._command(variant, seed), "task=evaluate"], log)
+            self._run(log, variant, seed, "task=evaluate")
             evaluated = json.loads((run / "evaluation.json").read_text())
             files = self.folder / "files" / kept.stem
-            form = ["dtype=bfloat16"] if variant == "bf16" else ["format=integers", "measure=false"]
             if not files.is_dir():
-                keys = [f"export.{key}" for key in (*form, f"output={files}")]
-                command([*self._command(variant, seed), "task=export", *keys], log)
+                self._run(log, variant, seed, *export(variant, files))
             decoded = self.folder / f"{kept.stem}.decoding.json"
             command([__file__, "--decode", variant, str(run), str(decoded), *self.rounding], log)
             figures = {
@@ -97,8 +96,7 @@ class Study:
         if not kept.is_file():
             log = kept.with_suffix(".log")
             if not files.is_dir():
-                keys = [f"export.{key}" for key in ("format=executorch", "measure=false", f"output={files}")]
-                command([*self._command(variant, 1), "task=export", *keys], log)
+                self._run(log, variant, 1, *export_program(files))
             command([__file__, "--decode-program", str(files), str(kept)], log)
         found = json.loads(kept.read_text())
         print(json.dumps({"variant": variant, **found}), flush=True)
@@ -115,11 +113,25 @@ class Study:
             speeds += [speed for step, speed in series(run, "train/tokens_per_second") if step >= first]
         return statistics.median(speeds)
 
-    def _command(self, variant: str, seed: int) -> list[str]:
-        kind = TRAINED[variant]
+    def overrides(self, variant: str, seed: int, *task: str) -> list[str]:
+        """Overrides of the recipe that train a variant; with `task`, that do something else with its run."""
         rounded = [f"quantization={variant}", *self.rounding] if variant != "bf16" else []
-        mine = [f"name={kind}-seed{seed}", f"seed={seed}", f"output_dir={self.folder}"]
-        return [MAIN, "--config", str(RUN_FILES / "mathqa_full.yaml"), *mine, *self.shared, *rounded]
+        mine = [f"name={TRAINED[variant]}-seed{seed}", f"seed={seed}", f"output_dir={self.folder}"]
+        return [*mine, *self.shared, *rounded, *task]
+
+    def _run(self, log: Path, variant: str, seed: int, *task: str) -> None:
+        command([MAIN, "--config", str(RUN_FILES / f"{RECIPE}.yaml"), *self.overrides(variant, seed, *task)], log)
+
+
+def export(variant: str, files: Path) -> list[str]:
+    """Overrides that write a variant's weights as they are stored."""
+    form = ["export.dtype=bfloat16"] if variant == "bf16" else ["export.format=integers", "export.measure=false"]
+    return ["task=export", *form, f"export.output={files}"]
+
+
+def export_program(files: Path) -> list[str]:
+    """Overrides that write a .pte."""
+    return ["task=export", "export.format=executorch", "export.measure=false", f"export.output={files}"]
 
 
 def main() -> None:
@@ -141,17 +153,17 @@ def main() -> None:
 def study(options: argparse.Namespace, given: Setting) -> None:
     """Train, measure, and write the results."""
     folder, num_seeds = given.folder, 1 if given.quick else options.seeds
-    keys = (f"group_size={options.group_size}", f"embedding={options.stored}", f"head={options.stored}")
-    runs, seeds = Study(folder, given.shared, tuple(f"quantization.{key}" for key in keys)), range(num_seeds)
-    measured: dict[str, list[dict[str, Any]]] = {variant: [] for variant in TRAINED}
+    variants, programs = (PROGRAMS, PROGRAMS[-1:]) if given.quick else (tuple(TRAINED), PROGRAMS)
+    runs, seeds = Study(folder, given.shared, rounding(options)), range(num_seeds)
+    measured: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for seed in (one + 1 for one in seeds):
         for kind in ("full", "qat"):
             runs.train(kind, seed)
-        for variant in TRAINED:
+        for variant in variants:
             measured[variant].append(runs.measure(variant, seed))
     rows = {variant: means(found) for variant, found in measured.items()}
     if find_spec("executorch") is not None:
-        rows = {name: one | (runs.program(name) if name in PROGRAMS else {}) for name, one in rows.items()}
+        rows = {name: one | (runs.program(name) if name in programs else {}) for name, one in rows.items()}
     numbered = [one + 1 for one in seeds]
     whole = {
         "recovered": recovered(rows),
@@ -169,6 +181,12 @@ def study(options: argparse.Namespace, given: Setting) -> None:
     claim = "QAT recovers what 4-bit PTQ costs, in little more time a step"
     print(json.dumps({"claim": claim, "target": {"recovered": 0.7, "step_time_ratio": 1.35}, "base": given.base,
                       "steps": given.steps, "seeds": num_seeds, **whole, "variants": rows}))  # fmt: skip
+
+
+def rounding(options: argparse.Namespace) -> tuple[str, ...]:
+    """Overrides that say how weights are rounded."""
+    keys = (f"group_size={options.group_size}", f"embedding={options.stored}", f"head={options.stored}")
+    return tuple(f"quantization.{key}" for key in keys)
 
 
 def means(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -222,7 +240,7 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
-    for (name, one), marker in zip(rows.items(), "os^vD", strict=True):
+    for (name, one), marker in zip(rows.items(), "os^vD", strict=False):
         size, loss = one["file_bytes"] / 2**20, one["val_loss"]
         # Hollow, because two of them may overlap.
         axes.errorbar(
@@ -234,66 +252,6 @@ def draw(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
     plt.close(figure)
-
-
-def decode(variant: str, run: Path, rounding: Sequence[str]) -> dict[str, float]:
-    """New tokens per second after one prompt, and the peak memory this takes, including the model."""
-    sys.path.insert(0, str(ROOT / "src"))
-
-    from pretune.compute.device import pick_device
-    from pretune.compute.precision import autocast
-    from pretune.core.config import validate
-    from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.run.config import RunConfig
-    from pretune.run.folder import find_run, read_config
-    from pretune.run.model import evaluation_model
-    from side_by_side import peak_memory, reset_peak_memory
-
-    settings = read_config(run / "config.yaml")
-    if variant != "bf16":
-        values = dict(key.removeprefix("quantization.").split("=") for key in rounding)
-        section = {"kind": variant, **values, "group_size": int(values["group_size"])}
-        settings["quantization"] = section | ({"start": 0.0} if variant.startswith("qat") else {})
-    config = validate(RunConfig, {**settings, "task": "generate"})
-    device = pick_device(config.device)
-    at_rest = reset_peak_memory(device.type)
-    model = evaluation_model(config, find_run(config.name, config.output_dir), device).eval()
-    decoder = Decoder(model, Vocabulary(config.model.vocab_size, frozenset()), device, None)
-    with autocast(config.precision, device):
-        return {"tokens_per_second": writing_speed(decoder), "peak_bytes": peak_memory(device.type) - at_rest}
-
-
-def decode_program(files: Path) -> dict[str, float]:
-    """The same for an exported .pte in ExecuTorch's runtime, and its size."""
-    sys.path.insert(0, str(ROOT / "src"))
-    import torch
-
-    from pretune.generation.decode import Decoder, Vocabulary
-    from pretune.runtimes.executorch.program import Program, load_runtime
-    from pretune.runtimes.manifest import PROGRAM
-    from side_by_side import peak_memory, reset_peak_memory
-
-    load_runtime()
-    at_rest, about = reset_peak_memory("cpu"), json.loads((files / "pretune.json").read_text())
-    vocabulary = Vocabulary(about["vocab_size"], frozenset())
-    decoder = Decoder(Program(files / PROGRAM), vocabulary, torch.device("cpu"))
-    return {
-        "program_tokens_per_second": writing_speed(decoder),
-        "program_peak_bytes": peak_memory("cpu") - at_rest,
-        "program_bytes": (files / PROGRAM).stat().st_size,
-    }
-
-
-def writing_speed(decoder: Any) -> float:
-    """New tokens per second after one prompt, with greedy decoding, including the time to read the prompt."""
-    seconds = []
-    for _ in range(REPEATS + 1):  # the first is a warm-up
-        started = time.perf_counter()
-        logits, cache = decoder.read([list(range(1, PROMPT + 1))], NEW)
-        for _ in range(NEW - 1):
-            logits = decoder.next(logits.argmax(-1), cache)
-        seconds.append(time.perf_counter() - started)
-    return NEW / statistics.median(seconds[1:])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,9 @@ QUICK = (
     "precision.compile=false",
 )
 
+# Groups of 32 numbers, which quantization.py rounds together, divide 192.
+QUICK_BASE = ("samples.prompts=[]", "model.mlp_dim=192")
+
 
 def tuning_parser(description: str | None) -> argparse.ArgumentParser:
     """The options of a study of MathQA runs from one base run."""
@@ -116,8 +119,7 @@ def records(options: argparse.Namespace) -> list[str]:
 
 def quick_base(folder: Path) -> Path:
     """A tiny model that has seen twenty steps."""
-    # Groups of 32 numbers, which quantization.py rounds together, divide 192.
-    settings = ["name=base", f"output_dir={folder}", "samples.prompts=[]", "model.mlp_dim=192"]
+    settings = ["name=base", f"output_dir={folder}", *QUICK_BASE]
     command([MAIN, "--config", str(RUN_FILES / "smoke.yaml"), *settings], folder / "base.log")
     return folder / "base"
 
