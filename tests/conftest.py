@@ -51,10 +51,10 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def composed() -> Callable[..., dict[str, Any]]:
-    """`composed(name, *overrides)`: the plain mapping that the command line passes on for a run file."""
+    """`composed(name, *overrides)`: the plain mapping that the command line passes on for a run file, or any other."""
 
-    def compose_run(name: str, *overrides: str) -> dict[str, Any]:
-        file = CONFIGS / "run" / f"{name}.yaml"
+    def compose_run(name: str | Path, *overrides: str) -> dict[str, Any]:
+        file = name if isinstance(name, Path) else CONFIGS / "run" / f"{name}.yaml"
         groups = tuple(override for override in overrides if is_group(override.partition("=")[0]))
         values = OverridesParser.create().parse_overrides([one for one in overrides if one not in groups])
         config = copy.deepcopy(_chosen(file, groups))
