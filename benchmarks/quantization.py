@@ -35,7 +35,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from decoding import decode, decode_program
+from decoding_speed import decode, decode_program
 from studies import MAIN, RUN_FILES, Setting, command, publish, series, setting, tuning_parser
 
 TRAINED = {"bf16": "full", "int8_weight_only": "full", "int4_weight_only": "full", "int8_int4": "full",

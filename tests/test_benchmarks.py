@@ -165,7 +165,7 @@ def test_runs_of_finetuning_are_valid(
 def test_runs_of_quantization_are_valid(
     shared: Callable[[bool], tuple[str, ...]], composed: Compose, benchmark: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
-    module, decoding = benchmark("quantization"), benchmark("decoding")
+    module, decoding = benchmark("quantization"), benchmark("decoding_speed")
     rounding = module.rounding(argparse.Namespace(group_size=32, stored="int8"))
     study = module.Study(tmp_path, shared(True), rounding)
     for variant, kind in module.TRAINED.items():

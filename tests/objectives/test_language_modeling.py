@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import tiny_model
 
 from pretune.core.batch import IGNORE, Batch
-from pretune.objectives.language_modeling import language_modeling, score_tokens
+from pretune.objectives.language_modeling import language_modeling, score_tokens, token_scorer
 
 
 def batch(rows: int = 4, length: int = 16) -> Batch:
@@ -70,13 +72,13 @@ def test_compiled_as_one_graph_and_never_again() -> None:
     model, packed = tiny_model(), batch()
     plain = Batch(packed.inputs, packed.targets, None)
     # Tracing does not depend on the code generator, which takes most of the time.
-    loss_of = torch.compile(language_modeling, fullgraph=True, dynamic=False, backend="aot_eager")
-    scores_of = torch.compile(score_tokens, fullgraph=True, dynamic=False, backend="aot_eager")
+    compiled = partial(torch.compile, fullgraph=True, dynamic=False, backend="aot_eager")
+    loss_of, scores_of = compiled(language_modeling), token_scorer(10, compiled)
 
     def round_trip(data: Batch) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             loss = loss_of(model.train(), data, 10)
-            scores = scores_of(model.eval(), data, 10)
+            scores = scores_of(model.eval(), data)
         loss.backward()
         assert scores.nll.sum().item() == pytest.approx(loss.item(), rel=2e-3)
 

@@ -9,13 +9,17 @@ N positions, D model width, V rows of the head (padding rows included), C positi
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 
 from pretune.core.batch import IGNORE
+
+MOST_SHAPES = 64
+"""Compiled forms of a chunk that a process may have: first or later, full or last, in training and in evaluation, for
+each model of a sweep."""
 
 
 def losses_and_gradients(
@@ -51,23 +55,24 @@ def _in_chunks(
     head_learns: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    run = _compiled_chunk() if compiled else _chunk
+    hidden, head = hidden.detach(), head.detach()  # compiled code is guarded by what autograd knows of its arguments
     losses, d_hidden, d_head = _results(hidden, head, hidden_learns, head_learns)
-    for start in range(0, max(len(hidden), 1), chunk_tokens):
-        part = slice(start, start + chunk_tokens)
-        losses[part], d_rows = run(
-            hidden[part],
-            head,
-            targets[part],
-            None if scale is None else scale[part],
-            vocab_size,
-            softcap,
-            hidden_learns,
-            d_head if head_learns else None,
-            start == 0,
-        )
-        if d_rows is not None:
-            d_hidden[part] = d_rows
+    with _compiled_chunk() if compiled else nullcontext(_chunk) as run:
+        for start in range(0, max(len(hidden), 1), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            losses[part], d_rows = run(
+                hidden[part],
+                head,
+                targets[part],
+                None if scale is None else scale[part],
+                vocab_size,
+                softcap,
+                hidden_learns,
+                d_head if head_learns else None,
+                start == 0,
+            )
+            if d_rows is not None:
+                d_hidden[part] = d_rows
     return losses, d_hidden, d_head
 
 
@@ -126,20 +131,22 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-_VERSIONS = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
-"""Version counting. The first call of a compiled step runs under a mode that checks operators, with this off. If it
-were on in later calls, the second would compile the chunk again. Nobody needs it, because our results are new."""
+@contextmanager
+def _compiled_chunk() -> Iterator[Callable[..., tuple[Tensor, Tensor | None]]]:
+    """The compiled `_chunk`, in a context for calling it."""
+    import torch._dynamo
+
+    # The first call of a compiled step runs under a mode that checks operators, with version counting off. If it were
+    # on in later calls, the second would compile the chunk again. Nobody needs it, because our results are new.
+    versions = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+    limit = torch._dynamo.config.patch(recompile_limit=MOST_SHAPES)
+    with torch._C._ExcludeDispatchKeyGuard(versions), limit:
+        yield _compile_once()
 
 
 @functools.cache
-def _compiled_chunk() -> Callable[..., tuple[Tensor, Tensor | None]]:
-    compiled = torch.compile(_chunk, dynamic=False)
-
-    def run(*args: Any) -> tuple[Tensor, Tensor | None]:
-        with torch._C._ExcludeDispatchKeyGuard(_VERSIONS):
-            return compiled(*args)
-
-    return run
+def _compile_once() -> Callable[..., tuple[Tensor, Tensor | None]]:
+    return torch.compile(_chunk, dynamic=False)
 
 
 _operator = torch.library.custom_op("pretune::chunked_cross_entropy", _in_chunks, mutates_args=())

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.core.batch import IGNORE, Batch
 from pretune.objectives.config import LanguageModelingConfig
 from pretune.objectives.cross_entropy import linear_cross_entropy
+
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
+"""Compiles a function for the shapes that it is called with."""
 
 
 class LanguageModel(Protocol):
@@ -63,19 +67,43 @@ def language_modeling(model: LanguageModel, batch: Batch, chunk_tokens: int) -> 
     )
 
 
-@torch.no_grad()
+def token_scorer(chunk_tokens: int, compiled: Compile | None = None) -> Callable[[LanguageModel, Batch], TokenScores]:
+    """A function that scores every target of a batch, without gradients, `chunk_tokens` positions at a time.
+
+    `compiled` compiles its two parts: the forward pass, for each shape of batch, and the scores of a whole chunk.
+    """
+    hidden_of, scores_of = (_hidden, _scores) if compiled is None else (compiled(_hidden), compiled(_scores))
+
+    @torch.no_grad()
+    def scored(model: LanguageModel, batch: Batch) -> TokenScores:
+        targets = batch.targets.flatten()
+        places = (targets != IGNORE).nonzero()[:, 0]  # logits are the largest part, and other positions need none
+        hidden = hidden_of(model, batch)
+        nll, correct = targets.new_zeros(len(targets), dtype=torch.float32), torch.zeros_like(targets, dtype=torch.bool)
+        for chunk in places.split(chunk_tokens):
+            # Compiled code has one shape: the last chunk is filled up with any position.
+            some = chunk if compiled is None else F.pad(chunk, (0, chunk_tokens - len(chunk)))
+            found = scores_of(model, hidden[some], targets[some].clamp(min=0))
+            nll[chunk], correct[chunk] = (values[: len(chunk)] for values in found)
+        return TokenScores(nll.view_as(batch.targets), correct.view_as(batch.targets))
+
+    return scored
+
+
 def score_tokens(model: LanguageModel, batch: Batch, chunk_tokens: int) -> TokenScores:
     """Score every target of the batch, without gradients, `chunk_tokens` positions at a time."""
-    hidden = model(batch.inputs, batch.document_ids)  # [B, T, D]
-    targets = batch.targets.flatten()
-    nll, correct = [], []
-    for rows, target in zip(hidden.flatten(0, 1).split(chunk_tokens), targets.split(chunk_tokens), strict=True):
-        logits = model.unembed(rows).float()  # [C, V]
-        scored, index = target != IGNORE, target.clamp(min=0)
-        surprise = logits.logsumexp(-1) - logits.gather(-1, index[:, None])[:, 0]
-        nll.append(torch.where(scored, surprise, 0))
-        correct.append((logits.argmax(-1) == target) & scored)
-    return TokenScores(torch.cat(nll).view_as(batch.targets), torch.cat(correct).view_as(batch.targets))
+    return token_scorer(chunk_tokens)(model, batch)
+
+
+def _hidden(model: LanguageModel, batch: Batch) -> Tensor:
+    """Hidden states [B T, D]."""
+    return model(batch.inputs, batch.document_ids).flatten(0, 1)
+
+
+def _scores(model: LanguageModel, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood [C] of targets [C] after hidden states [C, D], and whether each was the most likely."""
+    logits = model.unembed(rows).float()  # [C, V]
+    return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets
 
 
 class NextToken:
@@ -92,8 +120,8 @@ class NextToken:
     def count(self, batch: Batch) -> int:
         return batch.num_scored()
 
-    def score(self, model: LanguageModel, batch: Batch) -> TokenScores:
-        return score_tokens(model, batch, self._chunk_tokens)
+    def scorer(self, compiled: Compile | None = None) -> Callable[[LanguageModel, Batch], TokenScores]:
+        return token_scorer(self._chunk_tokens, compiled)
 
     def metrics(
         self, score: Callable[[Batch], TokenScores], batches: Iterable[Batch], token_bytes: Tensor

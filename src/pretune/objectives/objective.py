@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pretune.core.batch import Batch
 from pretune.objectives.config import DPOConfig, LanguageModelingConfig, ObjectiveConfig
-from pretune.objectives.language_modeling import LanguageModel, NextToken
+from pretune.objectives.language_modeling import Compile, LanguageModel, NextToken
 from pretune.objectives.preference import Preference
 
 
@@ -30,12 +30,12 @@ class Objective(Protocol):
         """The number of scored items; the sums of a whole step are divided by its total, once."""
         ...
 
-    def score(self, model: LanguageModel, batch: Batch) -> Any:
-        """Scores of each item in the batch, without gradients."""
+    def scorer(self, compiled: Compile | None = None) -> Callable[[LanguageModel, Batch], Any]:
+        """A function that scores each item of a batch, to be called without gradients; `compiled` compiles it."""
         ...
 
     def metrics(self, score: Callable[[Batch], Any], batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
-        """Metrics over a whole set, computed from the results of `score`, each item counting once; `val/loss` and
+        """Metrics over a whole set, computed from what `score` returns, each item counting once; `val/loss` and
         `val/bits_per_byte` are among them.
 
         token_bytes [V]: the number of bytes of text of each token id.

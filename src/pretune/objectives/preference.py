@@ -19,7 +19,7 @@ from pretune.core.batch import IGNORE, Batch
 from pretune.core.config import InputError
 from pretune.objectives.config import DPOConfig
 from pretune.objectives.cross_entropy import linear_token_losses
-from pretune.objectives.language_modeling import LanguageModel
+from pretune.objectives.language_modeling import Compile, LanguageModel
 
 
 class PairScores(NamedTuple):
@@ -121,8 +121,11 @@ class Preference:
     def count(self, batch: Batch) -> int:
         return num_pairs(batch)
 
-    def score(self, model: LanguageModel, batch: Batch) -> PairScores:
-        return score_pairs(model, batch, self._config)
+    def scorer(self, compiled: Compile | None = None) -> Callable[[LanguageModel, Batch], PairScores]:
+        def scored(model: LanguageModel, batch: Batch) -> PairScores:
+            return score_pairs(model, batch, self._config)
+
+        return scored if compiled is None else compiled(scored)
 
     def metrics(
         self, score: Callable[[Batch], PairScores], batches: Iterable[Batch], token_bytes: Tensor

@@ -15,10 +15,11 @@ from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.model.transformer import Transformer
-from pretune.objectives.language_modeling import TokenScores, score_tokens
+from pretune.objectives import language_modeling
+from pretune.objectives.language_modeling import TokenScores
 from pretune.objectives.objective import objective_of
 from pretune.run.config import RunConfig
-from pretune.run.parts import Parts
+from pretune.run.parts import Parts, Reference
 
 T = TypeVar("T")
 
@@ -46,28 +47,32 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str
     return in_precision
 
 
-def scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], Any]:
-    """The objective's scores of each item in a batch, in evaluation mode and in the run's precision; not compiled,
-    because the shapes of validation batches vary."""
-    return _measuring(config.precision, parts, objective_of(config.stage.objective).score)
+def scorer(config: RunConfig, parts: Parts, compiled: bool = False) -> Callable[[Transformer, Batch], Any]:
+    """The objective's scores of each item in a batch, by any model of the run, in evaluation mode and in the run's
+    precision. They can be compiled, for the shapes of the batches that they get."""
+    objective, reference = objective_of(config.stage.objective), parts.reference
+    if compiled and reference is not None:
+        reference = replace(reference, log_probs=compile_step(reference.log_probs))
+    score = objective.scorer(compile_step if compiled else None)
+    return _measuring(config.precision, parts.device, reference, score)
 
 
-def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Batch], TokenScores]:
+def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Transformer, Batch], TokenScores]:
     """The same for each token, whatever the objective."""
-    chunk = config.stage.objective.chunk_tokens
-    parts = replace(parts, reference=None)
-    return _measuring(config.precision, parts, lambda model, batch: score_tokens(model, batch, chunk))
+    score = language_modeling.token_scorer(config.stage.objective.chunk_tokens)
+    return _measuring(config.precision, parts.device, None, score)
 
 
 def _measuring(
-    precision: PrecisionConfig, parts: Parts, score: Callable[[Transformer, Batch], T]
-) -> Callable[[Batch], T]:
-    reference = parts.reference
-
-    def measured(batch: Batch) -> T:
-        with _evaluating(parts.model), autocast(precision, parts.device):
-            batch = batch.to(parts.device)
-            return score(parts.model, batch if reference is None else reference.fill(batch))
+    precision: PrecisionConfig,
+    device: torch.device,
+    reference: Reference | None,
+    score: Callable[[Transformer, Batch], T],
+) -> Callable[[Transformer, Batch], T]:
+    def measured(model: Transformer, batch: Batch) -> T:
+        with _evaluating(model), autocast(precision, device):
+            batch = batch.to(device)
+            return score(model, batch if reference is None else reference.fill(batch))
 
     return measured
 

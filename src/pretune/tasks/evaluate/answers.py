@@ -34,7 +34,7 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < generator.decoder.limit]
     with generator.autocast():
         written = generator.generate([prompts[at] for at in fitting], section.batch_size)
-        written = watched(config.task, written, "writing answers", len(fitting))
+        written = watched(config.task, written, len(fitting), "writing answers")
         texts = {fitting[place]: text for place, text in written}
     records = [record(asked[at], texts[at]) for at in fitting]
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)

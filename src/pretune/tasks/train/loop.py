@@ -34,7 +34,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.model import check_first_gradients, stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.reference_model import check_first_loss
-from pretune.tasks.evaluate.task import evaluate
+from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.generate.task import sample
 from pretune.tasks.train.compilation import compile_ahead
 from pretune.tasks.train.gradients import StepGradients
@@ -70,6 +70,7 @@ class Run:
     folder: RunFolder
     training: Training
     loader: Loader | Mixture
+    evaluator: Evaluator
     state: TrainingState
     tracker: Tracker
     interrupts: Interrupts
@@ -194,10 +195,10 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
     if due == "evaluation":
         with run.timed("evaluation"):
             with as_deployed(config, used.model):
-                metrics = evaluate(config, used)
+                metrics = run.evaluator.metrics(used.model)
             if config.ema.evaluate_raw and used is not run.parts:
                 with as_deployed(config, run.parts.model):
-                    raw = evaluate(config, run.parts)
+                    raw = run.evaluator.metrics(run.parts.model)
                 metrics |= {name.replace("/", "_raw/"): metric for name, metric in raw.items()}
             metrics |= float_metrics(config, used)
         with run.interrupts.shielded():  # what is counted as done is recorded

@@ -17,7 +17,7 @@ from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
 from pretune.run.model import converted_model
 from pretune.run.parts import Parts
-from pretune.tasks.evaluate.task import evaluate, validation_loss
+from pretune.tasks.evaluate.task import Evaluator, validation_loss
 
 TOLERANCE = 1e-3
 """Nats per token by which a converted model may differ: sums in another order round differently."""
@@ -61,7 +61,7 @@ def float_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     answers = config.evaluation.answers.model_copy(update={"measure": False})
     section = config.evaluation.model_copy(update={"option_accuracy": False, "answers": answers})
     with _fake_quantization(config, parts.model, False):
-        metrics = evaluate(config.model_copy(update={"evaluation": section}), parts)
+        metrics = Evaluator(config.model_copy(update={"evaluation": section}), parts).metrics(parts.model)
     return {name.replace("/", "_float/", 1): metric for name, metric in metrics.items()}
 
 

@@ -20,6 +20,7 @@ from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
 from pretune.run.weights import own_folder, start_run
+from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import report
 from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
 from pretune.tasks.train.qat import check_start, converted_metrics
@@ -84,7 +85,9 @@ def _train(
         trace = Trace(folder.progress)
         trace.rewind(state.step)
         tracker.message(opening(resolved, parts, loader, state))
-        run = Run(config, folder, training, loader, state, tracker, interrupts, trace, replayed, instruments)
+        # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
+        evaluator = Evaluator(config, parts, compiled=config.precision.compile and parts.device.type != "cpu")
+        run = Run(config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to resume.")
             return EXIT_STOPPED
