@@ -54,6 +54,8 @@ class RunConfig(Section):
     """Device to compute on; auto takes a GPU if there is one."""
     threads: Annotated[Count | None, MAY_DIFFER]
     """Number of CPU threads; null leaves it to torch, which uses one per core. Use fewer on a shared machine."""
+    deterministic: Annotated[bool, MAY_DIFFER]
+    """Make the run reproducible bit for bit on a GPU, where it is slower then; a CPU always computes this way."""
     output_dir: Annotated[str, MAY_DIFFER]
     """Folder of all runs, relative to the working directory."""
     resume: Annotated[Literal["auto", "never", "must"], MAY_DIFFER]

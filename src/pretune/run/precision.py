@@ -15,6 +15,7 @@ import torch
 from pretune.compute.choice import Choice, Rate, capabilities, choose, slower
 from pretune.compute.compilation import cache_compiled_code, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
+from pretune.compute.determinism import use_deterministic_algorithms
 from pretune.compute.device import pick_device, undetected_gpu
 from pretune.compute.hardware import measure_product
 from pretune.compute.precision import check_float8, set_tf32
@@ -49,7 +50,8 @@ class Resolved:
 
 def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) -> Resolved:
     """Choose the device and the precision: the configured one or, for `auto`, the one that `run` was trained in if it
-    exists, else the fastest on the device. Process-wide settings (threads, TF32, compiler cache) are applied.
+    exists, else the fastest on the device. Settings of the process (threads, determinism, TF32, compiler cache) are
+    made.
 
     rate: FLOP/s in a precision, asked only if the choice depends on it; by default it is measured.
 
@@ -99,8 +101,10 @@ def print_notes(found: Resolved) -> None:
 
 
 def _set_process(config: RunConfig, device: torch.device) -> None:
-    """Set the number of threads, TF32 on CUDA, and the folder for compiled code."""
+    """Set the number of threads, determinism, TF32 on CUDA, and the folder for compiled code."""
     use_threads(config.threads)
+    if config.deterministic:
+        use_deterministic_algorithms()
     set_tf32(config.precision, device)
     # Before importing the compiler, which would choose another folder. One folder per instruction set, because torch
     # 2.13 does not check whether cached code was compiled for this CPU's instructions.
