@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,6 +23,8 @@ from pretune.dispatch import run
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.groups import trained_parameters
+from pretune.run import model as run_model
+from pretune.run import precision as run_precision
 from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -96,6 +101,32 @@ def test_it_is_refused_before_anything_is_read_or_written(tiny: Compose) -> None
     mapping["data"]["source"]["files"] = ["absent.jsonl"]
     with pytest.raises(ConfigError, match="precision=fp8: this machine's cpu"):
         run(mapping)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler does what it deprecates
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_run_trains_evaluates_and_writes(tiny: Compose, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    layers: list[type[nn.Module]] = []
+
+    def emulated(model: nn.Module) -> None:
+        use_float8(model, emulate=True)
+        layer = model.get_submodule("layers.0.mlp.down")
+        layer.register_forward_hook(lambda module, given, result: layers.append(type(module)))
+
+    monkeypatch.setattr(run_model, "use_float8", emulated)
+    monkeypatch.setattr(run_precision, "check_float8", lambda config, device, instead: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    mapping = tiny("precision=fp8", f"precision.compile={compiled}", "budget.steps=20", "optimizer.lr=0.01")
+    assert run(mapping) == 0
+    folder = Path(mapping["output_dir"]) / mapping["name"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    assert losses[-1] < losses[0] - 1
+    assert json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])["text"]
+    assert set(layers) == {Float8Linear}
+    assert run(mapping | {"task": "evaluate"}) == 0
+    # With the same weights, but in bfloat16.
+    assert json.loads((folder / "evaluation.json").read_text())["val/loss"] == pytest.approx(losses[-1], rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,7 @@ def _evaluating(model: Transformer) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # torchao's 8-bit layers fail in inference_mode under autocast
             yield
     finally:
         model.train(was_training)
