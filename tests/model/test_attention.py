@@ -75,16 +75,19 @@ def test_outputs_and_gradients_are_the_same(num_kv_heads: int, window: int | Non
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_blocks_are_for_compiled_code_on_cuda_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_are_for_compiled_code_on_newer_gpus_without_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
     class OnGpu:
         device = torch.device("cuda")
 
     tokens: Any = OnGpu()
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     assert not skips_blocks(tokens, 0.0), "not compiled"
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert skips_blocks(tokens, 0.0)
     assert not skips_blocks(tokens, 0.1)
     assert not skips_blocks(torch.zeros(1, 1), 0.0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert not skips_blocks(tokens, 0.0), "a T4's shared memory is too small"
 
 
 @pytest.mark.usefixtures("with_gradients")

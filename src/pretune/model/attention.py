@@ -117,8 +117,11 @@ class Context:
 
 def skips_blocks(tokens: Tensor, dropout: float) -> bool:
     """Whether masked attention uses flex attention, which skips fully masked blocks: only in code compiled for CUDA and
-    without attention dropout. Elsewhere everything is computed, because eager flex attention would be slower still."""
-    return tokens.device.type == "cuda" and torch.compiler.is_compiling() and dropout == 0
+    without attention dropout. Elsewhere everything is computed, because eager flex attention would be slower still, and
+    before compute capability 8.0, the shared memory is too small for its kernels with wide heads in float32."""
+    if tokens.device.type != "cuda" or not torch.compiler.is_compiling() or dropout > 0:
+        return False
+    return torch.cuda.get_device_capability(tokens.device) >= (8, 0)
 
 
 def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, skipping: bool) -> Mask:
