@@ -260,7 +260,7 @@ def measure_memory(run: Path) -> int:
 
     def step(position: int) -> None:
         batch = loader.batch(position, rows)
-        accumulate(loss_of, optimizer, batch, max(batch.num_scored(), 1), micro_batch)
+        accumulate(loss_of, optimizer, batch, max(batch.num_scored(), 1), micro_batch, print)
         clip_gradients(parts.model, config.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

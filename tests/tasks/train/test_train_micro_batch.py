@@ -25,6 +25,10 @@ Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
 
 
+def silent(text: str) -> None:
+    raise AssertionError(f"there is nothing to say, but it said: {text}")
+
+
 def never(rows: int) -> None:
     raise AssertionError("nothing is tried on a CPU, where memory that runs out kills the process")
 
@@ -36,14 +40,14 @@ def auto(tiny: Compose) -> RunConfig:
 
 def test_a_configured_micro_batch_is_taken(tiny: Compose, tmp_path: Path) -> None:
     config = validate(RunConfig, tiny("batch.micro_batch=2"))
-    assert choose_micro_batch(config, CPU, tmp_path / "m.json", never) == MicroBatch(2, "cpu", None)
+    assert choose_micro_batch(config, CPU, tmp_path / "m.json", never, silent) == MicroBatch(2, "cpu", None)
     assert not (tmp_path / "m.json").exists()
 
 
 def test_the_largest_that_fits_is_found_and_remembered(auto: RunConfig, tmp_path: Path) -> None:
     path, enough = tmp_path / "m.json", int(Footprint(auto).peak(4) / 0.95) + 1000
-    assert choose_micro_batch(auto, CPU, path, never, lambda device: enough).size == 4
-    assert choose_micro_batch(auto, CPU, path, never, lambda device: 1).size == 4, "remembered"
+    assert choose_micro_batch(auto, CPU, path, never, silent, lambda device: enough).size == 4
+    assert choose_micro_batch(auto, CPU, path, never, silent, lambda device: 1).size == 4, "remembered"
 
 
 @pytest.mark.parametrize(
@@ -52,15 +56,25 @@ def test_the_largest_that_fits_is_found_and_remembered(auto: RunConfig, tmp_path
 def test_what_does_not_apply_is_not_remembered(auto: RunConfig, tmp_path: Path, content: str) -> None:
     path = tmp_path / "m.json"
     path.write_text(content)
-    assert choose_micro_batch(auto, CPU, path, never).size == 8
+    assert choose_micro_batch(auto, CPU, path, never, silent).size == 8
 
 
 def test_a_model_too_large_for_one_row_is_one_error(auto: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequences; .* a smaller model"):
-        choose_micro_batch(auto, CPU, tmp_path / "m.json", never, lambda device: 1000)
+    with pytest.raises(InputError, match=r"out of memory on cpu with micro-batches of 1 sequence; .* a smaller model"):
+        choose_micro_batch(auto, CPU, tmp_path / "m.json", never, silent, lambda device: 1000)
 
 
-def test_on_a_gpu_it_is_tried_and_halved(auto: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+OUT_OF_MEMORY = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    RuntimeError("MPS backend out of memory (MPS allocated: 17.05 GiB, max allowed: 18.13 GiB)"),
+]
+"""As on CUDA, and on Apple's GPU."""
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_on_a_gpu_it_is_tried_and_halved(
+    auto: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: RuntimeError
+) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA L4")
     # Meta tensors stand in for the GPU's.
     empty, cuda = torch.empty, torch.device("cuda")
@@ -70,45 +84,65 @@ def test_on_a_gpu_it_is_tried_and_halved(auto: RunConfig, tmp_path: Path, monkey
 
     monkeypatch.setattr(torch, "empty", without_gpu)
     tried: list[int] = []
+    said: list[str] = []
 
     def trial(rows: int) -> None:
         tried.append(rows)
         if rows > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise error
 
-    found = choose_micro_batch(auto, cuda, tmp_path / "m.json", trial, lambda device: 2**40)
+    found = choose_micro_batch(auto, cuda, tmp_path / "m.json", trial, said.append, lambda device: 2**40)
     assert (found.size, tried) == (2, [8, 4, 2])
+    assert said == [
+        "trying micro-batches of 8 sequences ...",
+        "out of memory with micro-batches of 8 sequences; trying 4 ...",
+        "out of memory with micro-batches of 4 sequences; trying 2 ...",
+    ]
     assert json.loads((tmp_path / "m.json").read_text()) == {"size": 2, "device": "NVIDIA L4"}
 
 
 class Scale(nn.Module):
     """A loss that needs memory for its sequences, with limited memory available."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, room: int, error: RuntimeError = OUT_OF_MEMORY[0]) -> None:
         super().__init__()
-        self.weight, self.room = nn.Parameter(torch.tensor(2.0)), room
+        self.weight, self.room, self.error = nn.Parameter(torch.tensor(2.0)), room, error
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         loss = (self.weight * batch.inputs).sum()
         if len(batch.inputs) > self.room:
-            raise torch.OutOfMemoryError("CUDA out of memory")
+            raise self.error
         return {"loss": loss, "size": loss.new_tensor(len(batch.inputs))}
 
 
-def test_a_step_survives_an_out_of_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_step_survives_an_out_of_memory(tmp_path: Path, error: RuntimeError) -> None:
     tokens = torch.arange(24).view(12, 2)
-    batch, model, path = Batch(tokens, tokens, None), Scale(room=3), tmp_path / "m.json"
+    batch, model, path = Batch(tokens, tokens, None), Scale(3, error), tmp_path / "m.json"
     micro_batch, optimizer = MicroBatch(12, "cpu", path), torch.optim.SGD(model.parameters())
     # The gradient of an attempt that failed midway must not count twice.
     model.weight.grad = torch.tensor(1e6)
-    sums = accumulate(model, optimizer, batch, 24, micro_batch)
+    said: list[str] = []
+    sums = accumulate(model, optimizer, batch, 24, micro_batch, said.append)
     loss = sums["loss"]
     assert sums["size"].item() == 12
     assert micro_batch.size == 3
+    assert said == [
+        "out of memory with micro-batches of 12 sequences; the step begins again with 6",
+        "out of memory with micro-batches of 6 sequences; the step begins again with 3",
+    ]
     assert json.loads(path.read_text())["size"] == 3
     assert loss.item() == 2 * tokens.sum()
     assert not loss.requires_grad
     torch.testing.assert_close(model.weight.grad, tokens.sum() / 24)
+
+
+def test_any_other_error_is_not_about_memory() -> None:
+    tokens = torch.arange(24).view(12, 2)
+    model = Scale(3, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    optimizer = torch.optim.SGD(model.parameters())
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", Path("unused")), silent)
 
 
 def test_a_fixed_micro_batch_that_does_not_fit_says_what_to_set() -> None:
@@ -116,7 +150,7 @@ def test_a_fixed_micro_batch_that_does_not_fit_says_what_to_set() -> None:
     model = Scale(room=3)
     optimizer = torch.optim.SGD(model.parameters())
     with pytest.raises(InputError, match=r"micro-batches of 12 sequences; set batch.micro_batch=6, or auto"):
-        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", None))
+        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", None), silent)
 
 
 def test_a_run_with_auto_trains_and_remembers(tiny: Compose) -> None:

@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny_model
+from torch import Tensor
 
 from pretune.compute.threads import CoreShare
+from pretune.core.batch import Batch
 from pretune.core.config import validate
 from pretune.dispatch import run
 from pretune.run.config import RunConfig
-from pretune.tasks.train.compilation import CompileTimes
+from pretune.tasks.train.compilation import Compilation, CompileTimes
 from pretune.tasks.train.monitor import Monitor
 from pretune.tasks.train.state import TrainingState
 from pretune.training.meter import Window
@@ -125,6 +127,30 @@ def test_compiling_is_announced_with_what_it_took(tiny: Compose, tmp_path: Path)
     assert "(once;" in CompileTimes.of(config, tiny_model(), 8).announced(180.0)
     again.path.write_text("{")
     assert "(once;" in again.announced(180.0)
+
+
+def test_compiling_is_announced_once_for_each_shape(tiny: Compose) -> None:
+    config, model, said = timed(tiny, "precision.compile=true"), tiny_model(), []
+    weight = next(model.parameters())
+
+    def loss(batch: Batch) -> dict[str, Tensor]:
+        return {"loss": weight.sum()}
+
+    def batch(rows: int) -> Batch:
+        tokens = torch.zeros(rows, 4, dtype=torch.int64)
+        return Batch(tokens, tokens, None)
+
+    compilation = Compilation(config, model, torch.optim.SGD(model.parameters()), loss, said.append)
+    # A trial of the micro-batch has compiled the step: nothing is left to compile before training.
+    compilation.passes(batch(4))
+    compilation.passes(batch(4))
+    compilation.ahead(batch(4))
+    assert [line.partition(" (")[0] for line in said] == ["compiling the training step", "compiled in 0 s"]
+    assert weight.grad is not None
+    # Memory runs out, and the step goes on with smaller micro-batches.
+    compilation.loss_of(batch(2))
+    compilation.loss_of(batch(2))
+    assert [line.partition(" (")[0] for line in said[2:]] == ["compiling the training step"]
 
 
 def test_what_is_compiled_is_kept_in_the_cache(tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from pretune.checkpoint import store as checkpoint
@@ -20,35 +21,61 @@ from pretune.optim.optimizers import compile_update, compiles_update
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
 from pretune.tasks.train.micro_batch import LossOf
+from pretune.tasks.train.qat import fake_quantized
 
 LARGE = 0.2
 """Share of a time budget above which compiling may not be worth it."""
 
 
-def compile_ahead(
-    config: RunConfig,
-    model: Transformer,
-    optimizer: Optimizer,
-    loss_of: LossOf,
-    batch: Batch,
-    say: Callable[[str], None],
-) -> None:
-    """Compile the forward and backward pass on a batch whose gradients are discarded, so that no budget pays for it."""
-    model.train()
-    if compiles_update(optimizer):
-        say(f"compiling the update of optimizer={config.optimizer.kind} (once) ...")
-        compile_update(optimizer)
-    if not config.precision.compile:
-        return
-    times = CompileTimes.of(config, model, len(batch.inputs))
-    say(times.announced(config.budget.time))
-    started, random_state = time.perf_counter(), checkpoint.random_state(model)
-    loss_of(batch)["loss"].backward()
-    optimizer.zero_grad(set_to_none=True)
-    checkpoint.set_random_state(model, random_state)
-    seconds = time.perf_counter() - started
-    say(f"compiled in {seconds:.0f} s")
-    times.remember(seconds)
+class Compilation:
+    """Compiles a run's step and update before the clock starts, and says so: once for each shape of a micro-batch."""
+
+    def __init__(
+        self, config: RunConfig, model: Transformer, optimizer: Optimizer, loss_of: LossOf, say: Callable[[str], None]
+    ) -> None:
+        self._config, self._model, self._optimizer, self._say = config, model, optimizer, say
+        self._loss_of = loss_of
+        self._compiled: set[tuple[int, bool]] = set()
+        self._update_compiled = not compiles_update(optimizer)
+
+    def loss_of(self, batch: Batch) -> dict[str, Tensor]:
+        """The run's loss; says so if this is the first call for such a batch, which compiles the step."""
+        if self._is_new(batch):
+            self._say(self._times(batch).announced(self._config.budget.time))
+            self._compiled.add(self._kind(batch))
+        return self._loss_of(batch)
+
+    def passes(self, batch: Batch) -> None:
+        """A forward and a backward pass, which leave gradients; says how long it took if they were compiled."""
+        new, started = self._is_new(batch), time.perf_counter()
+        self.loss_of(batch)["loss"].backward()
+        if new:
+            seconds = time.perf_counter() - started
+            self._say(f"compiled in {seconds:.0f} s")
+            self._times(batch).remember(seconds)
+
+    def ahead(self, batch: Batch) -> None:
+        """Compile what is not compiled yet, on a batch whose gradients are discarded, so that no budget pays for it."""
+        self._model.train()
+        if not self._update_compiled:
+            self._say(f"compiling the update of optimizer={self._config.optimizer.kind} (once) ...")
+            compile_update(self._optimizer)
+            self._update_compiled = True
+        if self._is_new(batch):
+            random_state = checkpoint.random_state(self._model)
+            self.passes(batch)
+            self._optimizer.zero_grad(set_to_none=True)
+            checkpoint.set_random_state(self._model, random_state)
+
+    def _is_new(self, batch: Batch) -> bool:
+        return self._config.precision.compile and self._kind(batch) not in self._compiled
+
+    def _kind(self, batch: Batch) -> tuple[int, bool]:
+        """What the compiled code depends on that changes within a run."""
+        return len(batch.inputs), fake_quantized(self._config, self._model)
+
+    def _times(self, batch: Batch) -> CompileTimes:
+        return CompileTimes.of(self._config, self._model, len(batch.inputs))
 
 
 @dataclass(frozen=True)

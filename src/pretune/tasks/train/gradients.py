@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from pretune.compute.loss_scale import LossScale
 from pretune.core.batch import Batch
 from pretune.optim.optimizers import clip_gradients
-from pretune.tasks.train.micro_batch import LossOf, MicroBatch, accumulate
+from pretune.tasks.train.micro_batch import LossOf, MicroBatch, Say, accumulate
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class StepGradients:
     micro_batch: MicroBatch
     clip_norm: float | None
     scale: LossScale
+    say: Say
 
     def find(self, batch: Batch, scored: int, rewind: Callable[[], None]) -> tuple[dict[str, Tensor], Tensor]:
         """Leave in the model the clipped gradients of the mean over what `batch` scores; returns its sums, and the norm
@@ -37,7 +38,7 @@ class StepGradients:
         before = self.scale.factor
         while True:
             divisor = max(scored, 1) / self.scale.value
-            sums = accumulate(self.loss_of, self.optimizer, batch, divisor, self.micro_batch)
+            sums = accumulate(self.loss_of, self.optimizer, batch, divisor, self.micro_batch, self.say)
             norm = clip_gradients(self.model, self.clip_norm, self.scale.value)
             if self.scale.factor is None:
                 return sums, norm

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from pretune.run.parts import Parts
 from pretune.run.reference_model import check_first_loss
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.generate.task import sample
-from pretune.tasks.train.compilation import compile_ahead
+from pretune.tasks.train.compilation import Compilation
 from pretune.tasks.train.gradients import StepGradients
 from pretune.tasks.train.micro_batch import MicroBatch, choose_micro_batch
 from pretune.tasks.train.monitor import Monitor
@@ -91,6 +91,11 @@ class Run:
     def optimizer(self) -> Optimizer:
         return self.training.optimizer
 
+    @cached_property
+    def compilation(self) -> Compilation:
+        model, message = self.parts.model, self.tracker.message
+        return Compilation(self.config, model, self.optimizer, self.training.loss_of, message)
+
     @contextmanager
     def timed(self, kind: Overhead) -> Iterator[None]:
         """Count the time of the block as overhead."""
@@ -107,14 +112,14 @@ class Run:
 def loop(run: Run) -> bool:
     """Train until the budget is spent (True) or a signal arrives (False); everything is saved in both cases."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
-    random_state = checkpoint.random_state(model)
+    random_state, say = checkpoint.random_state(model), run.tracker.message
     try:
         with run.timed("compilation"):
             micro_batch = choose(run)
             start_fake_quantization(config, model, state.progress)
             compile_now(run, micro_batch)
-        clip_norm, loss_of = config.optimizer.clip_norm, run.training.loss_of
-        gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale)
+        clip_norm, loss_of = config.optimizer.clip_norm, run.compilation.loss_of
+        gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale, say)
         batches = Prefetcher(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
         clock, window = Stopwatch(run.parts.device, run.instruments.clock), state.window
         window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
@@ -257,10 +262,10 @@ def choose(run: Run) -> MicroBatch:
         batch = run.loader.batch(0, size)
         with as_deployed(run.config, run.parts.model):  # fake quantization takes memory, even if it starts later
             for _ in range(2):  # memory is scarcer once there are gradients to add to
-                run.training.loss_of(batch)["loss"].backward()
+                run.compilation.passes(batch)
 
     try:
-        return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial)
+        return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial, run.tracker.message)
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         checkpoint.set_random_state(run.parts.model, random_state)
@@ -269,5 +274,4 @@ def choose(run: Run) -> MicroBatch:
 def compile_now(run: Run, micro_batch: MicroBatch) -> None:
     """Compile the step and the update, unless no step is left."""
     if not run.state.finished:
-        batch = run.loader.batch(0, micro_batch.size)
-        compile_ahead(run.config, run.parts.model, run.optimizer, run.training.loss_of, batch, run.tracker.message)
+        run.compilation.ahead(run.loader.batch(0, micro_batch.size))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from pretune.compute import hardware
+from pretune.compute.allocator import is_out_of_memory, release_cached_memory
 from pretune.core.batch import Batch
 from pretune.core.config import InputError
 from pretune.core.files import write_json
@@ -20,6 +21,8 @@ from pretune.run.config import RunConfig
 
 LossOf = Callable[[Batch], dict[str, Tensor]]
 """Sums over the scored items of a micro-batch, by name; `loss` is minimized."""
+Say = Callable[[str], None]
+"""Shows the user a line."""
 
 
 @dataclass
@@ -47,9 +50,14 @@ class MicroBatch:
                 if self.size == 1
                 else f"set batch.micro_batch={_divisor(num_sequences, self.size // 2)}, or auto"
             )
-            raise InputError(f"out of memory on {self.device} with micro-batches of {self.size} sequences; {remedy}")
+            raise InputError(f"out of memory on {self.device} with {micro_batches(self.size)}; {remedy}")
         self.size = _divisor(num_sequences, self.size // 2)
         self.remember()
+
+
+def micro_batches(size: int) -> str:
+    """`micro-batches of 8 sequences`."""
+    return f"micro-batches of {size} sequence{'' if size == 1 else 's'}"
 
 
 def choose_micro_batch(
@@ -57,12 +65,13 @@ def choose_micro_batch(
     device: torch.device,
     path: Path,
     trial: Callable[[int], None],
+    say: Say,
     total_memory: Callable[[torch.device], int] = hardware.total_memory,
 ) -> MicroBatch:
     """The configured micro-batch; for `auto` the one that `path` remembers for this device, or the largest that fits.
 
     The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(size)` does
-    the passes of a step, from no gradients. Raises InputError where not even one sequence fits.
+    the passes of a step, from no gradients, which `say` announces. Raises InputError where not even one sequence fits.
     """
     name = hardware.device_name(device)
     fixed, num_sequences = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
@@ -74,9 +83,12 @@ def choose_micro_batch(
     size = footprint.largest(hardware.usable(total_memory(device), device.type), num_sequences)
     found = MicroBatch(size or 1, name, path)
     if device.type != "cpu":
+        say(f"trying {micro_batches(found.size)} ...")
         while not _fits(trial, found.size, footprint.optimizer, device):
-            _release()
+            release_cached_memory()
+            tried = found.size
             found.halve(num_sequences)
+            say(f"out of memory with {micro_batches(tried)}; trying {found.size} ...")
     elif size is None:
         found.halve(num_sequences)
     found.remember()
@@ -89,26 +101,31 @@ def _fits(trial: Callable[[int], None], size: int, reserve: int, device: torch.d
         held = torch.empty(reserve, dtype=torch.uint8, device=device)
         trial(size)
         return held.numel() == reserve
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         return False
 
 
 def accumulate(
-    loss_of: LossOf, optimizer: Optimizer, batch: Batch, divisor: float, micro_batch: MicroBatch
+    loss_of: LossOf, optimizer: Optimizer, batch: Batch, divisor: float, micro_batch: MicroBatch, say: Say
 ) -> dict[str, Tensor]:
     """Add the gradients of a whole step's loss / `divisor`, micro-batch by micro-batch; returns its sums, detached.
 
-    When memory ends, the step begins again with smaller micro-batches.
+    When memory runs out, the step begins again with smaller micro-batches, which `say` announces.
     """
     while True:
         try:
             return _accumulate(loss_of, batch, divisor, micro_batch.size)
-        except torch.OutOfMemoryError:
-            pass
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
         # Outside the handler, because the error's traceback keeps the tensors of the failed attempt alive.
         optimizer.zero_grad(set_to_none=True)
-        _release()
-        micro_batch.halve(micro_batch.size)  # what divides it divides every step, however long
+        release_cached_memory()
+        tried = micro_batch.size
+        micro_batch.halve(tried)  # what divides it divides every step, however long
+        say(f"out of memory with {micro_batches(tried)}; the step begins again with {micro_batch.size}")
 
 
 def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, size: int) -> dict[str, Tensor]:
@@ -119,11 +136,6 @@ def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, size: int) -> dic
         (sums["loss"] / divisor).backward()
         parts.append({name: value.detach() for name, value in sums.items()})
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
-
-
-def _release() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # what is cached in pieces for the old shapes is of no use to the new ones
 
 
 def _remembered(path: Path, device: str, num_sequences: int) -> int | None:

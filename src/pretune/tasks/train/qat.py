@@ -41,12 +41,21 @@ def start_fake_quantization(config: RunConfig, model: Transformer, progress: flo
     section = config.quantization
     if not isinstance(section, QatConfig):
         return False
-    from pretune.quantization.fake_quantization import enable_fake_quantization, fake_quantization_enabled
+    from pretune.quantization.fake_quantization import enable_fake_quantization
 
-    due = progress >= section.start and not fake_quantization_enabled(model)
+    due = progress >= section.start and not fake_quantized(config, model)
     if due:
         enable_fake_quantization(model, True)
     return due
+
+
+def fake_quantized(config: RunConfig, model: Transformer) -> bool:
+    """Whether the model computes fake-quantized now."""
+    if not isinstance(config.quantization, QatConfig):
+        return False
+    from pretune.quantization.fake_quantization import fake_quantization_enabled
+
+    return fake_quantization_enabled(model)
 
 
 def as_deployed(config: RunConfig, model: Transformer) -> AbstractContextManager[None]:
