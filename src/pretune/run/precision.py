@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from pretune.compute.allocator import use_expandable_segments
 from pretune.compute.choice import Choice, Rate, capabilities, choose, slower
 from pretune.compute.compilation import cache_compiled_code, why_not_compiled
 from pretune.compute.config import OPTIONS, Activations
@@ -101,11 +102,12 @@ def print_notes(found: Resolved) -> None:
 
 
 def _set_process(config: RunConfig, device: torch.device) -> None:
-    """Set the number of threads, determinism, TF32 on CUDA, and the folder for compiled code."""
+    """Set the number of threads, determinism, TF32 and the allocator on CUDA, and the folder for compiled code."""
     use_threads(config.threads)
     if config.deterministic:
         use_deterministic_algorithms()
     set_tf32(config.precision, device)
+    use_expandable_segments(device, Path("/"))
     # Before importing the compiler, which would choose another folder. One folder per instruction set, because torch
     # 2.13 does not check whether cached code was compiled for this CPU's instructions.
     cache_compiled_code(cache_folder() / "compiled" / torch.backends.cpu.get_cpu_capability())
