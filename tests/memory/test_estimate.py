@@ -194,3 +194,31 @@ def test_the_largest_micro_batch_divides_the_step_and_is_the_largest(tiny: Compo
     assert footprint.largest(footprint.peak(1) - 1, 12) is None
     assert footprint.largest(2**50, 7) == 7
     assert footprint.largest(footprint.peak(5), 7) == 1
+
+
+def test_what_does_not_grow_with_the_micro_batch_does_not_make_it_smaller(
+    tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for a small model with a large vocabulary: one chunk of the loss takes as much as hundreds of sequences."""
+    footprint, asked = Footprint(validate(RunConfig, tiny("stage.objective.chunk_tokens=256"))), []
+
+    def peak(size: int) -> int:
+        asked.append(size)
+        return 1_000_000 + 2_000 * size
+
+    monkeypatch.setattr(footprint, "peak", peak)
+    monkeypatch.setattr(footprint, "saved", lambda size: 1_500 * size)
+    for size in (1, 8, 32, 256, 1024):
+        assert footprint.largest(1_000_000 + 2_000 * size, 1024) == size
+    asked.clear()
+    assert footprint.largest(2**40, 1024) == 1024
+    assert max(asked) == 16, "sizes far from the limit need no estimate of their own, which takes seconds"
+
+
+def test_a_peak_in_the_update_hides_what_sequences_take(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+    footprint = Footprint(validate(RunConfig, tiny("stage.objective.chunk_tokens=256")))
+    monkeypatch.setattr(footprint, "peak", lambda size: max(1_000_000, 200_000 + 2_000 * size))
+    monkeypatch.setattr(footprint, "saved", lambda size: 1_900 * size)
+    for size in (512, 1024):
+        assert footprint.largest(200_000 + 2_000 * size, 1024) == size
+        assert footprint.largest(200_000 + 2_000 * size - 1, 1024) == size // 2

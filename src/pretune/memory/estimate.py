@@ -106,20 +106,29 @@ class Footprint:
             parts["reference"] = self.reference
         return {**parts, "logits and work space": max(self.peak(size) - sum(parts.values()), 0)}
 
-    def largest(self, limit: int, num_sequences: int, look: int = 8) -> int | None:
+    def largest(self, limit: int, num_sequences: int) -> int | None:
         """The largest micro-batch size that divides `num_sequences` and stays within `limit` bytes; None if even one
         sequence does not fit.
 
-        The peak is nearly linear in the size, so the peak at size `look` tells which sizes need an exact estimate.
+        Both the peak and what is saved are nearly linear in the size, so that two small sizes tell which of the others
+        need an exact estimate, which takes seconds.
         """
         options = [size for size in range(1, num_sequences + 1) if num_sequences % size == 0]
-        look = min(look, num_sequences)
-        per_sequence = (self.peak(look) - self.constant) / look
+        chunk = -(-self.config.stage.objective.chunk_tokens // self.config.data.sequence_length)
+        # From one whole chunk of the loss on, whose logits are part of the peak whatever the size.
+        high = min(max(2 * chunk, 16), num_sequences)
+        low = max(high // 2, 1)
+        saved = (self.saved(high) - self.saved(low)) / max(high - low, 1)
+        # The optimizer's step may be the peak of small sizes, and then it does not grow, but what they save does.
+        growth = max((self.peak(high) - self.peak(low)) / max(high - low, 1), saved)
 
         def fits(size: int) -> bool:
-            expected = self.constant + size * per_sequence
-            clear = size > 1 and not limit / 1.3 < expected < limit * 1.3
-            return expected < limit if clear else self.peak(size) <= limit
+            more = size - high
+            if more > 0 and self.peak(high) + more * growth < limit / 1.2:
+                return True
+            if more > 0 and self.constant + self.saved(high) + more * saved > limit * 1.2:
+                return False
+            return self.peak(size) <= limit
 
         return next((size for size in reversed(options) if fits(size)), None)
 

@@ -75,12 +75,8 @@ def make_plan(config: RunConfig) -> Plan:
     speed = config.plan.mfu * device.peak_flops / flops
     tokens, limit = _tokens(config, speed)
     rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
-    if config.batch.micro_batch == "auto":
-        largest = footprint.largest(memory, rows)
-        micro_batch = largest or 1
-    else:
-        micro_batch = config.batch.micro_batch
-        largest = footprint.largest(memory, rows, look=micro_batch)
+    largest = footprint.largest(memory, rows)
+    micro_batch = (largest or 1) if config.batch.micro_batch == "auto" else config.batch.micro_batch
     fresh = config.stage.init_from is None
     fitted = fitted_loss(count, tokens, config.model.vocab_size) if fresh else None
     return Plan(
