@@ -24,6 +24,10 @@ CPU = torch.device("cpu")
         ("NVIDIA GeForce RTX 4090", "rtx-4090", 165.2),
         ("NVIDIA L4", "l4", 121),
         ("NVIDIA L40S", "l40s", 362.05),
+        ("NVIDIA A10G", "a10g", 70),
+        ("NVIDIA A30", "a30", 165),
+        ("NVIDIA GH200 480GB", "gh200", 989.4),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada", 364.25),
         ("Tesla T4", "t4", 65),
         ("Tesla V100-SXM2-16GB", "v100-16gb", 125),
     ],
@@ -48,6 +52,13 @@ def test_no_two_devices_share_a_name() -> None:
     assert len(set(names)) == len(names)
     assert len(set(reported)) == len(reported)
     assert set(devices.ALIASES.values()) <= set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [("gh200", True), ("rtx-6000-ada", True), ("a10g", False), ("a30", False)]
+)
+def test_8_bits_came_with_ada_and_hopper(name: str, expected: bool) -> None:
+    assert devices.named(name).has_float8 == expected
 
 
 def test_figures_are_in_the_units_that_they_claim() -> None:

@@ -55,13 +55,24 @@ DEVICES: tuple[Device, ...] = (
     _gpu("h100-nvl", 835.5, 93.0, 3900, "NVIDIA H100 NVL", "NVIDIA H100 datasheet, NVL"),
     _gpu("h200", 989.4, 139.7, 4800, "NVIDIA H200", "NVIDIA H200 datasheet, SXM"),
     _gpu("h200-nvl", 835.5, 139.7, 4800, "NVIDIA H200 NVL", "NVIDIA H200 datasheet, NVL"),
+    _gpu("gh200", 989.4, 94.5, 4000, "NVIDIA GH200 480GB", "NVIDIA GH200 datasheet, 96 GB HBM3"),
     _gpu("b200", 2250, 178.3, 8000, "NVIDIA B200", "NVIDIA HGX B200 datasheet"),
     _gpu("l40s", 362.05, 44.4, 864, "NVIDIA L40S", "NVIDIA L40S datasheet"),
     _gpu("l40", 181.05, 44.4, 864, "NVIDIA L40", "NVIDIA L40 datasheet"),
     _gpu("l4", 121, 22.0, 300, "NVIDIA L4", "NVIDIA L4 datasheet (242 with sparsity)"),
     _gpu("a10", 125, 22.0, 600, "NVIDIA A10", "NVIDIA A10 datasheet"),
+    _gpu("a10g", 70, 22.0, 600, "NVIDIA A10G", "NVIDIA A10G datasheet (140 with sparsity)"),
+    _gpu("a30", 165, 23.5, 933, "NVIDIA A30", "NVIDIA A30 datasheet"),
     _gpu("a40", 149.7, 44.4, 696, "NVIDIA A40", "NVIDIA A40 datasheet"),
     _gpu("rtx-a6000", 154.8, 47.4, 768, "NVIDIA RTX A6000", "NVIDIA RTX A6000 datasheet (309.7 with sparsity)"),
+    _gpu(
+        "rtx-6000-ada",
+        364.25,
+        47.4,
+        960,
+        "NVIDIA RTX 6000 Ada Generation",
+        "NVIDIA RTX 6000 Ada datasheet (728.5 with sparsity)",
+    ),
     _gpu("rtx-3090", 71, 23.6, 936, "NVIDIA GeForce RTX 3090", "NVIDIA Ampere GA102 whitepaper, table 9"),
     _gpu("rtx-4090", 165.2, 23.6, 1008, "NVIDIA GeForce RTX 4090", "NVIDIA Ada whitepaper, appendix A"),
     _gpu("rtx-5090", 209.5, 31.3, 1792, "NVIDIA GeForce RTX 5090", "NVIDIA RTX Blackwell whitepaper, appendix A"),
@@ -71,9 +82,10 @@ DEVICES: tuple[Device, ...] = (
     _gpu("v100-32gb", 125, 31.7, 900, "Tesla V100-SXM2-32GB", "NVIDIA V100 datasheet, SXM2 (float16)", bf16=False),
     _gpu("v100-pcie-16gb", 112, 15.7, 900, "Tesla V100-PCIE-16GB", "NVIDIA V100 datasheet, PCIe (float16)", bf16=False),
 )
-_WITH_FLOAT8 = frozenset(
-    ("h100", "h100-pcie", "h100-nvl", "h200", "h200-nvl", "b200", "l40s", "l40", "l4", "rtx-4090", "rtx-5090")
-)
+_WITH_FLOAT8 = frozenset((
+    "h100", "h100-pcie", "h100-nvl", "h200", "h200-nvl", "gh200", "b200",
+    "l40s", "l40", "l4", "rtx-6000-ada", "rtx-4090", "rtx-5090",
+))  # fmt: skip
 ALIASES = {"a100": "a100-40gb", "v100": "v100-16gb", "h100-sxm": "h100", "3090": "rtx-3090", "4090": "rtx-4090"}
 
 
