@@ -78,3 +78,30 @@ def test_a_device_that_is_not_here_is_one_line(name: str, monkeypatch: pytest.Mo
     with pytest.raises(ConfigError, match=f"device={name}: torch .* finds none here; it finds cpu"):
         pick_device(name)
     assert pick_device("auto").type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "remedy"),
+    [
+        ((6, 0), ["sm_75", "sm_80", "sm_120"], "an older version of CUDA"),
+        ((7, 0), ["sm_75", "sm_80", "sm_120"], "an older version of CUDA"),
+        ((12, 0), ["sm_70", "sm_80", "sm_90a"], "that is newer"),
+        ((8, 9), ["sm_75", "sm_80", "sm_120"], None),
+        ((12, 0), ["sm_80", "compute_90"], None),
+        ((9, 4), ["gfx90a", "gfx942"], None),
+    ],
+)
+def test_a_gpu_that_this_build_of_torch_has_no_kernels_for(
+    capability: tuple[int, int], built: list[str], remedy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Tesla X")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    if remedy is None:
+        assert pick_device("auto").type == pick_device("cuda").type == "cuda"
+        return
+    assert pick_device("auto").type == "cpu"
+    number = f"{capability[0]}.{capability[1]}"
+    with pytest.raises(ConfigError, match=rf"no kernels for Tesla X, compute capability {number}; .* {remedy}"):
+        pick_device("cuda")

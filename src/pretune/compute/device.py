@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import sys
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,8 @@ def pick_device(name: str) -> torch.device:
     """The torch device for the key `device`; auto prefers CUDA, then Apple's GPU, then the CPU."""
     import torch
 
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    cuda = torch.cuda.is_available() and _without_kernels() is None
+    available = {"cuda": cuda, "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [kind for kind, there in available.items() if there]
     if name == "auto":
         return torch.device(present[0])
@@ -38,10 +40,12 @@ def pick_device(name: str) -> torch.device:
 
 
 def undetected_gpu(root: Path) -> str | None:
-    """Which GPU of this machine torch does not see, and why; None if there is none, or if it is hidden on purpose.
-    `root` is the folder that contains proc/ and sys/."""
+    """Which GPU of this machine torch does not see or cannot use, and why; None if there is none, or if it is hidden on
+    purpose. `root` is the folder that contains proc/ and sys/."""
     import torch
 
+    if torch.cuda.is_available():
+        return _without_kernels()
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return f"this Mac has a GPU, but torch {torch.__version__} does not see it: it needs macOS 14 or newer"
     vendor = _gpu_vendor(root)
@@ -57,6 +61,27 @@ def undetected_gpu(root: Path) -> str | None:
     driver = _nvidia_driver(root) if nvidia else None
     state = f"its driver ({driver}) may be too old for {toolkit} {built}" if driver else "no driver is loaded"
     return f"{there} does not see it: {state}"
+
+
+def _without_kernels() -> str | None:
+    """Why this machine's NVIDIA GPU cannot run this build of torch; None if it can."""
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says the same in a dozen lines
+        major, minor = torch.cuda.get_device_capability()
+    built = [re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", one) for one in torch.cuda.get_arch_list()]
+    codes = [(one[1], int(one[2]), int(one[3])) for one in built if one]
+    # Machine code runs on the later minor versions of its major version; `compute` is compiled for any later GPU.
+    runs = [(x, y) <= (major, minor) and (kind == "compute" or x == major) for kind, x, y in codes]
+    if any(runs) or not codes:
+        return None
+    oldest = min((x, y) for _, x, y in codes)
+    which = "for an older version of CUDA" if (major, minor) < oldest else "that is newer"
+    return (
+        f"torch {torch.__version__} has no kernels for {torch.cuda.get_device_name()}, compute capability "
+        f"{major}.{minor}; a build {which} may have them (pytorch.org)"
+    )
 
 
 def _gpu_vendor(root: Path) -> str | None:
