@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from tiny import tiny_config, tiny_model
 from torch import Tensor
 from torch._dynamo.utils import counters
 
-from pretune.compute.compilation import checkpoint_activations, compile_step
+from pretune.compute.compilation import checkpoint_activations, compile_step, why_not_compiled
 from pretune.core.batch import IGNORE, Batch
 from pretune.core.config import validate
 from pretune.model.transformer import Transformer
@@ -126,3 +127,20 @@ def test_without_gradients_nothing_is_kept_or_computed_twice() -> None:
     with torch.inference_mode():
         model(torch.zeros(1, 4, dtype=torch.int64))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "capability", "why"),
+    [
+        ("mps", None, "Apple's GPU is a prototype"),
+        ("cuda", (6, 1), r"GeForce GTX 1080 \(compute capability 6.1\) is too old .* needs 7.0"),
+    ],
+)
+def test_devices_without_a_compiler_are_named(
+    device: str, capability: tuple[int, int] | None, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA GeForce GTX 1080")
+    assert re.search(why, str(why_not_compiled(torch.device(device))))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    assert why_not_compiled(torch.device("cuda")) == why_not_compiled(torch.device("cpu"))

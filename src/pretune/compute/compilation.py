@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 P = ParamSpec("P")
@@ -66,8 +67,23 @@ def compile_frozen(step: Callable[[Tensor, T], Tensor]) -> Callable[[Tensor, T],
     return run
 
 
-def why_not_compiled() -> str | None:
-    """What this machine lacks for torch.compile, and how to install it; None if nothing is missing."""
+def why_not_compiled(device: torch.device) -> str | None:
+    """Why torch.compile does not work for `device` on this machine, and what to install; None if it does."""
+    import torch
+
+    if device.type == "mps":
+        # torch 2.13 calls it an early prototype. RMSNorm has come out wrong (pytorch issues 150454 and 150629).
+        return "torch's compiler for Apple's GPU is a prototype"
+    if device.type == "cuda" and torch.version.hip is None:
+        major, minor = torch.cuda.get_device_capability(device)
+        if major < 7:
+            name = torch.cuda.get_device_name(device)
+            return f"{name} (compute capability {major}.{minor}) is too old for torch's compiler, which needs 7.0"
+    return _missing_tools()
+
+
+def _missing_tools() -> str | None:
+    """What torch.compile needs on the machine and does not find."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
 

@@ -28,8 +28,8 @@ class PrecisionConfig(Section):
     """With float32 on NVIDIA GPUs since Ampere: round the inputs of matrix products to 10 bits of mantissa
     (TensorFloat-32), eight times as fast on an A100. It has no effect elsewhere."""
     compile: Annotated[bool, MAY_DIFFER]
-    """Compile the training step with torch.compile: a slower start, but faster steps. Without a C++ compiler on the
-    machine, the step is not compiled."""
+    """Compile the training step with torch.compile: a slower start, but faster steps. The step is not compiled on
+    Apple's GPU, on NVIDIA GPUs before compute capability 7.0, or without a C++ compiler on the machine."""
     activation_checkpointing: Annotated[bool, MAY_DIFFER]
     """Keep only the inputs of each block for the backward pass and recompute the rest: frees memory for larger
     micro-batches or longer sequences, at the cost of up to a third more computation. Gradients are the same."""

@@ -82,9 +82,9 @@ def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) 
         notes.append(_slow(compute, factor, best, before))
     if config.device == "auto" and device.type == "cpu" and (gpu := undetected_gpu(Path("/"))):
         notes.append(f"computing on the CPU: {gpu}; set device=cpu if you want the CPU")
-    if _compiles(config) and (lacking := why_not_compiled()):
+    if _compiles(config) and (lacking := why_not_compiled(device)):
         config = _uncompiled(config, lacking)
-        notes.append(f"not compiled: {lacking}; without it, everything is slower and training takes more memory")
+        notes.append(f"not compiled: {lacking}; uncompiled, everything is slower and training takes more memory")
     return Resolved(config, device, why, tuple(notes))
 
 
