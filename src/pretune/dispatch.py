@@ -6,6 +6,7 @@ import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from pretune.compute.allocator import is_out_of_memory
 from pretune.core.config import InputError, validate
 from pretune.run.config import RunConfig
 
@@ -23,8 +24,8 @@ def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> i
 
     instruments: what training is timed, measured and watched with, where that is not the usual.
 
-    Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, and for
-    a disk that cannot be written.
+    Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, for
+    memory that is too small, and for a disk that cannot be written.
     """
     config = validate(RunConfig, mapping)
     try:
@@ -38,6 +39,13 @@ def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> i
             f"{where}: {(error.strerror or '').lower()}; free some space on that disk or fix its permissions, then run "
             "the same command again: saved work is kept"
         ) from None
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    # Outside the handler, because the error's traceback keeps the tensors alive.
+    from pretune.run.out_of_memory import out_of_memory
+
+    raise out_of_memory(config)
 
 
 def _do(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None) -> int:
