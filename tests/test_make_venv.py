@@ -312,6 +312,7 @@ def real(machine: Machine) -> Callable[..., subprocess.CompletedProcess[str]]:
     return make
 
 
+@pytest.mark.slow
 def test_with_a_real_pip(
     machine: Machine, tmp_path: Path, real: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

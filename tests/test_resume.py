@@ -73,7 +73,7 @@ def test_resumed_is_bit_for_bit_the_uninterrupted_run(
     assert (runs / "cut" / "progress.txt").read_text() == (runs / "whole" / "progress.txt").read_text()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_signal_saves_everything_and_the_same_command_goes_on(
     number: signal.Signals, tiny: Compose, power_cut: PowerCut, tmp_path: Path
 ) -> None:

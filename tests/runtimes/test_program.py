@@ -52,6 +52,7 @@ def greedy(model: LanguageModel, prompt: list[int], tokens: list[int] | None = N
     return written, torch.stack(found)
 
 
+@pytest.mark.slow
 def test_all_switches_together(tmp_path: Path) -> None:
     model = tiny_model(**(SHAPE | SWITCHES)).eval()
     program = lowered(model, tmp_path / "model.pte")
@@ -65,6 +66,7 @@ def test_all_switches_together(tmp_path: Path) -> None:
     assert program.config.max_sequence_length == CONTEXT
 
 
+@pytest.mark.slow
 def test_integers(tmp_path: Path) -> None:
     model = tiny_model(**SHAPE).eval()
     whole = greedy(model, PROMPT)
