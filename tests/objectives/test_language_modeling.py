@@ -87,3 +87,14 @@ def test_compiled_as_one_graph_and_never_again() -> None:
     with torch._dynamo.config.patch(error_on_recompile=True):
         for data in (packed, plain):
             round_trip(Batch(data.inputs.roll(1, 0), data.targets.roll(1, 0), data.document_ids))
+
+
+def test_only_scored_positions_get_logits() -> None:
+    model, data = tiny_model(), batch()
+    unembedded = []
+    unembed = model.unembed
+    model.unembed = lambda hidden: unembedded.append(len(hidden)) or unembed(hidden)  # type: ignore[method-assign,func-returns-value]
+    score_tokens(model, data, chunk_tokens=10)
+    scored = data.num_scored()
+    assert 0 < scored < data.targets.numel()
+    assert unembedded == [10] * (scored // 10) + [scored % 10] * (scored % 10 > 0)
