@@ -8,7 +8,7 @@ import json
 import os
 import random
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,22 @@ os.environ["OMP_NUM_THREADS"] = "1"
 # a separate folder.
 kept = f"pretune-tests-compiled-{os.environ.get('ATEN_CPU_CAPABILITY', 'native')}"
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / kept))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests that need a GPU where there is none, or an older one."""
+    wanted = [marker.kwargs.get("capability", (0, 0)) for marker in item.iter_markers("gpu")]
+    if not wanted:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA GPU")
+    found = torch.cuda.get_device_capability()
+    if found < max(wanted):
+        needs = "needs compute capability {}.{}, this GPU has {}.{}"
+        pytest.skip(needs.format(*max(wanted), *found))
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +116,17 @@ def power_cut() -> Callable[..., None]:
             run(mapping, Instruments(on_begin=cut))
 
     return train_until
+
+
+@pytest.fixture
+def determinism_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """After the test, what the key `deterministic` sets for a whole process is as it was."""
+    import torch
+
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

@@ -1,10 +1,13 @@
-"""The metrics that a run has recorded in its folder."""
+"""What a run has recorded in its folder: metrics, weights."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -15,3 +18,14 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def series(folder: Path, name: str) -> list[float]:
     """The values of a metric, from every row that has it."""
     return [row[name] for row in rows(folder) if name in row]
+
+
+def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
+    """Step, training loss and validation loss of every row."""
+    return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows(folder)]
+
+
+def weights(folder: Path, step: int) -> dict[str, Tensor]:
+    """Weights and optimizer state of the checkpoint of that step."""
+    path = folder / "checkpoints" / f"step_{step:08d}"
+    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from recorded import rows
-from safetensors.torch import load_file
+from recorded import losses, weights
+from resumed import resumed_state
 
 from pretune.core.config import ConfigError
 from pretune.dispatch import run
@@ -24,15 +24,6 @@ from pretune.run.folder import write_config
 ROOT = Path(__file__).parent.parent
 Compose = Callable[..., dict[str, Any]]
 PowerCut = Callable[..., None]
-
-
-def weights(folder: Path, step: int) -> dict[str, torch.Tensor]:
-    path = folder / "checkpoints" / f"step_{step:08d}"
-    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
-
-
-def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
-    return [(row["step"], row.get("train/loss"), row.get("val/loss")) for row in rows(folder)]
 
 
 NORMUON = ["optimizer.neuron_beta=0.95", "optimizer.cautious_decay=true", "optimizer.momentum_warmup=0.7"]
@@ -58,19 +49,8 @@ def test_resumed_is_bit_for_bit_the_uninterrupted_run(
     optimizer: str, more: list[str], tiny: Compose, power_cut: PowerCut, tmp_path: Path
 ) -> None:
     settings = [f"optimizer={optimizer}", "model.dropout=0.1", "budget.steps=20", "optimizer.lr=1e-3", *more]
-    assert run(tiny("name=whole", *settings)) == 0
-
-    # After the checkpoint of step 10.
-    power_cut(tiny("name=cut", *settings), 14)
-    assert run(tiny("name=cut", *settings)) == 0
-
-    runs = tmp_path / "runs"
-    assert losses(runs / "cut") == losses(runs / "whole")
-    whole, cut_ = weights(runs / "whole", 20), weights(runs / "cut", 20)
-    assert whole.keys() == cut_.keys()
-    assert all(torch.equal(whole[name], cut_[name]) for name in whole)
-    assert any(name.endswith(":codes") for name in whole) == (optimizer == "adamw_8bit")
-    assert (runs / "cut" / "progress.txt").read_text() == (runs / "whole" / "progress.txt").read_text()
+    state = resumed_state(tiny, power_cut, tmp_path / "runs", *settings)
+    assert any(name.endswith(":codes") for name in state) == (optimizer == "adamw_8bit")
 
 
 @pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])

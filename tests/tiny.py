@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pretune.core.config import validate
 from pretune.model.config import ModelConfig
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
 
 _TINY: dict[str, Any] = {
@@ -52,6 +54,22 @@ def transformers_shape(config: ModelConfig) -> dict[str, Any]:
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
         "tie_word_embeddings": config.tied_embeddings,
     }
+
+
+def transformers_llama(model: Transformer) -> Any:
+    """transformers' Llama with the weights of `model`, in float32."""
+    import transformers
+
+    shape = {**transformers_shape(model.config), "use_cache": False}
+    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).float()
+    reference.load_state_dict(to_huggingface(model.state_dict(), model.config), strict=False)
+    return reference
+
+
+def document_ids(rows: int, length: int) -> Tensor:
+    """Ids [rows, length] of documents of any length, fifty tokens on average."""
+    ends = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)) < 0.02
+    return ends.cumsum(1, dtype=torch.int32)
 
 
 def tiny_config(**changes: Any) -> ModelConfig:

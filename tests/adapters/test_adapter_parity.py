@@ -10,33 +10,16 @@ import peft
 import pytest
 import torch
 import transformers
-from adapted import adapter_section, perturb
-from tiny import tiny_model, transformers_shape
+from adapted import FORMS, of_form, perturb, use_layers_of_peft
+from tiny import tiny_model, transformers_llama
 from torch import Tensor, nn
 
 from pretune.adapters.attach import adapted_layers, attach
 from pretune.core.batch import Batch
-from pretune.model.huggingface.weights import to_huggingface
 from pretune.objectives.language_modeling import language_modeling
 
 TWINS = {"attention.output": "self_attn.o_proj", "mlp.down": "mlp.down_proj"}
 TOKENS = torch.randint(0, 61, (3, 33), generator=torch.Generator().manual_seed(1))
-FORMS: dict[str, dict[str, Any]] = {
-    "lora": {},
-    "lora rsLoRA": {"kind": "lora", "rslora": True},
-    "lora orthogonal": {"kind": "lora", "init": "orthogonal"},
-    "lora pissa": {"kind": "lora", "init": "pissa"},
-    "dora": {},
-    "loha": {"rank": 2},
-    "loha of a high rank": {"kind": "loha", "rank": 6},
-    "lokr": {"rank": 2},
-    "lokr of a high rank": {"kind": "lokr", "rank": 32},
-    "lokr with a factor": {"kind": "lokr", "rank": 3, "factor": 4},
-}
-
-
-def section(form: str, **changes: Any) -> Any:
-    return adapter_section(**{"kind": form, **FORMS[form], **changes})
 
 
 def logits(model: nn.Module) -> Tensor:
@@ -58,15 +41,6 @@ def three_steps(model: nn.Module) -> None:
         optimizer.zero_grad()
 
 
-def llama(model: Any) -> transformers.LlamaForCausalLM:
-    """transformers' Llama with the same weights."""
-    config = model.config
-    shape = {**transformers_shape(config), "use_cache": False}
-    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(**shape)).float()
-    reference.load_state_dict(to_huggingface(model.state_dict(), config), strict=False)
-    return reference
-
-
 def twins(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
     """Our trained parameters, and their names in the Llama."""
     for name, parameter in model.named_parameters():
@@ -80,8 +54,8 @@ def twins(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
 @pytest.mark.parametrize("form", FORMS)
 def test_forward_and_three_steps_equal_peft_on_transformers_llama(form: str) -> None:
     model = tiny_model()
-    reference = llama(model)
-    attach(model, section(form, targets=list(TWINS)), seed=0)
+    reference = transformers_llama(model)
+    attach(model, of_form(form, targets=list(TWINS)), seed=0)
     config = copy.deepcopy(model.peft_config["default"])  # pyright: ignore
     config.target_modules = {"o_proj", "down_proj"}
     reference = peft.inject_adapter_in_model(config, reference).train()
@@ -107,13 +81,11 @@ def test_forward_and_three_steps_equal_peft_on_transformers_llama(form: str) -> 
 def test_fused_layers_equal_peft_on_the_same_layers(form: str, bias: bool) -> None:
     biases = {"qkv": bias, "attention_output": bias, "mlp": bias}
     model = tiny_model(bias=biases)
-    attach(model, section(form), seed=3)
+    attach(model, of_form(form), seed=3)
     assert all(type(layer).__module__ == "pretune.adapters.layers" for layer in adapted_layers(model).values())
     reference = tiny_model(bias=biases)
-    attach(reference, section(form), seed=3)
-    for layer in adapted_layers(reference).values():
-        layer.__class__ = type(layer).__base__  # peft's own again
-    assert all(type(layer).__module__.startswith("peft.") for layer in adapted_layers(reference).values())
+    attach(reference, of_form(form), seed=3)
+    use_layers_of_peft(reference)
     for one in (model, reference):
         perturb(one, scale=0.0 if "pissa" in form else 0.1)
     torch.testing.assert_close(logits(model), logits(reference), rtol=1e-4, atol=1e-4)
@@ -138,7 +110,7 @@ def names(model: nn.Module) -> list[str]:
 @pytest.mark.parametrize("form", ["lora", "lokr"])
 def test_gradients_equal_finite_differences_in_float64(form: str) -> None:
     model = tiny_model(num_layers=1).double()
-    attach(model, section(form, targets=["qkv"]), seed=0)
+    attach(model, of_form(form, targets=["qkv"]), seed=0)
     model.double()
     perturb(model)
     hidden = torch.randn(2, 3, 32, dtype=torch.float64, requires_grad=True)
@@ -154,8 +126,8 @@ def test_gradients_equal_finite_differences_in_float64(form: str) -> None:
 def test_lora_on_a_fused_layer_is_peft_on_its_parts_with_one_first_factor() -> None:
     """Unlike separate adapters on q, k and v, these share the first factor; each has its own rows of the second."""
     model = tiny_model(num_kv_heads=2)
-    reference = llama(model)
-    attach(model, section("lora", targets=["qkv"]), seed=0)
+    reference = transformers_llama(model)
+    attach(model, of_form("lora", targets=["qkv"]), seed=0)
     perturb(model)
     parts = {"q_proj": 32, "k_proj": 16, "v_proj": 16}
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=list(parts))
@@ -174,7 +146,7 @@ def test_lora_on_a_fused_layer_is_peft_on_its_parts_with_one_first_factor() -> N
 @pytest.mark.parametrize("form", ["lora", "dora", "loha", "lokr"])
 def test_compiled_in_bfloat16_it_trains_and_is_compiled_once(form: str) -> None:
     model = tiny_model(num_layers=1, num_heads=2, num_kv_heads=2)
-    attach(model, section(form), seed=0)
+    attach(model, of_form(form), seed=0)
     torch.compiler.reset()
 
     def sum_of_loss(inputs: Tensor, targets: Tensor) -> Tensor:

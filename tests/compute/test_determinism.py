@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,24 +16,17 @@ from pretune.tasks.train.loop import Instruments
 Compose = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture
-def restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """torch's settings as they were, after the test."""
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
+@pytest.mark.usefixtures("determinism_restored")
 @pytest.mark.parametrize("wanted", [False, True])
-def test_the_key_reaches_torch(wanted: bool, tiny: Compose, restored: None) -> None:
+def test_the_key_reaches_torch(wanted: bool, tiny: Compose) -> None:
     seen = []
     watch = Instruments(on_begin=lambda training, what: seen.append(torch.are_deterministic_algorithms_enabled()))
     assert run(tiny(f"deterministic={str(wanted).lower()}", "budget.steps=1"), watch) == 0
     assert set(seen) == {wanted}
 
 
-def test_a_cpu_computes_the_same_either_way(tiny: Compose, tmp_path: Path, restored: None) -> None:
+@pytest.mark.usefixtures("determinism_restored")
+def test_a_cpu_computes_the_same_either_way(tiny: Compose, tmp_path: Path) -> None:
     for name, value in (("plain", "false"), ("deterministic", "true")):
         assert run(tiny(f"name={name}", f"deterministic={value}", "budget.steps=4", "log_every=1")) == 0
     plain, deterministic = (series(tmp_path / "runs" / name, "train/loss") for name in ("plain", "deterministic"))

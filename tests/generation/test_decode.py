@@ -6,18 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from decoding import EOS, PROMPTS, Numbers, decoder, decoding, numbers, texts
+from decoding import EOS, PROMPTS, decoder, decoding, ids
 from tiny import tiny_model
 
 from pretune.compute.compilation import compile_frozen
 from pretune.core.config import ConfigError, InputError
-from pretune.generation.decode import Compiled, Decoder
+from pretune.generation.decode import Compiled
 from pretune.model.transformer import Transformer
-
-
-def ids(decoder: Decoder, prompts: list[list[int]] = PROMPTS, rows: int = 99, **changes: Any) -> list[list[int]]:
-    """The tokens after each prompt."""
-    return [numbers(text.text) for text in texts(decoder, Numbers(), prompts, decoding(**changes), rows)]
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import document_ids, tiny_model
 from torch import Tensor
 from torch.nn.attention import flex_attention as torchs_flex
 from torch.nn.attention.flex_attention import BlockMask
@@ -31,16 +31,11 @@ def with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchs_flex, "_validate_device", lambda *tensors: None)
 
 
-def documents(rows: int, length: int) -> Tensor:
-    ends = torch.rand(rows, length, generator=torch.Generator().manual_seed(2)) < 0.02
-    return ends.cumsum(1, dtype=torch.int32)
-
-
 @pytest.mark.parametrize("isolated", [False, True])
 @pytest.mark.parametrize("window", [None, 1, 70])
 def test_blocks_allow_what_the_mask_allows(isolated: bool, window: int | None) -> None:
     tokens = torch.zeros(2, LENGTH, dtype=torch.int64)
-    ids = documents(2, LENGTH) if isolated else None
+    ids = document_ids(2, LENGTH) if isolated else None
     if ids is None and window is None:
         assert mask_of(tokens, ids, window, True) is mask_of(tokens, ids, window, False) is None
         return
@@ -66,7 +61,7 @@ def test_outputs_and_gradients_are_the_same(num_kv_heads: int, window: int | Non
         torch.randn(2, heads, LENGTH, 16, generator=generator).requires_grad_()
         for heads in (4, num_kv_heads, num_kv_heads)
     )
-    tokens, ids = torch.zeros(2, LENGTH, dtype=torch.int64), documents(2, LENGTH)
+    tokens, ids = torch.zeros(2, LENGTH, dtype=torch.int64), document_ids(2, LENGTH)
     results = []
     for skipping in (False, True):
         y = attend(q, k, v, mask_of(tokens, ids, window, skipping), 0.3, 0.0)
@@ -101,7 +96,7 @@ def test_a_model_with_windows_and_documents_is_one_graph_with_blocks(checkpointe
 
     def gradients(model: Transformer, seed: int) -> list[Tensor]:
         tokens = torch.randint(0, 61, (2, 33), generator=torch.Generator().manual_seed(seed))
-        data = Batch(tokens[:, :-1], tokens[:, 1:], documents(2, 32))
+        data = Batch(tokens[:, :-1], tokens[:, 1:], document_ids(2, 32))
         loss = loss_of(model, data, 64)
         return list(torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad]))
 
@@ -124,7 +119,7 @@ def test_torchs_own_kernel_agrees() -> None:
     """The generated kernel for CPUs, forward only; the one for CUDA is generated from the same mask."""
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(1, 2, 256, 16, generator=generator) for _ in range(3))
-    tokens, ids = torch.zeros(1, 256, dtype=torch.int64), documents(1, 256)
+    tokens, ids = torch.zeros(1, 256, dtype=torch.int64), document_ids(1, 256)
 
     def attention(q: Tensor, k: Tensor, v: Tensor, ids: Tensor) -> Tensor:
         return attend(q, k, v, mask_of(tokens, ids, 70, True), 0.3, 0.0)

@@ -17,8 +17,7 @@ from pretune.tasks.train.loop import Instruments, Run
 from pretune.training.prefetch import Prefetcher
 
 Compose = Callable[..., dict[str, Any]]
-cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-DEVICES = ["cpu", pytest.param("cuda", marks=cuda)]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def read(position: int, num_sequences: int) -> Batch:
@@ -72,7 +71,7 @@ def test_a_step_that_reports_nothing_waits_for_nothing(tiny: Compose, optimizer:
     assert counts[5] - counts[2] == Counter({"_local_scalar_dense": (2 + 3) * 3})
 
 
-@cuda
+@pytest.mark.gpu
 def test_on_a_gpu_neither(tiny: Compose) -> None:
     def watch(training: Run, _: object) -> None:
         # The first step is looked at for what it brings, every third is reported.

@@ -36,8 +36,14 @@ def decoding(**changes: Any) -> DecodingConfig:
     return validate(DecodingConfig, values | changes)
 
 
-def decoder(model: Transformer, *end_ids: int, vocab_size: int = 61, compiled: Compiled | None = None) -> Decoder:
-    return Decoder(model, Vocabulary(vocab_size, frozenset(end_ids or (EOS,))), CPU, compiled)
+def decoder(
+    model: Transformer,
+    *end_ids: int,
+    vocab_size: int = 61,
+    compiled: Compiled | None = None,
+    device: torch.device = CPU,
+) -> Decoder:
+    return Decoder(model, Vocabulary(vocab_size, frozenset(end_ids or (EOS,))), device, compiled)
 
 
 class Numbers:
@@ -57,3 +63,10 @@ def texts(
 ) -> list[Text]:
     """The text after each prompt, in the order of the prompts."""
     return [text for _, text in sorted(in_batches(decoder, tokenizer, prompts, config, rows), key=lambda one: one[0])]
+
+
+def ids(
+    decoder: Decoder, prompts: Sequence[Sequence[int]] = PROMPTS, rows: int = 99, **changes: Any
+) -> list[list[int]]:
+    """The tokens after each prompt."""
+    return [numbers(text.text) for text in texts(decoder, Numbers(), prompts, decoding(**changes), rows)]
