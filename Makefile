@@ -10,7 +10,7 @@ MAIN := $(BIN)/python src/main.py
 RUNS := src/config/run
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-all lint types docs bench schema clean
+.PHONY: help quickstart test test-all lint types docs bench gpu-check schema clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,7 +29,7 @@ quickstart: $(READY) ## Pretrain a small model and fine-tune it: about ten minut
 # Each test process keeps to one thread: two of them on two cores are faster than one that has both.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
-test: $(PHONE) ## Run the tests but for the slow ones
+test: $(PHONE) ## Run the tests but for the slow ones and those for a GPU
 	$(PYTEST)
 
 test-all: $(PHONE) ## Run all tests
@@ -64,6 +64,9 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/quantization.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1
 	@test ! -e $(PHONE) || $(BENCH)/phone.py --sides eager pte --repeats 2
+
+gpu-check: $(READY) ## Check and measure everything on an NVIDIA GPU, in ten minutes
+	$(BENCH)/gpu_check.py --page docs/performance.md
 
 schema: $(READY) ## Write what is made from the code: schema.json, docs/reference.md, docs/architecture.svg
 	PYTHONPATH=src $(BIN)/python docs/generate.py

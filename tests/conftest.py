@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import json
 import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -116,6 +118,13 @@ def power_cut() -> Callable[..., None]:
             run(mapping, Instruments(on_begin=cut))
 
     return train_until
+
+
+@pytest.fixture
+def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    """`benchmark(name)`: the module of a benchmark."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    return importlib.import_module
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import random
 import subprocess
@@ -32,9 +31,11 @@ SHORTEST = {
     "finetune_packing": ["--seconds", "1", "--", *SMALLER, *SMALLER_PACKING],
     "finetuning": ["--quick", "--methods", "full", "qlora"],
     "generation": ["--shapes", "tiny", "--batches", "1", "--new", "4", "--repeats", "1"],
+    "gpu_check": ["--only", "plan"],
     "loader_speed": ["--tokens", "300000"],
     "memory": ["--cases", "nano", "--device", "cpu"],
     "phone": ["--shape", "tiny", "--sides", "eager", "pte", "--new", "4", "--repeats", "1"],
+    "prefetch": ["tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1"],
     "precision": ["--steps", "3", "--seeds", "1", "--data", "TEXTS", "--only", "fp32", "auto"],
     "quantization": ["--quick"],
     "startup": ["--runs", "1"],
@@ -43,13 +44,6 @@ SHORTEST = {
     "time_to_loss": ["--minutes", "0.02", "--seeds", "1", "--shares", "1", "--data", "TEXTS", "--", *SMALLER],
 }  # fmt: skip
 """The options with which each benchmark ends soonest. TEXTS is a file of short texts."""
-
-
-@pytest.fixture
-def benchmark(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
-    """`benchmark(name)`: the module of a benchmark."""
-    monkeypatch.syspath_prepend(FOLDER)
-    return importlib.import_module
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.py")))

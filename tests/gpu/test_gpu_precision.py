@@ -21,7 +21,6 @@ from pretune.objectives.language_modeling import language_modeling
 pytestmark = ON_THE_CARD
 Compose = Callable[..., dict[str, Any]]
 has_8_bit_products = pytest.mark.gpu(capability=(8, 9))
-EAGER = "precision.compile=false"
 
 
 def in_8_bits(emulate: bool) -> tuple[float, Tensor]:
@@ -45,7 +44,7 @@ def test_8_bit_products_are_what_their_emulation_says() -> None:
 
 @has_8_bit_products
 def test_a_run_in_8_bits_trains_evaluates_and_writes(tiny: Compose, tmp_path: Path) -> None:
-    settings = ["name=eight", f"device={CARD.type}", "precision=fp8"]
+    settings = ["name=eight", f"device={CARD.type}", "precision=fp8", "precision.compile=true"]
     assert run(tiny(*settings)) == 0
     folder = tmp_path / "runs" / "eight"
     losses = series(folder, "train/loss")
@@ -57,7 +56,7 @@ def test_a_run_in_8_bits_trains_evaluates_and_writes(tiny: Compose, tmp_path: Pa
 
 
 def test_float16_trains_with_loss_scaling(tiny: Compose, tmp_path: Path) -> None:
-    assert run(tiny("name=half", f"device={CARD.type}", "precision=fp16", EAGER)) == 0
+    assert run(tiny("name=half", f"device={CARD.type}", "precision=fp16")) == 0
     folder = tmp_path / "runs" / "half"
     losses = series(folder, "train/loss")
     assert losses[-1] < losses[0]
@@ -69,7 +68,7 @@ def test_float16_trains_with_loss_scaling(tiny: Compose, tmp_path: Path) -> None
 def test_bfloat16_is_close_to_float32(tiny: Compose, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        assert run(tiny(f"name={precision}", f"device={CARD.type}", f"precision={precision}", EAGER)) == 0
+        assert run(tiny(f"name={precision}", f"device={CARD.type}", f"precision={precision}")) == 0
         losses[precision] = series(tmp_path / "runs" / precision, "val/loss")
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.01)
