@@ -92,7 +92,7 @@ def configured(case: str, device: str) -> RunConfig:
 def figures(config: RunConfig, device: torch.device) -> dict[str, float]:
     """Predicted and measured bytes."""
     assert config.batch.micro_batch != "auto"
-    predicted = Footprint(config).peak(config.batch.micro_batch)
+    predicted = Footprint(config, device.type).peak(config.batch.micro_batch)
     measured = measured_peak(config, device)
     return {
         "predicted_bytes": predicted,

@@ -222,3 +222,12 @@ def test_a_peak_in_the_update_hides_what_sequences_take(tiny: Compose, monkeypat
     for size in (512, 1024):
         assert footprint.largest(200_000 + 2_000 * size, 1024) == size
         assert footprint.largest(200_000 + 2_000 * size - 1, 1024) == size // 2
+
+
+def test_on_a_gpu_dropout_keeps_no_attention_weights(composed: Compose) -> None:
+    settings = ["precision=bf16", "data.sequence_length=256", "batch.micro_batch=2", "batch.tokens=2048"]
+    plain, dropped = (validate(RunConfig, composed("smoke", *settings, f"model.dropout={rate}")) for rate in (0.0, 0.1))
+    weights = 2 * 256 * 256 * plain.model.num_heads * plain.model.num_layers  # numbers in a micro-batch
+    more_on_a_cpu = Footprint(dropped, "cpu").saved(2) - Footprint(plain, "cpu").saved(2)
+    more_on_a_gpu = Footprint(dropped, "cuda").saved(2) - Footprint(plain, "cuda").saved(2)
+    assert more_on_a_cpu - more_on_a_gpu > weights

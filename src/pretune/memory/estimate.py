@@ -20,6 +20,7 @@ from pretune.compute.compilation import RECOMPUTATION, checkpoint_activations
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
+from pretune.model.attention import Attention
 from pretune.model.config import GATED
 from pretune.model.transformer import Transformer
 from pretune.objectives.objective import objective_of
@@ -32,10 +33,10 @@ CPU = torch.device("cpu")
 
 
 class Footprint:
-    """Bytes of a run's training step, for any micro-batch size."""
+    """Bytes of a run's training step, for any micro-batch size. `kind`: the type of the device, as torch calls it."""
 
-    def __init__(self, config: RunConfig) -> None:
-        self.config = config
+    def __init__(self, config: RunConfig, kind: str = "cpu") -> None:
+        self.config, self.kind = config, kind
         self._dry_runs: dict[int, int] = {}
         self._traced: dict[int, tuple[int, int]] = {}
         with FakeTensorMode(), LiveMemory() as live:
@@ -69,7 +70,7 @@ class Footprint:
         if size not in self._traced:
             # Every other layer has value embeddings, so two layers form the repeating unit.
             few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
-            first, second = (_saved(self.config, layers, size) for layers in (few, more))
+            first, second = (_saved(self.config, layers, size, self.kind) for layers in (few, more))
             layer = (second - first) // (more - few)
             self._traced[size] = first - few * layer, layer
         return self._traced[size]
@@ -136,7 +137,7 @@ class Footprint:
         """Peak of weights, gradients, activations and temporaries in the second micro-batch of an eager step."""
         if size not in self._dry_runs:
             with FakeTensorMode(), LiveMemory() as live:
-                dry_run = _DryRun(self.config, _fake(self.config))
+                dry_run = _DryRun(self.config, _fake(self.config), self.kind)
                 batch = dry_run.batch(size)
                 for _ in range(2):
                     live.restart()
@@ -164,9 +165,13 @@ def _fake(config: RunConfig) -> Transformer:
 class _DryRun(nn.Module):
     """A run's loss, in its precision, on dummy batches."""
 
-    def __init__(self, config: RunConfig, model: Transformer) -> None:
+    def __init__(self, config: RunConfig, model: Transformer, kind: str) -> None:
         super().__init__()
         self.config, self.model = config, model.train()
+        if kind == "cuda":
+            # Its kernels draw attention's dropout as they go. What runs here, on a CPU, would keep all weights for it.
+            for attention in (module for module in model.modules() if isinstance(module, Attention)):
+                attention.dropout = 0.0
         if config.precision.activation_checkpointing and not config.precision.compile:
             checkpoint_activations(model.layers)
 
@@ -185,7 +190,7 @@ class _DryRun(nn.Module):
             return objective_of(section).sums(self.model, batch)["loss"]
 
 
-def _saved(config: RunConfig, num_layers: int, size: int) -> int:
+def _saved(config: RunConfig, num_layers: int, size: int, kind: str) -> int:
     changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
     # A target in one block is applied to all blocks here.
     if not isinstance(config.adapter, NoAdapterConfig):
@@ -193,7 +198,7 @@ def _saved(config: RunConfig, num_layers: int, size: int) -> int:
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
     with FakeTensorMode():
-        dry_run = _DryRun(config, _fake(config))
+        dry_run = _DryRun(config, _fake(config), kind)
         batch = dry_run.batch(size)
         if not config.precision.compile:
             return saved_eagerly(lambda: dry_run(batch), dry_run)

@@ -67,7 +67,7 @@ class Plan:
 def make_plan(config: RunConfig) -> Plan:
     """The plan of a run on the device that plan.device names, or on this machine's."""
     device, kind = planned_device(config)
-    parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config)
+    parameters, footprint = parameters_by_part(skeleton(config.model)), Footprint(config, kind)
     model = adapted_model(config, torch.device("meta"))
     if config.adapter.freezes:
         parameters["adapter, trained alone"] = count_parameters(model).trainable

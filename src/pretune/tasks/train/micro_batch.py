@@ -79,7 +79,7 @@ def choose_micro_batch(
         return MicroBatch(fixed, name, None)
     if (size := _remembered(path, name, num_sequences)) is not None:
         return MicroBatch(size, name, path)
-    footprint = Footprint(config)
+    footprint = Footprint(config, device.type)
     size = footprint.largest(hardware.usable(total_memory(device), device.type), num_sequences)
     found = MicroBatch(size or 1, name, path)
     if device.type != "cpu":
