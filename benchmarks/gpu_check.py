@@ -97,8 +97,8 @@ def finish(command: Sequence[str], log: Path, seconds: float, codes: Sequence[in
     """Run Python with these arguments to its end; Unfinished if that takes longer than `seconds`, or if it fails."""
     if seconds <= 0:
         raise Unfinished("not begun: no time was left")
-    clock = Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True)
-    with log.open("w") as file, clock:
+    columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+    with log.open("w") as file, Progress(*columns, transient=True, disable=not sys.stdout.isatty()) as clock:
         clock.add_task(log.name, total=None)
         # A group of its own, so that what it has started ends with it.
         process = subprocess.Popen(
