@@ -2,43 +2,44 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 
-from pretune.core.config import InputError
+from pretune.core.config import InputError, validate
 from pretune.dispatch import run
-from pretune.run import assembly, out_of_memory
-from pretune.tasks.train import loop
+from pretune.run.config import RunConfig
+from pretune.run.out_of_memory import out_of_memory
+from pretune.tasks.train.loop import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 
 
-def full(*given: Any, **more: Any) -> Any:
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB.")
+def test_a_model_that_does_not_fit_is_named_with_its_size(tiny: Compose) -> None:
+    said = str(out_of_memory(validate(RunConfig, tiny()), lambda device: 2**16))
+    assert re.search(r"cpu, which has 0.1 MiB; .* weights alone take 0.\d MiB; a smaller model may", said)
 
 
-def test_a_model_that_does_not_fit_is_one_line(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(assembly, "training_model", full)
-    monkeypatch.setattr(out_of_memory, "total_memory", lambda device: 2**16)
-    with pytest.raises(
-        InputError, match=r"cpu, which has 0.1 MiB; .* weights alone take 0.\d MiB; a smaller model may"
-    ):
-        run(tiny())
+def in_evaluations(error: Exception) -> Instruments:
+    """Instruments with which every evaluation raises `error`."""
+
+    def begin(training: Run, what: object) -> None:
+        if what == "evaluation":
+            raise error
+
+    return Instruments(on_begin=begin)
 
 
-def test_an_evaluation_that_does_not_fit_says_what_to_set(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loop, "evaluate", full)
+def test_an_evaluation_that_does_not_fit_says_what_to_set(tiny: Compose) -> None:
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 256.00 MiB.")
     with pytest.raises(InputError, match=r"out of memory on cpu.*; a smaller evaluation.micro_batch, .* may fit"):
-        run(tiny())
+        run(tiny(), in_evaluations(full))
 
 
-def test_any_other_error_is_left_alone(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*given: Any, **more: Any) -> Any:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(loop, "evaluate", broken)
+def test_any_other_error_is_left_alone(tiny: Compose) -> None:
+    broken = RuntimeError("CUDA error: an illegal memory access was encountered")
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        run(tiny())
+        run(tiny(), in_evaluations(broken))

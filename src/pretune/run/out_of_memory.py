@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
+from pretune.compute import hardware
 from pretune.compute.device import pick_device
-from pretune.compute.hardware import device_name, total_memory
 from pretune.core.config import InputError
 from pretune.core.units import memory
 from pretune.model.transformer import Transformer
@@ -19,7 +21,7 @@ _SMALLER = {
 """What takes less memory, by task, besides a smaller model."""
 
 
-def out_of_memory(config: RunConfig) -> InputError:
+def out_of_memory(config: RunConfig, total_memory: Callable[[torch.device], int] = hardware.total_memory) -> InputError:
     """The error for a task whose device has no memory left for the model, its optimizer or an evaluation."""
     device = pick_device(config.device)
     with torch.device("meta"):
@@ -28,6 +30,6 @@ def out_of_memory(config: RunConfig) -> InputError:
     remedies = ("" if weights > total else _SMALLER.get(config.task, "")) + "a smaller model"
     remedies += "" if device.type == "cpu" else " or device=cpu"
     return InputError(
-        f"out of memory on {device_name(device)}, which has {memory(total)}; the model's weights alone take "
+        f"out of memory on {hardware.device_name(device)}, which has {memory(total)}; the model's weights alone take "
         f"{memory(weights)}; {remedies} may fit"
     )
