@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -153,16 +154,6 @@ _operator = torch.library.custom_op("pretune::chunked_cross_entropy", _in_chunks
 
 
 @_operator.register_fake
-def _(
-    hidden: Tensor,
-    head: Tensor,
-    targets: Tensor,
-    scale: Tensor | None,
-    vocab_size: int,
-    softcap: float | None,
-    chunk_tokens: int,
-    hidden_learns: bool,
-    head_learns: bool,
-    compiled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, head: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, hidden_learns, head_learns, _ = given
     return _results(hidden, head, hidden_learns, head_learns)
