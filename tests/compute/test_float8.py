@@ -23,8 +23,6 @@ from pretune.dispatch import run
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 from pretune.optim.groups import trained_parameters
-from pretune.run import model as run_model
-from pretune.run import precision as run_precision
 from pretune.run.config import RunConfig
 
 Compose = Callable[..., dict[str, Any]]
@@ -106,24 +104,25 @@ def test_it_is_refused_before_anything_is_read_or_written(tiny: Compose) -> None
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler does what it deprecates
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_trains_evaluates_and_writes(tiny: Compose, monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
-    layers: list[type[nn.Module]] = []
-
-    def emulated(model: nn.Module) -> None:
-        use_float8(model, emulate=True)
-        layer = model.get_submodule("layers.0.mlp.down")
-        layer.register_forward_hook(lambda module, given, result: layers.append(type(module)))
-
-    monkeypatch.setattr(run_model, "use_float8", emulated)
-    monkeypatch.setattr(run_precision, "check_float8", lambda config, device, instead: None)
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
-    mapping = tiny("precision=fp8", f"precision.compile={compiled}", "budget.steps=20", "optimizer.lr=0.01")
+    mapping = tiny(
+        "precision=fp8",
+        "precision.emulate=true",
+        f"precision.compile={compiled}",
+        "budget.steps=20",
+        "optimizer.lr=0.01",
+    )
     assert run(mapping) == 0
+    in_16_bits = tiny("precision=bf16", "precision.compile=false", "budget.steps=20", "optimizer.lr=0.01", "name=bf16")
+    assert run(in_16_bits) == 0
     folder = Path(mapping["output_dir"]) / mapping["name"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     losses = [row["val/loss"] for row in rows if "val/loss" in row]
     assert losses[-1] < losses[0] - 1
+    other = [json.loads(line) for line in (folder.parent / "bf16" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[0] == pytest.approx(other[0]["val/loss"], rel=0.02)
+    assert losses[0] != pytest.approx(other[0]["val/loss"], rel=1e-6)  # the same weights, rounded to other values
     assert json.loads((folder / "samples.jsonl").read_text().splitlines()[-1])["text"]
-    assert set(layers) == {Float8Linear}
     assert run(mapping | {"task": "evaluate"}) == 0
     # With the same weights, but in bfloat16.
     assert json.loads((folder / "evaluation.json").read_text())["val/loss"] == pytest.approx(losses[-1], rel=0.02)
@@ -133,6 +132,7 @@ def test_a_run_trains_evaluates_and_writes(tiny: Compose, monkeypatch: pytest.Mo
     ("changes", "message"),
     [
         (("adapter=lora", "stage.init_from=base"), "does not work with adapter=lora"),
+        (("precision=bf16", "precision.emulate=true"), "add precision=fp8"),
         (("data.sequence_length=31", "batch.micro_batch=1", "batch.tokens=248"), "multiple of 16 tokens"),
     ],
 )

@@ -24,6 +24,9 @@ class PrecisionConfig(Section):
     bfloat16 if it has instructions for it, else float16 (GPUs) or float32 (CPUs). float16 uses loss scaling, so that
     small gradients do not underflow. float8: 8-bit products inside the layers (torchao, one scale per tensor),
     everything else as for bfloat16; needs Ada, Hopper or newer."""
+    emulate: Annotated[bool, MAY_DIFFER]
+    """With float8: round like hardware with 8-bit products, but multiply in float32. Runs on any device, slower than
+    without; to try on a small model whether it still learns."""
     tf32: bool
     """With float32 on NVIDIA GPUs since Ampere: round the inputs of matrix products to 10 bits of mantissa
     (TensorFloat-32), eight times as fast on an A100. It has no effect elsewhere."""

@@ -42,7 +42,7 @@ def check_float8(config: PrecisionConfig, device: torch.device, instead: str) ->
     `instead` (fp32, bf16...)."""
     import torch
 
-    if config.compute != "float8":
+    if config.compute != "float8" or config.emulate:
         return
     name = f"this machine's {device.type}"
     if device.type == "cuda" and torch.version.hip is not None:
@@ -57,7 +57,8 @@ def check_float8(config: PrecisionConfig, device: torch.device, instead: str) ->
         name = f"{torch.cuda.get_device_name(device)} (compute capability {major}.{minor})"
     raise ConfigError(
         f"precision=fp8: {name} has no 8-bit matrix products; they need an NVIDIA GPU of compute capability 8.9 or "
-        f"newer (Ada, Hopper, Blackwell), or AMD's MI300. Use precision={instead}"
+        f"newer (Ada, Hopper, Blackwell), or AMD's MI300. Use precision={instead}, or precision.emulate=true to see "
+        "what rounding to 8 bits does to a small model, slowly"
     )
 
 

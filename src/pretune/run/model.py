@@ -143,7 +143,7 @@ def apply_precision(config: PrecisionConfig, model: Transformer) -> None:
     Weights and adapter must be in place; compile and build the optimizer afterwards.
     """
     if config.compute == "float8":
-        use_float8(model)
+        use_float8(model, config.emulate)
     if config.activation_checkpointing:
         checkpoint_activations(model.layers)
 

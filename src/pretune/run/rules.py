@@ -110,6 +110,8 @@ def answers_can_be_judged(run: Run) -> Iterator[str]:
 
 def float8_multiplies_whole_matrices(run: Run) -> Iterator[str]:
     if run.precision.compute != "float8":
+        if run.precision.emulate:
+            yield "precision.emulate=true imitates hardware with 8-bit products; add precision=fp8, or set it to false"
         return
     if run.adapter.freezes:
         yield (
