@@ -31,7 +31,7 @@ def test_rows_left_out_are_counted_with_the_reason(tmp_path: Path) -> None:
 def test_bad_input_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     source = tmp_path / "a.jsonl"
     source.write_text('{"text": "good"}\n{"text": \n')
-    with pytest.raises(InputError, match=r"a\.jsonl line 2"):
+    with pytest.raises(InputError, match=r"a\.jsonl line 3.*begins in line 2"):
         prepare(data_config(source=files(source)), byte_tokenizer(), tmp_path / "cache")
     assert list((tmp_path / "cache").rglob("*.json")) == []
     write_lines(source, [{"text": "good"}, {"other": "x"}])

@@ -21,7 +21,8 @@ class GenerateConfig(DecodingConfig):
     prompt: str | None
     """Text to continue, or question to answer."""
     file: str | None
-    """File of prompts: lines of text, or JSON lines with `prompt`, `messages` or the fields of the run's data."""
+    """File of prompts: lines of text, or JSON, CSV or Parquet with `prompt`, `messages` or the fields of the run's
+    data."""
     output: str | None
     """Output file (JSON lines) for the texts after a file's prompts; null writes to generated/ in the run's folder."""
     chat: bool

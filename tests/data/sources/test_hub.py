@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import os
@@ -98,6 +99,12 @@ def hub() -> Iterator[str]:
     repositories = {
         "datasets/me/parquet": {"data/train-00000-of-00001.parquet": table.getvalue()},
         "datasets/me/lines": {"train.jsonl": b'{"text": "a"}\n{"text": "b"}\n', "validation.jsonl": lines},
+        "datasets/me/named": {
+            "README.md": b"---\nconfigs:\n- config_name: small\n  data_files: part/*.json\n---\n",
+            "part/b.json": json.dumps([{"text": "b", "n": "007"}]).encode(),
+            "part/a.json": gzip.compress(b'{"text": "a", "args": {"x": 1}}\n{"text": 7, "args": {}}\n'),
+            "other.json": b"[]",
+        },
         "datasets/me/script": {"script.py": b"print('no')"},
         "models/me/tokens": {
             "tokenizer.json": tokenizer,
@@ -119,6 +126,17 @@ def test_rows_streaming_and_downloaded_are_the_same(hub: str, tmp_path: Path) ->
     assert two == streamed[:2]
     assert lines == [{"text": "a"}, {"text": "b"}]
     assert validation == [{"text": "held out"}]
+
+
+def test_json_files_are_read_as_local_ones_are(hub: str, tmp_path: Path) -> None:
+    parts = ("train", "train[1:]", "train[:34%]+train[-1:]")
+    wanted = [section("me/named", part, streaming, name="small") for part in parts for streaming in (True, False)]
+    rows = [{"text": "a", "args": {"x": 1}}, {"text": 7, "args": {}}, {"text": "b", "n": "007"}]
+    found = [json.loads(line) for line in run(READ, hub, tmp_path, wanted)]
+    assert found == [part for part in (rows, rows[1:], [rows[0], rows[2]]) for _ in range(2)]
+    assert [json.loads(line) for line in run(READ, CLOSED, tmp_path, wanted[1::2], HF_HUB_OFFLINE="1")] == found[1::2]
+    (message,) = run(READ, hub, tmp_path, [section("me/lines", "train[oops")])
+    assert "no split 'train[oops'" in message
 
 
 def test_what_the_hub_does_not_have_is_one_clear_error(hub: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import sys
@@ -66,6 +67,8 @@ def test_prompt_file_and_chat_write_the_same(
     questions = ["A dog and a house", {"prompt": "The cat", "id": 3}, {"text": "The cat"}, {"messages": []}]
     questions[3] = {"messages": [{"role": "user", "content": "The cat"}]}
     (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    (tmp_path / "array.json.gz").write_bytes(gzip.compress(json.dumps(questions, indent=1).encode("utf-16")))
+    (tmp_path / "table.csv").write_text("prompt,id\nA dog and a house,1\nThe cat,2\n")
     generated = tmp_path / "runs" / "one" / "generated"
     printed(trained(f"generate.file={tmp_path}/prompts.txt"), capsys)
     lines = rows(generated / "prompts-step-2.jsonl")
@@ -83,6 +86,10 @@ def test_prompt_file_and_chat_write_the_same(
         found = rows(output)
         assert [row["prompt"] for row in found] == questions
         assert [row["text"] for row in found] == [lines[0]["text"], *[lines[1]["text"]] * 3]
+    printed(trained(f"generate.file={tmp_path}/array.json.gz", f"generate.output={output}"), capsys)
+    assert rows(output) == found
+    printed(trained(f"generate.file={tmp_path}/table.csv", f"generate.output={output}"), capsys)
+    assert [row["text"] for row in rows(output)] == [row["text"] for row in lines]
     monkeypatch.setattr(sys, "stdin", io.StringIO("\nThe cat\n/quit\nThe cat\n"))
     talk = printed(trained("generate.chat=true"), capsys).splitlines(keepends=True)
     assert "stands alone" in talk[0]
@@ -158,14 +165,15 @@ def test_what_is_done_when_a_signal_comes_is_written(
     [
         ("gone.txt", None, "cannot read .*gone.txt"),
         ("empty.txt", "\n \n", "has no prompts"),
-        ("bad.jsonl", '{"prompt": "a"}\n{"prompt"\n', "bad.jsonl, line 2 is not JSON"),
+        ("bad.jsonl", '{"prompt": "a"}\n{"prompt"\n', "bad.jsonl line 3, column 1 is not JSON.* begins in line 2"),
         ("blank.jsonl", '{"prompt": "a"}\n{"prompt": " "}\n', "row 2 is an empty prompt"),
         ("list.jsonl", "[1]\n", "row 1 is neither text nor"),
         ("turns.jsonl", '{"messages": [{"role": "user"}]}\n', "row 1 is neither text nor"),
         ("none.jsonl", '{"messages": []}\n', "there is nothing to answer"),
         ("other.jsonl", '{"prompts": "a"}\n', "has no field 'text'"),
         ("long.txt", "a\n" + "the cat " * 600 + "\n", "prompt 2 has .* room for 512"),
-        ("latin.txt", b"caf\xe9\n", "is not UTF-8 text"),
+        ("latin.txt", b"caf\xe9\n", "line 1 is not UTF-8 text"),
+        ("cut.jsonl.gz", gzip.compress(b'{"prompt": "a"}')[:-9], "cannot be decompressed"),
     ],
 )
 def test_a_file_that_cannot_be_answered(

@@ -29,12 +29,12 @@ class HubSource(Section):
 
 class FilesSource(Section):
     kind: Literal["files"]
-    """Local files, read through `datasets`; .gz, .xz, .bz2 and .zst are decompressed on the fly."""
+    """Local files; what is compressed (.gz, .xz, .bz2, .zst) is decompressed on the fly."""
     files: Annotated[tuple[str, ...], Field(min_length=1)]
     """Paths or globs, relative to the working directory."""
-    format: Literal["auto", "json", "parquet", "text"]
-    """json reads arrays of records and JSON lines; text gives rows {text, source} of at most about 16,000 characters;
-    auto decides by the file's name."""
+    format: Literal["auto", "json", "parquet", "csv", "text"]
+    """json reads JSON lines and arrays of records; csv wants the columns' names in the first line (.tsv: separated by
+    tabs); text gives rows {text, source} of at most about 16,000 characters; auto decides by the file's name."""
     max_rows: Count | None
     """Stop after this many rows; null reads all."""
 

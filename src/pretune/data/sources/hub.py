@@ -12,6 +12,8 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.data.sources.config import HubSource
+from pretune.data.sources.hub_json import json_rows
+from pretune.data.sources.tables import as_json
 
 PROBE_SECONDS = 10.0
 """Timeout for the hub's answer before it is reported as unreachable."""
@@ -30,11 +32,18 @@ def rows(config: HubSource) -> Iterator[dict[str, Any]]:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                found = datasets.load_dataset(
-                    config.path, config.name, split=config.split, revision=config.revision, streaming=config.streaming
-                )
-            for number, row in enumerate(itertools.islice(iter(found), config.max_rows), start=1):  # noqa: B007
-                yield dict(row)
+                found = json_rows(config)
+                if found is None:
+                    table: Any = datasets.load_dataset(
+                        config.path,
+                        config.name,
+                        split=config.split,
+                        revision=config.revision,
+                        streaming=config.streaming,
+                    )
+                    found = ({name: as_json(value) for name, value in row.items()} for row in table)
+            for number, row in enumerate(itertools.islice(found, config.max_rows), start=1):  # noqa: B007
+                yield row
         except (GeneratorExit, InputError):
             raise
         except Exception as error:

@@ -11,11 +11,10 @@ from pretune.core.files import write_atomic
 from pretune.core.progress_bar import counted
 from pretune.data.formats.segments import Place, Segment
 from pretune.data.sources.config import FilesSource
+from pretune.data.sources.local_files import listed
 from pretune.run.generator import TextGenerator
 from pretune.run.task_config import GenerateConfig
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
-
-JSON_LINES = (".jsonl", ".json", ".ndjson")
 
 
 def answer_file(
@@ -28,7 +27,9 @@ def answer_file(
     """
     assert section.file is not None
     path = Path(section.file).expanduser()
-    rows = read_prompts(path)
+    rows = list(listed(path))
+    if not rows:
+        raise InputError(f"generate.file: {path} has no prompts")
     prompts = [generator.ids(segments(generator, path, at, row, section.template)) for at, row in enumerate(rows)]
     output = Path(section.output).expanduser() if section.output else folder / f"{path.stem}-{model}.jsonl"
     check_writable(output)
@@ -44,33 +45,6 @@ def answer_file(
         write_atomic(output, "".join(f"{line}\n" for line in lines))
     print(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
     return code
-
-
-def read_prompts(path: Path) -> list[Any]:
-    """The content of each line of a file: text, or JSON if the file's name says so. Empty lines are skipped.
-
-    Raises InputError for a file that cannot be read or is empty, and for a line that is not JSON, naming it.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError:
-        raise InputError(f"generate.file: {path} is not UTF-8 text") from None
-    except OSError as error:
-        raise InputError(f"generate.file: cannot read {path} ({(error.strerror or str(error)).lower()})") from None
-    rows: list[Any] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            rows.append(json.loads(line) if path.suffix in JSON_LINES else line)
-        except json.JSONDecodeError as error:
-            raise InputError(
-                f"generate.file: {path}, line {number} is not JSON ({error.msg}); a {path.suffix} file needs a JSON "
-                "value on each line"
-            ) from None
-    if not rows:
-        raise InputError(f"generate.file: {path} has no prompts")
-    return rows
 
 
 def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: bool) -> list[Segment]:
