@@ -32,8 +32,9 @@ def test_run_file_composes_and_is_named_after_its_file(name: str, composed: Call
 
 @pytest.mark.parametrize("name", RUN_FILES)
 def test_run_file_names_the_schema_for_editors(name: str) -> None:
-    first = (CONFIGS / "run" / f"{name}.yaml").read_text().splitlines()[0]
-    assert first == "# yaml-language-server: $schema=../schema.json"
+    """The package comes first: Hydra reads no further, and /run/NAME in a defaults list would set run.* without it."""
+    first, second, *_ = (CONFIGS / "run" / f"{name}.yaml").read_text().splitlines()
+    assert (first, second) == ("# @package _global_", "# yaml-language-server: $schema=../schema.json")
 
 
 @pytest.mark.parametrize("option", OPTIONS)

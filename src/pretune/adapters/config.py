@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Section
+from pretune.core.config import FilePath, Section
 
 
 class NoAdapterConfig(Section):
@@ -29,7 +29,7 @@ class AdapterBase(Section):
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """The linear layers to adapt: roles (`attention`, `mlp`, `all`), or names such as `attention.output` (in every
     block) and `layers.0.mlp.down` (in one block)."""
-    init_from: str | None
+    init_from: FilePath | None
     """Adapter to start from: a run's name or folder, or a folder with peft's files; null starts a new one."""
     freezes: ClassVar[bool] = True
     dropout_reads_weights: ClassVar[bool] = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 import types
 import typing
@@ -73,6 +74,9 @@ def parse_duration(value: Any) -> Any:
 
 Seconds = Annotated[float, pydantic.BeforeValidator(parse_duration), Field(gt=0)]
 """A positive duration in seconds; text with units is accepted."""
+
+FilePath = Annotated[str, pydantic.AfterValidator(os.path.expanduser)]
+"""A file or folder on this machine; `~` at its beginning is the home folder."""
 
 Count = Annotated[int, Field(ge=1)]
 """A number of things, at least one."""

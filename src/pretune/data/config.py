@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Count, Section
+from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
 from pretune.data.formats.config import FormatConfig
 from pretune.data.sources.config import SourceConfig, ValidationConfig
 
@@ -15,7 +15,7 @@ from pretune.data.sources.config import SourceConfig, ValidationConfig
 class FileTokenizer(Section):
     kind: Literal["file"]
     """A local tokenizer.json."""
-    path: str
+    path: FilePath
     """The file, or the folder that contains it."""
     eos: str | None
     """Text of the token that ends a document; null reads it from tokenizer_config.json beside the file."""

@@ -42,17 +42,19 @@ def _main(argv: list[str]) -> int:
     file = _run_file(asked.config)
     # Hydra is slow to import, so import it only when needed.
     from pretune.launch.compose import composed, plain, shown
+    from pretune.launch.overrides import readable
 
+    overrides = readable(asked.overrides, asked.multirun)
     if asked.cfg:
-        print(shown(file, asked.overrides, asked.resolve))
+        print(shown(file, overrides, asked.resolve))
         return 0
     if asked.multirun:
         from pretune.launch.sweep import sweep
 
-        return sweep(file, asked.overrides)
+        return sweep(file, overrides)
     from pretune.dispatch import run
 
-    with composed(file, asked.overrides) as config:
+    with composed(file, overrides) as config:
         mapping = plain(config, file)
     return run(mapping)
 

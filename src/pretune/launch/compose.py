@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,25 +19,32 @@ from yaml import YAMLError
 from pretune.core.config import ConfigError
 from pretune.launch.explain import explain
 from pretune.launch.groups import CONFIGS, is_group, options
+from pretune.launch.overrides import quoted
+from pretune.launch.user_files import check
 
 QUIET = (
-    f"hydra.searchpath=['file://{CONFIGS}']",
+    f"hydra.searchpath=[{quoted(f'file://{CONFIGS}')}]",
     "hydra/job_logging=disabled",
     "hydra/hydra_logging=disabled",
     "hydra.output_subdir=null",
     "hydra.run.dir=.",
-    "hydra.sweep.dir=${output_dir}/.sweeps",
+    "hydra.sweep.dir='${home:${output_dir}}/.sweeps'",
     "hydra.sweep.subdir=.",
 )
 """Overrides that tell Hydra where our groups are and stop it from writing its own folders and logs."""
+
+OmegaConf.register_new_resolver("home", os.path.expanduser)
 
 
 @contextmanager
 def hydra_for(file: Path, overrides: Sequence[str]) -> Iterator[str]:
     """Initialize Hydra for composing `file`, and yield the config name to compose; errors from Hydra and YAML become
     ConfigError."""
+    check(file)
     try:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            # Without _self_ in a defaults list, a file's own keys come last, which is what everybody expects.
+            warnings.filterwarnings("ignore", "(?s).*Defaults list is missing `_self_`")
             source = _with_defaults(file, overrides, Path(folder))
             with initialize_config_dir(str(source.parent), job_name="pretune", version_base="1.3"):
                 yield source.stem

@@ -35,7 +35,7 @@ def run_files() -> str:
     for name in run_names():
         path = CONFIGS / "run" / f"{name}.yaml"
         comments = [line.lstrip("# ") for line in path.read_text().splitlines() if line.startswith("# ")]
-        comment = " ".join(line for line in comments if "$schema" not in line)
+        comment = " ".join(line for line in comments if "$schema" not in line and "@package" not in line)
         shown = min(os.path.relpath(path), str(path), key=len)
         lines.append(f"  {shown}\n      {comment.split('. ')[0].rstrip('.')}")
     return "\n".join(lines)

@@ -79,5 +79,5 @@ def job_name(name: str, overrides: Sequence[str], fixed: Collection[str]) -> str
 
 def final_loss(mapping: dict[str, Any]) -> float | None:
     """The final validation loss of a complete run, else None."""
-    metrics = RunFolder(Path(mapping["output_dir"]) / mapping["name"]).complete()
+    metrics = RunFolder(Path(mapping["output_dir"]).expanduser() / mapping["name"]).complete()
     return None if metrics is None else metrics["val/loss"]

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Count, Fraction, Seconds, Section
+from pretune.core.config import Count, FilePath, Fraction, Seconds, Section
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
@@ -173,7 +173,7 @@ class BudgetConfig(Section):
     count: tuple[Overhead, ...]
     """What else counts as time spent: any of evaluation, samples, compilation, checkpoint. Each is reported separately,
     counted or not. Time for counted work at the end of the run is reserved, as long as it took the last time."""
-    replay: str | None
+    replay: FilePath | None
     """Name or folder of a run, or a progress.txt: repeat its steps, each with the same progress and number of tokens,
     ignoring the clock and the limits above; null follows the limits."""
 

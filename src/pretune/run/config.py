@@ -11,7 +11,7 @@ from pydantic import Field
 from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint.config import CheckpointConfig
 from pretune.compute.config import PrecisionConfig
-from pretune.core.config import MAY_DIFFER, Count, Section
+from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
 from pretune.objectives.config import ReferenceBase
@@ -56,7 +56,7 @@ class RunConfig(Section):
     """Number of CPU threads; null leaves it to torch, which uses one per core. Use fewer on a shared machine."""
     deterministic: Annotated[bool, MAY_DIFFER]
     """Make the run reproducible bit for bit on a GPU, where it is slower then; a CPU always computes this way."""
-    output_dir: Annotated[str, MAY_DIFFER]
+    output_dir: Annotated[FilePath, MAY_DIFFER]
     """Folder of all runs, relative to the working directory."""
     resume: Annotated[Literal["auto", "never", "must"], MAY_DIFFER]
     """auto resumes from the newest checkpoint if there is one; never refuses to resume; must refuses to start a new

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from pretune.checkpoint import store as checkpoint
 from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths, nearest
 from pretune.core.files import exclusive, write_atomic
 from pretune.run.config import RunConfig
+
+_BREAKS = {"\x85", "\u2028", "\u2029", "\ufeff"}
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,14 @@ def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
     """Write a resolved configuration as YAML for `--config`."""
     import yaml
 
-    text = yaml.safe_dump(dict(mapping), sort_keys=False, allow_unicode=True)
+    class Dumper(yaml.SafeDumper):
+        """Quotes text with line breaks of Unicode, which YAML would fold into spaces."""
+
+        def represent_str(self, data: str) -> yaml.ScalarNode:
+            return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if _BREAKS & set(data) else None)
+
+    Dumper.add_representer(str, Dumper.represent_str)
+    text = yaml.dump(_escaped(mapping), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     write_atomic(path, "# The resolved configuration of this run; `python src/main.py --config` takes it.\n" + text)
 
 
@@ -153,13 +163,22 @@ def read_config(path: Path) -> dict[str, Any]:
 
     try:
         # OmegaConf's reader, as for every other YAML file: in plain YAML 1.1, `1e-3` is a string.
-        mapping = OmegaConf.to_container(OmegaConf.load(path))
+        mapping = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
     except Exception as error:
         fault = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({fault}); restore it or choose another name=...") from None
     if not isinstance(mapping, dict):
         raise InputError(f"{path} holds no configuration; restore it or choose another name=...")
     return {str(key): value for key, value in mapping.items()}
+
+
+def _escaped(value: Any) -> Any:
+    """The value with `${` escaped wherever it is text: the configuration is resolved, and stays so when it is read."""
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return re.sub(r"(\\*)\$\{", r"\1\1\${", value) if isinstance(value, str) else value
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:

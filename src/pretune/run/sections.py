@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Count, Every, Section
+from pretune.core.config import MAY_DIFFER, Count, Every, FilePath, Section
 from pretune.generation.config import DecodingConfig
 from pretune.objectives.config import ObjectiveConfig
 
@@ -15,7 +15,7 @@ from pretune.objectives.config import ObjectiveConfig
 class StageConfig(Section):
     kind: Literal["pretrain", "finetune", "dpo"]
     """Stage of training; also wandb's job_type. All stages use the same loop."""
-    init_from: str | None
+    init_from: FilePath | None
     """Weights to start from: a run's name or folder; null starts from random weights."""
     objective: ObjectiveConfig
     """The training objective."""

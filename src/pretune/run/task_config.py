@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.compute import devices
-from pretune.core.config import Count, Section
+from pretune.core.config import Count, FilePath, Section
 from pretune.generation.config import DecodingConfig
 
 
@@ -20,10 +20,10 @@ class PrepareConfig(Section):
 class GenerateConfig(DecodingConfig):
     prompt: str | None
     """Text to continue, or question to answer."""
-    file: str | None
+    file: FilePath | None
     """File of prompts: lines of text, or JSON, CSV or Parquet with `prompt`, `messages` or the fields of the run's
     data."""
-    output: str | None
+    output: FilePath | None
     """Output file (JSON lines) for the texts after a file's prompts; null writes to generated/ in the run's folder."""
     chat: bool
     """Chat with the model on the terminal instead."""
@@ -38,7 +38,7 @@ class GenerateConfig(DecodingConfig):
     runtime: Literal["pretune", "executorch"]
     """pretune runs the model itself; executorch runs a .pte from task=export with ExecuTorch's runtime, on the CPU, one
     text at a time."""
-    export: str | None
+    export: FilePath | None
     """Folder of that .pte; null takes the run's most recent export."""
 
     @property
@@ -65,7 +65,7 @@ class GenerateConfig(DecodingConfig):
 
 
 class ReportConfig(Section):
-    runs: tuple[str, ...]
+    runs: tuple[FilePath, ...]
     """Names or folders of the runs that task=report compares; an empty list reports on the configured run."""
     verify: bool
     """Check for each run whether it has learned (its validation loss fell by a fifth or more and, if it answers
@@ -82,7 +82,7 @@ class ExportConfig(Section):
     exported weights that it was trained on."""
     dtype: Literal["float32", "bfloat16", "float16"]
     """Dtype of the exported weights."""
-    output: str | None
+    output: FilePath | None
     """Output folder, which must not exist yet; null takes export/<format>-<step> in the run's folder."""
     measure: bool
     """For a quantized model: measure the validation loss with and without rounding, and write both beside the files
@@ -118,7 +118,7 @@ class PlanConfig(Section):
     """Rank of LoRA and QLoRA in that search; every matrix in the layers has an adapter."""
     tokens_per_second: Annotated[float, Field(gt=0)]
     """Minimum generation speed, one text at a time, that the search accepts for inference."""
-    file: str | None
+    file: FilePath | None
     """File to also write the plan to, as JSON; null only prints it."""
 
     @pydantic.field_validator("device")

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Count, Section
+from pretune.core.config import Count, FilePath, Section
 
 
 class HubSource(Section):
@@ -30,7 +30,7 @@ class HubSource(Section):
 class FilesSource(Section):
     kind: Literal["files"]
     """Local files; what is compressed (.gz, .xz, .bz2, .zst) is decompressed on the fly."""
-    files: Annotated[tuple[str, ...], Field(min_length=1)]
+    files: Annotated[tuple[FilePath, ...], Field(min_length=1)]
     """Paths or globs, relative to the working directory."""
     format: Literal["auto", "json", "parquet", "csv", "text"]
     """json reads JSON lines and arrays of records; csv wants the columns' names in the first line (.tsv: separated by

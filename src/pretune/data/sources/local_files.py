@@ -52,7 +52,7 @@ def expand(patterns: tuple[str, ...]) -> list[Path]:
     """The files that paths and globs match; raises InputError for a pattern without a match."""
     files: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = Path(pattern)
         if path.is_dir():
             raise InputError(f"'{pattern}' is a folder; name its files, for instance {pattern.rstrip('/')}/*.jsonl")
         matches = [path] if path.is_file() else sorted(Path(p) for p in glob.glob(str(path), recursive=True))

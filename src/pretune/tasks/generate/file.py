@@ -26,12 +26,12 @@ def answer_file(
     finished texts are written.
     """
     assert section.file is not None
-    path = Path(section.file).expanduser()
+    path = Path(section.file)
     rows = list(listed(path))
     if not rows:
         raise InputError(f"generate.file: {path} has no prompts")
     prompts = [generator.ids(segments(generator, path, at, row, section.template)) for at, row in enumerate(rows)]
-    output = Path(section.output).expanduser() if section.output else folder / f"{path.stem}-{model}.jsonl"
+    output = Path(section.output) if section.output else folder / f"{path.stem}-{model}.jsonl"
     check_writable(output)
     done: dict[int, dict[str, Any]] = {}
     code = 0

@@ -76,7 +76,7 @@ def _model(
     from pretune.runtimes.manifest import checked_program, newest_program
 
     named = config.generate.export
-    exported = newest_program(folder.path / "export") if named is None else Path(named).expanduser()
+    exported = newest_program(folder.path / "export") if named is None else Path(named)
     if exported is None:
         raise InputError(
             f"{folder.name} has no .pte yet; export one: python src/main.py --config {folder.config} task=export "
