@@ -14,6 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import hypothesis
 import pytest
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,6 +24,10 @@ from pretune.launch import compose
 from pretune.launch.groups import CONFIGS, is_group
 
 ROOT = Path(__file__).parent.parent
+
+# No test asserts a time: on a busy machine an example may take seconds.
+hypothesis.settings.register_profile("pretune", deadline=None)
+hypothesis.settings.load_profile("pretune")
 
 # Set before any test imports wandb or a Hugging Face library: the suite never touches the network.
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -192,7 +192,7 @@ def test_a_target_that_matches_nothing_lists_what_there_is(target: str) -> None:
         attach(tiny_model(tied_embeddings=False), adapter_section("lora", targets=["mlp", target]), seed=0)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.text(max_size=20))
 def test_any_other_target_is_refused(target: str) -> None:
     model = tiny_model(num_layers=1)

@@ -88,13 +88,13 @@ def check(formatter: Formatter, parts: list[list[Row]]) -> None:
 
 
 @given(cases())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_form_gives_the_same_documents(case: tuple[Formatter, list[list[Row]]]) -> None:
     check(*case)
 
 
 @pytest.mark.slow
 @given(cases())
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=2000)
 def test_every_form_gives_the_same_documents_2000_times(case: tuple[Formatter, list[list[Row]]]) -> None:
     check(*case)

@@ -53,7 +53,7 @@ def scored_transitions(data: TokenData, length: int, packing: dict[str, Any]) ->
     st.integers(2, 24),
     st.sampled_from(PACKINGS),
 )
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_transition_is_scored_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, texts: list[str], length: int, packing: dict[str, Any]
 ) -> None:
@@ -194,7 +194,6 @@ PREFERENCE = {"kind": "preference", "template": {"kind": "instruction", "preambl
     st.integers(4, 20),
     st.sampled_from(["drop", "cut"]),
 )
-@settings(deadline=None)
 def test_pairs_stay_whole_side_by_side_and_fit(sizes: list[tuple[int, int]], capacity: int, too_long: Any) -> None:
     lengths = np.array(sizes).reshape(-1)
     ends = np.cumsum(lengths)

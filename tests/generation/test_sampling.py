@@ -81,7 +81,7 @@ def test_the_frequency_penalty_counts_what_was_written() -> None:
     assert torch.equal(taken, expected)
 
 
-@settings(deadline=None, max_examples=80)
+@settings(max_examples=80)
 @given(
     # Exact in float32, and far enough apart to stay distinct at the lowest temperature.
     logits=st.lists(st.integers(-20_000, 20_000).map(lambda n: n / 1024), min_size=1, max_size=12, unique=True),

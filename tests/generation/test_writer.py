@@ -58,7 +58,7 @@ def test_a_text_ends_before_the_first_stop_string(text, stop, wanted) -> None:
     assert writer.stopped == (wanted != text)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     tokens=st.one_of(st.binary(max_size=30), st.text("ab\n😀é", max_size=15).map(str.encode)),
     stop=st.lists(st.text("ab\n😀é", min_size=1, max_size=4), max_size=3),

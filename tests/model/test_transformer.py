@@ -61,7 +61,7 @@ def test_order_matters_only_with_rotary_positions() -> None:
         assert torch.allclose(there, back, atol=1e-5) != differs
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     lengths=st.lists(st.integers(1, 9), min_size=1, max_size=3).filter(lambda x: sum(x) <= 20),
     variant=st.sampled_from(sorted(VARIANTS)),

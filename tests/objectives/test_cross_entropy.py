@@ -26,7 +26,7 @@ def reference(hidden: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, 
     return F.cross_entropy(logits, targets, reduction="sum", ignore_index=IGNORE)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_equals_torch_in_float64_for_any_shape_and_mask(data: st.DataObject) -> None:
     vocab = data.draw(st.integers(1, 12), label="vocab")
@@ -49,7 +49,7 @@ def test_equals_torch_in_float64_for_any_shape_and_mask(data: st.DataObject) -> 
         torch.testing.assert_close(got, wanted)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_each_positions_loss_equals_torch_however_it_is_weighed(data: st.DataObject) -> None:
     vocab = data.draw(st.integers(1, 12), label="vocab")

@@ -22,7 +22,7 @@ def test_any_text_is_saved_as_it_is(tmp_path_factory: pytest.TempPathFactory, ma
     assert read_config(file) == mapping
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(TEXT.filter(lambda text: text != "???"))
 def test_it_is_composed_as_it_was_however_often_it_is_saved(
     tmp_path_factory: pytest.TempPathFactory, text: str

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
@@ -18,7 +18,6 @@ deltas = st.sampled_from([0.0, 0.1, 0.25, 1.0])
 
 
 @given(losses, deltas)
-@settings(deadline=None)
 def test_it_counts_as_torch_counts_bad_epochs(losses: list[tuple[int, float]], min_delta: float) -> None:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     plateau = ReduceLROnPlateau(optimizer, patience=10**6, threshold=min_delta, threshold_mode="abs")

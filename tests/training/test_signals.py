@@ -16,7 +16,7 @@ from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 SOURCE = Path(__file__).parents[2] / "src"
 
 START = """
-import os, signal, sys, threading, time
+import os, signal, subprocess, sys, threading, time
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 def say(text): os.write(1, (text + "\\n").encode())
 def wait():
@@ -62,7 +62,7 @@ def run(code: str) -> tuple[int, str, str]:
         "for _ in range(10**9):\n            try: sum(range(1000))\n            except Exception: pass",
         "import torch; x = torch.rand(300, 300)\n        while True: x = (x @ x).softmax(-1)",
         "threading.Event().wait(30)",
-        "import subprocess; subprocess.run(['sleep', '30'])",
+        "subprocess.run(['sleep', '30'])",
     ],
     ids=["sleep", "loop", "torch", "lock", "subprocess"],
 )

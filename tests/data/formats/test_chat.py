@@ -111,7 +111,7 @@ def one_document(of: Formatter, messages: list[dict[str, str]]) -> list[Segment]
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, BRACKETS, MARKERS])
 @given(messages=conversations(SPECIAL))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_scored_text_is_what_the_assistant_says(template: str, messages: list[dict[str, str]]) -> None:
     of = formatter(template)
     document = one_document(of, messages)
@@ -127,7 +127,7 @@ def test_the_scored_text_is_what_the_assistant_says(template: str, messages: lis
 
 @pytest.mark.parametrize("template", [CHATML, LLAMA3, BRACKETS, MARKERS])
 @given(messages=conversations(SPECIAL))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_turn_follows_the_very_prompt_that_generation_is_given(
     template: str, messages: list[dict[str, str]]
 ) -> None:
@@ -144,7 +144,7 @@ def test_every_turn_follows_the_very_prompt_that_generation_is_given(
 
 @pytest.mark.parametrize(("template", "marked"), [(MARKERS, MARKERS), (LLAMA3, TRAINING_MARKERS)])
 @given(messages=conversations())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_tokens_and_mask_are_those_of_transformers(template: str, marked: str, messages: list[dict[str, str]]) -> None:
     # transformers' own mask needs markers in the template; ours does without.
     theirs: Any = reference(marked).apply_chat_template(messages, return_assistant_tokens_mask=True, return_dict=True)
@@ -156,7 +156,7 @@ def test_tokens_and_mask_are_those_of_transformers(template: str, marked: str, m
 
 
 @given(messages=conversations(SPECIAL))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_what_people_type_never_becomes_a_special_token(messages: list[dict[str, str]]) -> None:
     ids, _ = ids_and_flags(one_document(formatter(LLAMA3), messages), tokenizer())
     special = [token for token in ids if token >= 257]
@@ -179,7 +179,7 @@ def test_qwens_own_template_gives_the_tokens_of_transformers(shared_data: Path) 
     assert of.end_of_turn == "<|im_end|>"
 
     @given(messages=conversations(("Hello, world! 12", "def f(x):\n    return x")))
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def check(messages: list[dict[str, str]]) -> None:
         ids, flags = ids_and_flags(one_document(of, messages), ours)
         expected = theirs.apply_chat_template(messages, return_dict=False)
