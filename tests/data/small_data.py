@@ -62,6 +62,40 @@ def byte_tokenizer(vocab_size: int = 257, texts: Iterable[str] = ("a",)) -> Toke
     return Tokenizer(train_byte_level(iter(texts), vocab_size, False), TRAINED_EOS)
 
 
+def sentencepiece_tokenizer(scheme: str = "prepend", texts: Iterable[str] = ("a",)) -> Tokenizer:
+    """A tokenizer like Llama 2's, with byte fallback, that puts a space before a text (`scheme`: prepend, or a scheme
+    of Metaspace), and a BOS before what clients encode."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    special = ["<unk>", "<s>", "</s>", "<|end|>"]
+    learner = Backend(models.BPE())
+    learner.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(vocab_size=200, show_progress=False, special_tokens=special)
+    learner.train_from_iterator(texts, trainer)
+    learned = json.loads(learner.to_str())["model"]
+    tokens = sorted(learned["vocab"], key=learned["vocab"].get)
+    tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), *tokens[len(special) :], "##", "<0x0A>x"]
+    model = models.BPE(
+        {token: number for number, token in enumerate(tokens)},
+        [*map(tuple, learned["merges"])],
+        unk_token="<unk>",
+        byte_fallback=True,
+        fuse_unk=True,
+    )
+    backend = Backend(model)
+    if scheme == "prepend":
+        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    backend.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    backend.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    backend.add_special_tokens(special)
+    return Tokenizer(backend, "</s>", "<s>")
+
+
 def write_texts(folder: Path, texts: Iterable[str], name: str = "texts.jsonl") -> Path:
     """A JSON-lines file with a `text` each."""
     return write_lines(folder / name, ({"text": text} for text in texts))

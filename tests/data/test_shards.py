@@ -84,14 +84,14 @@ from pretune.data.encoding import Sizes
 from pretune.data.shards import prepare
 
 tokenizer = byte_tokenizer()
-encode = tokenizer.encode_segments
+encode = tokenizer.encode_documents
 
-def slowly(segments):
+def slowly(documents):
     print("chunk", flush=True)
     time.sleep({pause})
-    return encode(segments)
+    return encode(documents)
 
-tokenizer.encode_segments = slowly
+tokenizer.encode_documents = slowly
 config = data_config(source=files({source!r}), num_workers=1)
 prepare(config, tokenizer, Path({cache!r}), Sizes(shard_tokens=1500, chunk_characters=400))
 """

@@ -3,14 +3,15 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small_data import byte_tokenizer, data_config, files, write_texts
+from small_data import byte_tokenizer, data_config, files, sentencepiece_tokenizer, write_texts
 from tokenizers import Tokenizer as Backend
-from tokenizers import models, pre_tokenizers
+from tokenizers import models
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.data.config import FileTokenizer, TrainedTokenizer
@@ -59,11 +60,37 @@ def test_text_that_spells_a_special_token_is_text(shared_data: Path) -> None:
         assert tokenizer.decode([tokenizer.eos_id]) == ""
 
 
-def test_bytes_of_a_tokenizer_that_is_not_byte_level() -> None:
-    backend = Backend(models.WordLevel({"▁the": 0, "##ing": 1, "<0x0A>": 2, "</s>": 3, "ü": 4}, unk_token="</s>"))
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
-    backend.add_special_tokens(["</s>"])
-    assert Tokenizer(backend, "</s>").token_bytes().tolist() == [4, 3, 1, 0, 2]
+@pytest.mark.parametrize("scheme", ["prepend", "always", "first", "never"])
+@given(text=st.text())
+def test_bytes_of_sentencepiece_are_those_of_the_decoded_text(scheme: str, text: str) -> None:
+    tokenizer = sentencepiece_tokenizer(scheme, [*TEXTS, "### ## a##b"])
+    ids = tokenizer.encode(text)
+    decoded = tokenizer.backend.decode([tokenizer.encode("x")[-1], *ids], skip_special_tokens=True).removeprefix("x")
+    assert decoded.strip(" ") == text.replace("▁", " ").strip(" ")
+    assert tokenizer.token_bytes()[ids].sum() == len(decoded.encode())
+
+
+def test_marks_are_no_text_only_where_the_tokenizer_says_so() -> None:
+    def lengths(tokens: list[str], model: type, **options: Any) -> list[int]:
+        vocabulary = {token: number for number, token in enumerate([*tokens, "</s>"])}
+        backend = Backend(model(vocabulary, **options))
+        backend.add_special_tokens(["</s>"])
+        return Tokenizer(backend, "</s>").token_bytes().tolist()
+
+    assert lengths(["##ing", "▁the", "<0x0A>", "ü"], models.WordLevel, unk_token="</s>") == [5, 6, 6, 2, 0]
+    assert lengths(["##ing", "#", "ü"], models.WordPiece, unk_token="</s>") == [3, 1, 2, 0]
+    assert lengths(["the</w>", "##"], models.BPE, merges=[], end_of_word_suffix="</w>") == [3, 2, 0]
+    fallback = lengths(["<0x41>", "##", "<0x4>"], models.BPE, merges=[], byte_fallback=True, unk_token="</s>")
+    assert fallback == [1, 2, 5, 0]
+
+
+def test_a_saved_tokenizer_adds_what_training_added(tmp_path: Path) -> None:
+    tokenizer = sentencepiece_tokenizer(texts=TEXTS)
+    tokenizer.save(tmp_path)
+    theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs("the cat")["input_ids"] == tokenizer.encode("the cat")
+    assert theirs.bos_token == "<s>"
+    assert from_file(tmp_path, None).fingerprint == tokenizer.fingerprint
 
 
 def test_a_trained_tokenizer_is_deterministic_and_kept(tmp_path: Path) -> None:

@@ -138,25 +138,23 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
     """Tokenize a chunk; each document ends with EOS, which is scored if its last segment is."""
     encoded = Encoded(chunk.stop_row, {})
     for side, documents in chunk.documents.items():
-        segments = [segment for segments in documents for segment in segments]
-        ids = tokenizer.encode_segments(segments)
+        ids = tokenizer.encode_documents(documents)
         parts: list[np.ndarray] = []
         flags: list[np.ndarray] = []
         lengths = np.zeros(len(documents), dtype=np.int64)
-        end, at = np.array([tokenizer.eos_id], dtype=dtype), 0
-        for index, document_segments in enumerate(documents):
-            for segment in document_segments:
-                parts.append(np.array(ids[at], dtype=dtype))
-                flags.append(np.full(len(ids[at]), segment.scored))
-                lengths[index] += len(ids[at])
-                at += 1
+        end = np.array([tokenizer.eos_id], dtype=dtype)
+        for index, document in enumerate(documents):
+            for segment, found in zip(document, ids[index], strict=True):
+                parts.append(np.array(found, dtype=dtype))
+                flags.append(np.full(len(found), segment.scored))
+                lengths[index] += len(found)
             parts.append(end)
-            flags.append(flags[-1][:1] if len(flags[-1]) else np.array([document_segments[-1].scored]))
+            flags.append(flags[-1][:1] if len(flags[-1]) else np.array([document[-1].scored]))
             lengths[index] += 1
         encoded.tokens[side] = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
         encoded.scored[side] = np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
         encoded.lengths[side] = lengths
-        size = sum(len(segment.text.encode()) for segment in segments)
+        size = sum(len(segment.text.encode()) for document in documents for segment in document)
         counts = Counts(len(encoded.tokens[side]), len(documents), int(encoded.scored[side].sum()), size)
         for row, reason in chunk.skipped[side]:
             counts.skip(row, reason)

@@ -27,8 +27,10 @@ from pretune.data.formats.config import chat_format
 from pretune.data.formats.documents import training_texts
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
 from pretune.data.formats.segments import Segment
+from pretune.data.segment_encoding import SegmentEncoder
 from pretune.data.sources import hub
 from pretune.data.sources.rows import identity
+from pretune.data.token_bytes import token_bytes
 
 if TYPE_CHECKING:
     import tokenizers
@@ -61,8 +63,11 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
+        if backend.num_special_tokens_to_add(is_pair=False):
+            # Training adds none, so nobody who loads a saved tokenizer may.
+            backend.post_processor = None
         self.backend = backend
-        self.eos, self.bos = eos, bos
+        self.eos, self.bos = eos, bos if bos and backend.token_to_id(bos) is not None else ""
         self.chat_template = chat_template
         self.eos_id: int = eos_id
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
@@ -76,28 +81,21 @@ class Tokenizer:
         return [found.ids for found in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[list[int]]:
-        """The ids of each segment, tokenized separately, so that a prompt's ids do not depend on what follows it."""
-        ids: list[list[int]] = [[]] * len(segments)
-        for special in {segment.special for segment in segments}:
-            backend = self._with_special_tokens if special else self.backend
-            chosen = [number for number, segment in enumerate(segments) if segment.special == special]
-            found = backend.encode_batch_fast([segments[at].text for at in chosen], add_special_tokens=False)
-            for at, one in zip(chosen, found, strict=True):
-                ids[at] = one.ids
-        return ids
+        """The ids of each segment of one document; see encode_documents."""
+        return self.encode_documents([segments])[0]
+
+    def encode_documents(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
+        """The ids of each segment of each document: tokenized separately, and joined the document; see
+        SegmentEncoder."""
+        return self._segments.encode(documents)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; special tokens are left out, or included if `special`."""
         return self.backend.decode(list(ids), skip_special_tokens=not special)
 
     @cached_property
-    def _with_special_tokens(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, except that text that spells a special token becomes that token."""
-        import tokenizers
-
-        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
-        backend.encode_special_tokens = False
-        return backend
+    def _segments(self) -> SegmentEncoder:
+        return SegmentEncoder(self.backend)
 
     @cached_property
     def template_tokens(self) -> TemplateTokens:
@@ -109,22 +107,16 @@ class Tokenizer:
     @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that depend on everything that determines a text's ids."""
-        return hashlib.sha256(f"{self.eos}\n{self.backend.to_str()}".encode()).hexdigest()[:16]
+        content = f"{self.eos}\n{self.backend.to_str()}{self._segments.rule}"
+        return hashlib.sha256(content.encode()).hexdigest()[:16]
 
     def token_bytes(self) -> np.ndarray:
         """The number of bytes of text of each id: [vocab_size] int32, 0 for special tokens.
 
-        Exact for byte-level tokenizers: the sum over a text's tokens is the text's length in UTF-8 (after the
-        tokenizer's own normalization). For others it is the length of the token's visible text.
+        The sum over a text's tokens is the length of the text in UTF-8, after the tokenizer's own normalization (for
+        Llama 2 that includes the space it puts before a text); for WordPiece, without the spaces; see token_bytes.py.
         """
-        count = _byte_level_length if _is_byte_level(self.backend) else _plain_length
-        lengths = np.zeros(self.vocab_size, dtype=np.int32)
-        added = self.backend.get_added_tokens_decoder()
-        for token, index in self.backend.get_vocab(with_added_tokens=True).items():
-            if index in added:
-                lengths[index] = 0 if added[index].special else len(token.encode())
-            else:
-                lengths[index] = count(token)
+        lengths = token_bytes(self.backend, self.vocab_size)
         lengths[self.eos_id] = 0
         return lengths
 
@@ -135,6 +127,9 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos,
             **({"bos_token": self.bos} if self.bos else {}),
+            # Training adds neither. transformers reads this, and llama.cpp's converter.
+            "add_bos_token": False,
+            "add_eos_token": False,
             "pretune_fingerprint": self.fingerprint,
         }
         if self.chat_template is not None:
@@ -268,19 +263,3 @@ def train_byte_level(texts: Iterator[str], vocab_size: int, split_digits: bool) 
     )
     backend.train_from_iterator(texts, trainer)
     return backend
-
-
-def _is_byte_level(backend: tokenizers.Tokenizer) -> bool:
-    """Whether every character of a token stands for one byte, as in GPT-2."""
-    parts = json.loads(backend.to_str())
-    return any('"ByteLevel"' in json.dumps(parts[part]) for part in ("pre_tokenizer", "decoder") if parts.get(part))
-
-
-def _byte_level_length(token: str) -> int:
-    return len(token)
-
-
-def _plain_length(token: str) -> int:
-    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # SentencePiece's byte fallback
-        return 1
-    return len(token.removeprefix("##").replace("▁", " ").encode())

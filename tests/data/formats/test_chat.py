@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import CHAT, TOKENS, data_config, files
 from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from pretune.core.config import ConfigError, InputError, validate
@@ -88,7 +89,10 @@ def tokenizer(template: str | None = None) -> Tokenizer:
 def reference(template: str) -> PreTrainedTokenizerFast:
     ours = tokenizer()
     return PreTrainedTokenizerFast(
-        tokenizer_object=ours._with_special_tokens, eos_token=ours.eos, bos_token="<s>", chat_template=template
+        tokenizer_object=Backend.from_str(ours.backend.to_str()),
+        eos_token=ours.eos,
+        bos_token="<s>",
+        chat_template=template,
     )
 
 
