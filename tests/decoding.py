@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ def decoder(
 
 class Numbers:
     """A tokenizer whose text consists of the ids."""
+
+    special_tokens: Mapping[int, str] = MappingProxyType({})
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(f"<{token}>" for token in ids)

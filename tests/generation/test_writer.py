@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pytest
-from decoding import decoder, decoding, texts
+from decoding import Numbers, decoder, decoding, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import tiny_model
@@ -74,8 +74,48 @@ def test_whatever_comes_the_pieces_are_the_whole_cut_at_the_first_stop(tokens, s
     assert writer.stopped == bool(ends)
 
 
+@pytest.mark.parametrize(
+    ("stop", "wanted"),
+    [
+        (["<end>"], "ab"),
+        (["<end>\n"], "ab"),
+        (["b<end>"], "a"),
+        (["\n<stop>"], "ab"),  # the special token in between is not shown
+        (["<stop>"], "ab\n"),
+        (["<other>"], "ab\nc"),
+        ([], "ab\nc"),
+    ],
+)
+def test_a_stop_string_may_contain_a_special_token_which_is_never_shown(stop: list[str], wanted: str) -> None:
+    special = {256: "<end>", 257: "<stop>", 258: "<other>"}
+
+    def decode(ids: Sequence[int]) -> str:
+        return decode_bytes([token for token in ids if token not in special])
+
+    writer = Writer(decode, stop, special=special)
+    shown = []
+    for token in [*b"ab", 256, *b"\n", 257, *b"c"]:
+        shown.append(writer.add(token))
+        if writer.stopped:
+            break
+    shown.append(writer.finish())
+    assert writer.text == "".join(shown) == wanted
+
+
+def test_a_continuation_keeps_the_space_that_its_prompt_lacks() -> None:
+    """As SentencePiece decodes: the space before the first word of a text is not part of it."""
+    pieces = {1: "▁the", 2: "▁cat", 3: "s"}
+
+    def decode(ids: Sequence[int]) -> str:
+        return "".join(pieces[token] for token in ids).replace("▁", " ").removeprefix(" ")
+
+    writer = Writer(decode, [], before=[1])
+    assert [writer.add(token) for token in (2, 3, 2)] == [" cat", "s", " cat"]
+    assert Writer(decode, []).add(2) == "cat"
+
+
 def test_a_stop_string_ends_the_row_and_no_other() -> None:
-    class Letters:
+    class Letters(Numbers):
         def decode(self, ids: Sequence[int]) -> str:
             return "".join(chr(97 + token % 26) for token in ids)
 

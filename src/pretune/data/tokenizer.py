@@ -100,9 +100,13 @@ class Tokenizer:
     @cached_property
     def template_tokens(self) -> TemplateTokens:
         """The tokenizer's chat template and special tokens."""
-        added = self.backend.get_added_tokens_decoder().values()
-        special = tuple(token.content for token in added if token.special)
-        return TemplateTokens(self.chat_template, self.bos, self.eos, special)
+        return TemplateTokens(self.chat_template, self.bos, self.eos, tuple(self.special_tokens.values()))
+
+    @cached_property
+    def special_tokens(self) -> dict[int, str]:
+        """The text of each special token, which `decode` leaves out, by id."""
+        added = self.backend.get_added_tokens_decoder()
+        return {index: token.content for index, token in added.items() if token.special}
 
     @cached_property
     def fingerprint(self) -> str:

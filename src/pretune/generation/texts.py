@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -17,6 +17,11 @@ Reason = Literal["end", "stop", "length"]
 
 class Decodes(Protocol):
     """Interface for turning ids into text; a Tokenizer has it."""
+
+    @property
+    def special_tokens(self) -> Mapping[int, str]:
+        """The text of each special token, which `decode` leaves out, by id."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids."""
@@ -60,7 +65,7 @@ def stream(
         yield from _best_of_beams(decoder, tokenizer, prompts, config)
         return
     decoding = Decoding(decoder, prompts, config, numbers)
-    writers = [Writer(tokenizer.decode, config.stop) for _ in prompts]
+    writers = [Writer(tokenizer.decode, config.stop, prompt, tokenizer.special_tokens) for prompt in prompts]
     while decoding.under_way:
         last = set()
         for text, token in decoding.next_tokens().items():
@@ -100,4 +105,6 @@ def _best_of_beams(
     for place, tokens in enumerate(beam_search(decoder, prompts, config)):
         ended = tokens[-1] in decoder.vocabulary.end_ids
         kept = tokens[:-1] if ended else tokens
-        yield Piece(place, tokenizer.decode(kept), len(kept), "end" if ended else "length")
+        writer = Writer(tokenizer.decode, (), prompts[place])
+        text = "".join([*map(writer.add, kept), writer.finish()])
+        yield Piece(place, text, len(kept), "end" if ended else "length")

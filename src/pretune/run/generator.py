@@ -12,7 +12,6 @@ import torch
 from pretune.compute.compilation import compile_frozen
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast, dtype_of
-from pretune.core.config import ConfigError, nearest
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Segment
@@ -23,6 +22,7 @@ from pretune.generation.texts import Piece, Text, in_batches, stream
 from pretune.model.packed import packed
 from pretune.model.transformer import Transformer
 from pretune.run.config import RunConfig
+from pretune.run.endings import endings
 
 
 def _packed_copy(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
@@ -71,23 +71,15 @@ def assemble_generator(
     device: torch.device,
     compiled_rows: int | None = None,
 ) -> TextGenerator:
-    """A run's text generator. Texts end at the end tokens used in training; for `compiled_rows` see Compiled.
+    """A run's text generator. Texts end where those of training do, see endings; for `compiled_rows` see Compiled.
 
     Raises ConfigError for an end token that the tokenizer does not have.
     """
     formatter = build_formatter(config.data.format, tokenizer.template_tokens)
-    ends, stop = {tokenizer.eos_id}, decoding.stop
-    for name in decoding.end_tokens:
-        token = tokenizer.backend.token_to_id(name)
-        if token is None:
-            known = nearest(name, tokenizer.template_tokens.special) or "; put text that is not a token into stop"
-            raise ConfigError(f"end_tokens: the tokenizer has no token '{name}'{known}")
-        ends.add(token)
-    if formatter.end_of_turn:
-        token = tokenizer.backend.token_to_id(formatter.end_of_turn)
-        ends |= set() if token is None else {token}
-        stop += (formatter.end_of_turn,) if token is None else ()
-    vocabulary = Vocabulary(tokenizer.vocab_size, frozenset(ends))
+    found = endings(tokenizer, formatter, decoding.end_tokens, decoding.stop)
+    vocabulary = Vocabulary(tokenizer.vocab_size, found.ids)
     compiled = None if compiled_rows is None else Compiled(compiled_rows, compile_frozen)
     decoder = Decoder(model, vocabulary, device, compiled, partial(_packed_copy, model, config.precision))
-    return TextGenerator(decoder, tokenizer, formatter, decoding.model_copy(update={"stop": stop}), config.precision)
+    return TextGenerator(
+        decoder, tokenizer, formatter, decoding.model_copy(update={"stop": found.strings}), config.precision
+    )
