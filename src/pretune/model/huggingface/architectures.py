@@ -26,7 +26,6 @@ class Architecture(NamedTuple):
 
 
 LLAMA = Architecture("llama", "LlamaForCausalLM")
-QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
 QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
 ARCEE = Architecture("arcee", "ArceeForCausalLM")
 APERTUS = Architecture("apertus", "ApertusForCausalLM")
@@ -34,19 +33,18 @@ NANOCHAT = Architecture("nanochat", "NanoChatForCausalLM")
 
 
 def architecture(config: ModelConfig) -> Architecture:
-    """The architecture that fits the model: Llama, Qwen2 or Qwen3 for gated activations, else Arcee or Apertus; with a
+    """The architecture that fits a portable model: Llama or Qwen3 for gated activations, else Arcee or Apertus; with a
     softcap, only NanoChat.
 
-    Raises ConfigError, naming the key, for a feature that none of them has.
+    Never Qwen2: for its model_type, transformers' AutoTokenizer replaces the pre-tokenizer by Qwen's own, whatever
+    tokenizer.json says. A Llama with biases of zeros computes the same. Raises ConfigError, naming the key, for a
+    feature that none of them has.
     """
     if _is_nanochat(config):
         return NANOCHAT
     _check(config)
-    bias = config.bias
-    if config.activation in GATED and not config.qk_norm:
-        return QWEN2 if bias.qkv and not bias.attention_output else LLAMA
     if config.activation in GATED:
-        return QWEN3
+        return QWEN3 if config.qk_norm else LLAMA
     return APERTUS if config.qk_norm else ARCEE
 
 
@@ -67,7 +65,9 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "max_position_embeddings": config.max_sequence_length,
         "rms_norm_eps": config.norm.eps,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
+        "rope_theta": config.rope.theta,  # where programs look that do not know rope_parameters
         "tie_word_embeddings": config.tied_embeddings,
+        "attention_bias": bias.qkv,
         "attention_dropout": 0.0,
         "initializer_range": config.init.std,
         "bos_token_id": None,
@@ -78,8 +78,6 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
     }
     if kind is NANOCHAT:
         content["final_logit_softcapping"] = config.softcap
-    if kind is not QWEN2:
-        content["attention_bias"] = bias.qkv
     return content | ({"mlp_bias": bias.mlp} if kind in (LLAMA, ARCEE) else {})
 
 
@@ -93,7 +91,6 @@ def _is_nanochat(config: ModelConfig) -> bool:
 
 def _check(config: ModelConfig) -> None:
     """Raise ConfigError for features that no architecture has."""
-    bias, gated = config.bias, config.activation in GATED
     faults = {
         f"model.softcap = {config.softcap}": config.softcap is not None,
         f"model.norm.kind = {config.norm.kind}": config.norm.kind != "rmsnorm",
@@ -104,15 +101,12 @@ def _check(config: ModelConfig) -> None:
         "model.residual_scalars": config.residual_scalars,
         "model.normalize_embedding": config.normalize_embedding,
         f"model.rope.fraction = {config.rope.fraction:g}": config.rope.fraction != 1,
-        # Only Qwen2 has biases on queries, keys and values but not on the output, and it has no other biases.
-        "model.bias.attention_output different from model.bias.qkv": bias.qkv != bias.attention_output
-        and not (bias.qkv and gated and not config.qk_norm and not bias.mlp),
-        "model.bias.mlp = true with model.qk_norm = true": bias.mlp and config.qk_norm,
+        "model.bias.mlp = true with model.qk_norm = true": config.bias.mlp and config.qk_norm,
     }
     found = [fault for fault, there in faults.items() if there]
     if found:
         raise ConfigError(
-            f"no transformers architecture computes what this model does: {'; '.join(found)}. Llama, Qwen2, Qwen3, "
-            "Arcee and Apertus have learned rmsnorms, fully rotated heads and none of these features; nanochat has "
+            f"no transformers architecture computes what this model does: {'; '.join(found)}. Llama, Qwen3, Arcee "
+            "and Apertus have learned rmsnorms, fully rotated heads and none of these features; nanochat has "
             "model.softcap with relu_squared, qk_norm, normalize_embedding, norm.learned=false and an untied head"
         )

@@ -14,13 +14,16 @@ from pretune.model.config import ModelConfig
 def portable_config(config: ModelConfig) -> ModelConfig:
     """The configuration of an equivalent model whose weights `portable_weights` returns.
 
-    Norms without weights get weights of ones. The attention scale is folded into the queries. A normalized embedding
-    becomes a table of normalized vectors, and a head tied to it gets its own table. Features that cannot be folded into
-    weights stay as they are. A model with a softcap is left unchanged: only NanoChat has one, with unweighted norms.
+    Norms without weights get weights of ones. If some of an attention's matrices have biases, the others get biases of
+    zeros. The attention scale is folded into the queries. A normalized embedding becomes a table of normalized vectors,
+    and a head tied to it gets its own table. Features that cannot be folded into weights stay as they are. A model with
+    a softcap is left unchanged: only NanoChat has one, with unweighted norms.
     """
     if config.norm.kind != "rmsnorm" or config.softcap is not None:
         return config
+    attention = config.bias.qkv or config.bias.attention_output
     changes = {
+        "bias": config.bias.model_copy(update={"qkv": attention, "attention_output": attention}),
         "attention_scale": 1.0,
         "norm": config.norm.model_copy(update={"learned": True}),
         "tied_embeddings": config.tied_embeddings and not config.normalize_embedding,
@@ -34,6 +37,7 @@ def portable_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> d
     weights, new = dict(state_dict), portable_config(config)
     if new.norm.learned and not config.norm.learned:
         weights |= _ones(config)
+    weights |= _zeros(config, new)
     if new.attention_scale != config.attention_scale:
         _scale_queries(weights, config)
     if config.normalize_embedding and not new.normalize_embedding:
@@ -52,6 +56,17 @@ def _ones(config: ModelConfig) -> dict[str, Tensor]:
         if config.qk_norm:
             sizes |= {f"layers.{index}.attention.{name}.weight": config.head_dim for name in ("query_norm", "key_norm")}
     return {name: torch.ones(size) for name, size in sizes.items()}
+
+
+def _zeros(config: ModelConfig, new: ModelConfig) -> dict[str, Tensor]:
+    """Biases of zeros for the matrices of attention that have one only in the portable model."""
+    missing = {}
+    if new.bias.qkv and not config.bias.qkv:
+        missing["qkv"] = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    if new.bias.attention_output and not config.bias.attention_output:
+        missing["output"] = config.dim
+    layers = range(config.num_layers)
+    return {f"layers.{at}.attention.{name}.bias": torch.zeros(size) for at in layers for name, size in missing.items()}
 
 
 def _scale_queries(weights: dict[str, Tensor], config: ModelConfig) -> None:

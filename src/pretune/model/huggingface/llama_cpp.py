@@ -1,0 +1,59 @@
+"""What llama.cpp's converter (convert_hf_to_gguf.py) makes of an exported folder.
+
+It chooses the mathematics by the architecture's name alone: it ignores `hidden_act` and always takes the activation of
+the architecture's first model. What it needs beyond transformers' files, or must stumble over, is in a file that
+transformers does not read: FILE, which matches the converter's pattern `model*.safetensors`.
+
+Source: ggml-org/llama.cpp, conversion/base.py, and of each architecture its file there and in src/models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pretune.model.config import ModelConfig
+from pretune.model.huggingface.architectures import APERTUS, ARCEE, LLAMA, QWEN3, architecture
+
+FILE = "model-llama-cpp.safetensors"
+
+_ACTIVATIONS = {LLAMA: "swiglu", QWEN3: "swiglu", ARCEE: "relu_squared", APERTUS: "relu_squared"}
+"""The activation that llama.cpp computes. Apertus has xIELU there, which is relu_squared for the parameters below."""
+
+
+def obstacle(config: ModelConfig) -> str | None:
+    """Why llama.cpp cannot run a portable model; None if it can."""
+    kind, bias = architecture(config), config.bias
+    if kind not in _ACTIVATIONS:
+        return f"it has no {kind.model_type}"
+    if config.activation != _ACTIVATIONS[kind]:
+        return f"it would compute {_ACTIVATIONS[kind]} in place of model.activation = {config.activation}"
+    if kind is not LLAMA and (bias.qkv or bias.mlp):
+        return f"its {kind.model_type} has no biases (model.bias)"
+    return None
+
+
+def llama_cpp_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The content of FILE, which may be nothing, for a portable model with the exported weights `theirs`.
+
+    A model that llama.cpp would compute wrongly gets a tensor that its converter refuses. An Apertus gets the
+    parameters of xIELU (arXiv 2411.13010), alpha_p x^2 + beta x above 0 and alpha_n (e^min(x, eps) - 1 - x) + beta x
+    below, with alpha_p = 1, alpha_n = 0 (each stored before a softplus) and beta = 0; and a head, which must not be
+    tied there.
+    """
+    if obstacle(config) is not None:
+        return {f"not_for_llama_cpp.{config.activation}": torch.zeros(1)}
+    if architecture(config) is not APERTUS:
+        return {}
+    values = {"alpha_p": math.log(math.expm1(1)), "alpha_n": -128.0, "beta": 0.0, "eps": -1e-6}
+    tensors = {
+        f"model.layers.{index}.mlp.act_fn.{name}": torch.tensor([value])
+        for index in range(config.num_layers)
+        for name, value in values.items()
+    }
+    if config.tied_embeddings:
+        tensors["lm_head.weight"] = theirs["model.embed_tokens.weight"]
+    return tensors
