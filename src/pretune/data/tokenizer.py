@@ -40,7 +40,7 @@ VERSION = 1
 
 TRAINED_EOS = "<|endoftext|>"
 
-_FILE, _ABOUT, _TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+_FILE, _ABOUT, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 class Tokenizer:
@@ -70,6 +70,9 @@ class Tokenizer:
         self.eos, self.bos = eos, bos if bos and backend.token_to_id(bos) is not None else ""
         self.chat_template = chat_template
         self.eos_id: int = eos_id
+        added = backend.get_added_tokens_decoder()
+        self.special_tokens = {index: token.content for index, token in added.items() if token.special}
+        """The text of each special token, which `decode` leaves out, by id."""
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -103,12 +106,6 @@ class Tokenizer:
         return TemplateTokens(self.chat_template, self.bos, self.eos, tuple(self.special_tokens.values()))
 
     @cached_property
-    def special_tokens(self) -> dict[int, str]:
-        """The text of each special token, which `decode` leaves out, by id."""
-        added = self.backend.get_added_tokens_decoder()
-        return {index: token.content for index, token in added.items() if token.special}
-
-    @cached_property
     def fingerprint(self) -> str:
         """Sixteen hex digits that depend on everything that determines a text's ids."""
         content = f"{self.eos}\n{self.backend.to_str()}{self._segments.rule}"
@@ -131,13 +128,14 @@ class Tokenizer:
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos,
             **({"bos_token": self.bos} if self.bos else {}),
-            # Training adds neither. transformers reads this, and llama.cpp's converter.
+            # Training adds neither, and decoding changes nothing. transformers reads this, and llama.cpp's converter.
             "add_bos_token": False,
             "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
             "pretune_fingerprint": self.fingerprint,
         }
         if self.chat_template is not None:
-            write_atomic(folder / _TEMPLATE, self.chat_template)
+            write_atomic(folder / CHAT_TEMPLATE, self.chat_template)
         write_atomic(folder / _FILE, self.backend.to_str(pretty=True))
         write_json(folder / _ABOUT, about)
 
@@ -173,7 +171,7 @@ def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> T
     if chat_format(data.format) and template is None:
         about = hub.download_file(config.path, _ABOUT)
         if _saved_template(about.parent, _about(about.parent)) is None:
-            hub.download_file(config.path, _TEMPLATE)
+            hub.download_file(config.path, CHAT_TEMPLATE)
     return _from_file(path, config.eos, template)
 
 
@@ -212,8 +210,8 @@ def _token(about: dict[str, Any], name: str) -> str | None:
 
 def _saved_template(folder: Path, about: dict[str, Any]) -> str | None:
     """The chat template from its own file or from tokenizer_config.json, where it may be the default of several."""
-    if (folder / _TEMPLATE).is_file():
-        return (folder / _TEMPLATE).read_text(encoding="utf-8")
+    if (folder / CHAT_TEMPLATE).is_file():
+        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
     template = about.get("chat_template")
     if isinstance(template, list):
         named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pretune.core.config import ConfigError, nearest
+from pretune.data.formats.build import build_formatter
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
+from pretune.run.config import RunConfig
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,9 @@ def endings(
         else:
             strings.append(formatter.end_of_turn)
     return Endings(frozenset(ids), tuple(strings))
+
+
+def run_endings(config: RunConfig, tokenizer: Tokenizer) -> Endings:
+    """What ends a run's texts wherever they are generated: for exports. Stop strings of one task are left out."""
+    formatter = build_formatter(config.data.format, tokenizer.template_tokens)
+    return endings(tokenizer, formatter, config.generate.end_tokens)

@@ -13,31 +13,57 @@ from pretune.adapters.huggingface import adapter_for_huggingface
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
+from pretune.model.config import ModelConfig
+from pretune.model.huggingface import llama_cpp
 from pretune.model.huggingface.architectures import huggingface_config
 from pretune.model.huggingface.folding import portable_config, portable_weights
+from pretune.model.huggingface.llama_cpp import llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import split_layers, to_huggingface
+from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
+from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
 from pretune.run.model import evaluation_model
 from pretune.run.weights import start_run
+from pretune.tasks.export.beside import generation_config, write_tokenizer
+from pretune.tasks.export.reload import check_model, check_tokenizer
 
 
 def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
     """Write config.json, generation_config.json, model.safetensors and the tokenizer; an adapter is merged into the
     weights. If `quantization` stores weights as integers, the dequantized values are written.
 
-    Returns instructions for use. Raises ConfigError for a model that no transformers architecture supports.
+    The folder is loaded again, as its users will; see reload.py. Returns instructions for use. Raises ConfigError for a
+    model that no transformers architecture supports, and for a tokenizer that transformers reads differently.
     """
-    tokenizer, shape = assemble_tokenizer(config), portable_config(config.model)
-    content = huggingface_config(shape, tokenizer.eos_id, config.export.dtype)
-    model = evaluation_model(config, run, torch.device("cpu"))
-    weights = portable_weights({name: tensor.detach() for name, tensor in model.state_dict().items()}, config.model)
-    _save(to_huggingface(weights, shape), folder / "model.safetensors", config.export.dtype)
+    tokenizer, shape, dtype = assemble_tokenizer(config), portable_config(config.model), config.export.dtype
+    content = huggingface_config(shape, tokenizer.eos_id, dtype)
     write_json(folder / "config.json", content)
-    write_json(folder / "generation_config.json", {"eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.eos_id})
-    tokenizer.save(folder)
-    return "Load it: transformers.AutoModelForCausalLM.from_pretrained('{output}')"
+    ends = run_endings(config, tokenizer)
+    write_json(folder / "generation_config.json", generation_config(tokenizer.eos_id, ends))
+    write_tokenizer(config, tokenizer, folder)
+    ids = check_tokenizer(config, tokenizer, folder)
+    state = evaluation_model(config, run, torch.device("cpu")).state_dict()
+    weights = to_huggingface(portable_weights(state, config.model), shape)
+    _save(weights, folder / "model.safetensors", dtype)
+    if beside := llama_cpp_tensors(shape, weights):
+        _save(beside, folder / llama_cpp.FILE, "float32")
+    model = Transformer(config.model)
+    model.load_state_dict(state)
+    check_model(model, ids, folder, dtype)
+    return (
+        "Load it: transformers.AutoModelForCausalLM.from_pretrained('{output}')"
+        + (f"; generate(..., tokenizer=tokenizer) ends a text before {ends.strings[0]!r}" if ends.strings else "")
+        + f". llama.cpp {_for_llama_cpp(shape)}"
+    )
+
+
+def _for_llama_cpp(shape: ModelConfig) -> str:
+    found = obstacle(shape)
+    if found is not None:
+        return f"cannot run it: {found}"
+    return "runs it: python convert_hf_to_gguf.py '{output}' (docs/how-to/export.md says for which tokenizers)"
 
 
 def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:

@@ -16,6 +16,7 @@ from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.model import converted_model, merged_model
 from pretune.tasks.evaluate.task import validation_loss
+from pretune.tasks.export.beside import what_ends_a_text, write_tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "integers.json"
 
@@ -43,8 +44,10 @@ def write_integers(config: RunConfig, run: RunFolder, folder: Path) -> str:
         matrices[name] = {"bits": bits, "group_size": group, "shape": list(tensor.shape), "rounds_inputs": rounds}
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     section = config.quantization.model_dump()
-    write_json(folder / INDEX, {"quantization": section, "model": config.model.model_dump(), "matrices": matrices})
-    assemble_tokenizer(config).save(folder)
+    tokenizer = assemble_tokenizer(config)
+    about = {"quantization": section, "model": config.model.model_dump(), **what_ends_a_text(config, tokenizer)}
+    write_json(folder / INDEX, {**about, "matrices": matrices})
+    write_tokenizer(config, tokenizer, folder)
     size = (folder / WEIGHTS).stat().st_size / 2**20
     return f"{size:,.1f} MiB; {INDEX} says how each matrix is stored, docs/how-to/quantization.md how to read it."
 

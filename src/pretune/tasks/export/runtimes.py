@@ -14,14 +14,15 @@ from pretune.data.tokenizer import Tokenizer
 from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
+from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
-from pretune.run.generator import assemble_generator
 from pretune.run.model import converted_model, merged_model
 from pretune.runtimes.agreement import PROMPT, largest_difference, probe, program_logits
 from pretune.runtimes.executorch.lowering import STAGES, Interface, check_installed, lower
 from pretune.runtimes.executorch.program import Program
 from pretune.runtimes.manifest import PROGRAM, write_manifest
 from pretune.runtimes.onnx_file import check_onnx_installed, onnx_logits, write_onnx
+from pretune.tasks.export.beside import what_ends_a_text, write_tokenizer
 
 ONNX = "model.onnx"
 
@@ -39,16 +40,15 @@ def write_program(config: RunConfig, run: RunFolder, step: int, folder: Path) ->
     tokenizer = assemble_tokenizer(config)
     context = _context(config)
     model = converted_model(config, run, torch.device("cpu"))
-    ends = assemble_generator(config, config.generate, model, tokenizer, torch.device("cpu")).decoder.vocabulary.end_ids
-    interface = Interface(context, tokenizer.vocab_size, tuple(sorted(ends)))
+    interface = Interface(context, tokenizer.vocab_size, tuple(sorted(run_endings(config, tokenizer).ids)))
     tokens = probe(tokenizer.vocab_size, min(PROMPT + 4, context - 1))
     expected = logits(model, tokens, tokenizer)[PROMPT - 1 : -1]
     for _ in counted(lower(model, interface, folder / PROGRAM), "lowering to ExecuTorch", STAGES):
         pass
     found = program_logits(Program(folder / PROGRAM), tokens)
     difference = largest_difference(found, expected, PROGRAM)
-    about = {"eos_ids": list(interface.eos_ids), "context": context}
-    _write_beside(config, run, step, folder, PROGRAM, tokenizer, about | {"largest_difference": difference})
+    about = {"context": context, "largest_difference": difference}
+    _write_beside(config, run, step, folder, PROGRAM, tokenizer, about)
     return (
         f"{_described(folder / PROGRAM, difference)} Generate with it: python src/main.py --config {run.config} "
         "task=generate generate.runtime=executorch 'generate.export={output}' 'generate.prompt=...'"
@@ -96,8 +96,9 @@ def _context(config: RunConfig) -> int:
 def _write_beside(
     config: RunConfig, run: RunFolder, step: int, folder: Path, file: str, tokenizer: Tokenizer, about: dict[str, Any]
 ) -> None:
-    tokenizer.save(folder)
+    write_tokenizer(config, tokenizer, folder)
     of = {"run": run.name, "step": step, "quantization": config.quantization.kind, "vocab_size": tokenizer.vocab_size}
+    of |= what_ends_a_text(config, tokenizer)
     write_manifest(folder, file, tokenizer.fingerprint, of | about)
 
 
