@@ -20,7 +20,8 @@ def write_manifest(folder: Path, file: str, tokenizer: str, about: dict[str, Any
 
 def newest_program(exports: Path) -> Path | None:
     """The folder with the most recently written .pte, among the folders in `exports`."""
-    found = [path for path in exports.glob(f"*/{MANIFEST}") if (path.parent / PROGRAM).is_file()]
+    # A folder with a dot is an export under way, or what is left of one that was killed.
+    found = [path for path in exports.glob(f"[!.]*/{MANIFEST}") if (path.parent / PROGRAM).is_file()]
     return max(found, key=lambda path: path.stat().st_mtime_ns).parent if found else None
 
 

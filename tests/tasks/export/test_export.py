@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +24,7 @@ from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
 from pretune.run.model import merged_model
+from pretune.training.signals import EXIT_STOPPED
 
 Compose = Callable[..., dict[str, Any]]
 BASE = ("name=base", "budget.steps=4")
@@ -67,7 +75,9 @@ def test_a_run_is_exported_with_its_tokenizer(
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
-def test_an_adapter_is_merged_or_kept(kind: str, tiny: Compose, tmp_path: Path) -> None:
+def test_an_adapter_is_merged_or_kept(
+    kind: str, tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = tmp_path / "runs"
     run(tiny(*BASE))
     run(tiny(*BASE, "task=export", f"export.output={tmp_path / 'base'}"))
@@ -76,7 +86,9 @@ def test_an_adapter_is_merged_or_kept(kind: str, tiny: Compose, tmp_path: Path) 
     settings = ("name=tuned", *TUNE, f"adapter={kind}", *targets, "task=export")
     run(tiny(*settings, "task=train"))
     run(tiny(*settings))
+    capsys.readouterr()
     run(tiny(*settings, "export.adapter=keep"))
+    said = capsys.readouterr().out
     wanted = own_logits(tiny(*settings))
     merged = load(runs / "tuned" / "export" / "huggingface-step_00000004")
     torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
@@ -85,6 +97,13 @@ def test_an_adapter_is_merged_or_kept(kind: str, tiny: Compose, tmp_path: Path) 
     assert not torch.allclose(logits(base), wanted, rtol=1e-4, atol=1e-4)
     adapted = peft.PeftModel.from_pretrained(base, str(kept))
     torch.testing.assert_close(logits(adapted), wanted, rtol=1e-5, atol=1e-5)
+    # The adapter names its base where an export puts it by default; it says so, and works once it is there.
+    assert f"not there yet: python src/main.py --config {runs / 'base'}/config.yaml task=export" in said
+    run(tiny(*BASE, "task=export"))
+    both = peft.AutoPeftModelForCausalLM.from_pretrained(str(kept))
+    torch.testing.assert_close(logits(both), wanted, rtol=1e-5, atol=1e-5)
+    assert transformers.AutoTokenizer.from_pretrained(kept).eos_token_id == 0
+    assert transformers.GenerationConfig.from_pretrained(kept).eos_token_id == 0
 
 
 @pytest.mark.parametrize(
@@ -123,3 +142,43 @@ def test_numbers_that_a_type_cannot_hold_are_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"export\.dtype=float16; use bfloat16"):
         _save({"weight": torch.tensor([1e6])}, tmp_path / "x.safetensors", "float16")
+
+
+KILLED = """
+import sys
+from pathlib import Path
+import json
+from pretune.dispatch import run
+print("started", flush=True)
+sys.exit(run(json.loads(Path(sys.argv[1]).read_text())))
+"""
+
+
+def test_a_full_disk_leaves_nothing(tiny: Compose, tmp_path: Path) -> None:
+    run(tiny(*BASE))
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limit[1]))
+    try:
+        with pytest.raises(InputError, match=r"cannot write to .*choose another export\.output"):
+            run(tiny(*BASE, "task=export"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert not any((tmp_path / "runs" / "base" / "export").iterdir())
+
+
+def test_a_stopped_export_leaves_nothing(tiny: Compose, tmp_path: Path) -> None:
+    run(tiny(*BASE))
+    (tmp_path / "export.json").write_text(json.dumps(tiny(*BASE, "task=export")))
+    script = [sys.executable, "-c", KILLED, str(tmp_path / "export.json")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3] / "src")}
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    exports = tmp_path / "runs" / "base" / "export"
+    while process.poll() is None and not list(exports.glob(".*")):
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == EXIT_STOPPED
+    assert "nothing was exported" in said
+    assert not any(exports.iterdir())

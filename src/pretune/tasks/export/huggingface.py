@@ -25,7 +25,7 @@ from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
 from pretune.run.model import evaluation_model
-from pretune.run.weights import start_run
+from pretune.run.weights import chosen_checkpoint, start_run
 from pretune.tasks.export.beside import generation_config, write_tokenizer
 from pretune.tasks.export.reload import check_model, check_tokenizer
 
@@ -67,8 +67,10 @@ def _for_llama_cpp(shape: ModelConfig) -> str:
 
 
 def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
-    """Write adapter_model.safetensors and adapter_config.json; return instructions for use.
+    """Write adapter_model.safetensors, adapter_config.json, generation_config.json and the tokenizer; return
+    instructions for use.
 
+    The adapter names the folder that an export of its base run goes to by default, whether that is there yet or not.
     Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
@@ -79,13 +81,24 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
         )
     tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
-    write_json(folder / ADAPTER_CONFIG, content)
     base = start_run(config)
     assert base is not None  # RunConfig ensures it
+    exported = model_folder(base, checkpoint.step_of(chosen_checkpoint(base))).resolve()
+    write_json(folder / ADAPTER_CONFIG, content | {"base_model_name_or_path": str(exported)})
+    tokenizer = assemble_tokenizer(config)
+    write_tokenizer(config, tokenizer, folder)
+    ends = run_endings(config, tokenizer)
+    write_json(folder / "generation_config.json", generation_config(tokenizer.eos_id, ends))
+    missing = f", which are not there yet: python src/main.py --config {base.config} task=export"
     return (
-        f"It belongs on the weights of {base.name}; export these too: python src/main.py --config {base.config} "
-        "task=export. Then load them as model, and call peft.PeftModel.from_pretrained(model, '{output}')"
+        f"It belongs on the weights of {base.name} in {exported}{'' if exported.is_dir() else missing}. Load both: "
+        "peft.AutoPeftModelForCausalLM.from_pretrained('{output}')"
     )
+
+
+def model_folder(run: RunFolder, step: int) -> Path:
+    """Where the weights of a run go at a step, unless export.output says otherwise."""
+    return run.path / "export" / f"huggingface-step_{step:08d}"
 
 
 def _save(tensors: dict[str, Tensor], path: Path, dtype: str) -> None:

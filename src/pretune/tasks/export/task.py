@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError, InputError
@@ -13,6 +16,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.precision import resolved_config
 from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.export.integers import cost_of_quantization, write_integers
+from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 
 def export(config: RunConfig) -> int:
@@ -36,14 +40,19 @@ def export(config: RunConfig) -> int:
         )
     output = _output(config, run, checkpoint.step_of(path))
     try:
-        with atomic_folder(output) as folder:
+        with Interrupts(), atomic_folder(output) as folder:
             use = _write(config, run, path, keep, folder)
             cost = cost_of_quantization(config, run) if rounded and config.export.measure else None
             if cost is not None:
                 write_json(folder / "quantization.json", {"kind": config.quantization.kind, **cost})
-    except OSError as error:
-        raise InputError(f"cannot write to {output}: {error.strerror or error}; choose another export.output") from None
-    print(f"{run.name} at step {checkpoint.step_of(path):,} is in {output}. {use.format(output=output)}")
+    except Stop:
+        print("\nstopped; nothing was exported.", file=sys.stderr)
+        return EXIT_STOPPED
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write to {output}: {reason}; choose another export.output") from None
+    use = use.replace("{output}", str(output))
+    print(f"{run.name} at step {checkpoint.step_of(path):,} is in {output}. {use}")
     if cost is not None:
         print(
             f"validation loss: {cost['val_float/loss']:.4f} without quantization, {cost['val/loss']:.4f} with "
@@ -53,7 +62,7 @@ def export(config: RunConfig) -> int:
 
 
 def _write(config: RunConfig, run: RunFolder, path: Path, keep: bool, folder: Path) -> str:
-    """Write the files into `folder`; return instructions for use, with `{output}` for their final folder."""
+    """Write the files into `folder`; return instructions for use, with {output} for their final folder."""
     match config.export.format:
         case "huggingface":
             from pretune.tasks.export.huggingface import write_adapter, write_model
