@@ -64,7 +64,7 @@ def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
     return {
         "source": source,
         "validation": {"source": None, "fraction": 0.001, "seed": 1, "group_by": None},
-        "format": {"kind": "text", "column": "text"},
+        "format": {"kind": "text", "column": "text", "parse_special": False},
         "tokenizer": {"kind": "file", "path": tokenizer, "eos": "<|endoftext|>"} if tokenizer else trained,
         "sequence_length": 512,
         "packing": {"mode": "stream", "too_long": "split", "isolate": False},

@@ -7,10 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from pretune.core.config import validate
 from pretune.data.config import DataConfig
-from pretune.data.formats.chat_template import TemplateTokens
+from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.segments import ColumnCheck, Place, Unusable
+from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
+
+FORMATS = Path(__file__).parents[2] / "src" / "config" / "data" / "format"
 
 _BASE: dict[str, Any] = {
     "source": {"kind": "word_problems", "num_problems": 300, "max_number": 20, "seed": 1},
@@ -43,7 +49,29 @@ def data_config(**changes: Any) -> DataConfig:
     for key, value in changes.items():
         partial = isinstance(value, dict) and "kind" not in value
         merged[key] = merged[key] | value if partial else value
+    merged["format"] = with_defaults(merged["format"])
+    merged["mix"] = {name: part | {"format": with_defaults(part["format"])} for name, part in merged["mix"].items()}
     return validate(DataConfig, merged)
+
+
+def with_defaults(format: dict[str, Any]) -> dict[str, Any]:
+    """A format section with the values of its YAML group for the keys that it does not name."""
+    kind = format["kind"]
+    defaults = yaml.safe_load((FORMATS / f"{kind}.yaml").read_text())
+    if "common@_here_" in str(defaults.pop("defaults", "")):
+        defaults = yaml.safe_load((FORMATS / "common" / "messages.yaml").read_text()) | defaults
+    found = defaults | format
+    return found | {"template": with_defaults(found["template"])} if kind == "preference" else found
+
+
+def error_of_every_row(formatter: Formatter, row: dict[str, Any], place: Place) -> None:
+    """Raise what preparation raises if every row of a source is like this one."""
+    columns = ColumnCheck()
+    try:
+        formatter.documents(row, place)
+    except Unusable as reason:
+        columns.add(reason)
+    columns.end()
 
 
 def files(*names: Path | str, **other: Any) -> dict[str, Any]:

@@ -16,8 +16,8 @@ import numpy as np
 
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.config import FormatConfig
-from pretune.data.formats.formatter import Formatter
-from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.segments import ColumnCheck, Place, Segment, Unusable
+from pretune.data.formats.special_tokens import spellings
 from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import Row, Split, rows
 from pretune.data.tokenizer import Tokenizer
@@ -63,8 +63,8 @@ class Chunk:
 
     stop_row: int
     documents: dict[str, list[list[Segment]]]
-    skipped: dict[str, list[tuple[int, str]]]
-    """Rows that are left out, with the reason."""
+    counts: dict[str, Counts]
+    """What is known before anything is tokenized: the rows left out, columns not read, special tokens spelled out."""
 
 
 @dataclass
@@ -105,33 +105,50 @@ def _in_order(pool: ThreadPoolExecutor, recipe: Recipe, start_row: int, ahead: i
 
 def _chunks(recipe: Recipe, start_row: int) -> Iterator[Chunk]:
     """Rows as segments, in chunks whose boundaries depend only on the rows from `start_row` on."""
-    formatter = build_formatter(recipe.format, recipe.tokenizer.template_tokens)
+    reader = _Reader(recipe, ColumnCheck(passed=start_row > 0))
     chunk, characters, first = _empty_chunk(recipe.sides, start_row), 0, start_row
     for number, row in enumerate(rows(recipe.source)):
         if number < start_row:
             continue
         side = "all" if recipe.split is None else recipe.split.side(number, row)
-        characters += _add_row(chunk, side, formatter, row, Place(recipe.source, number))
+        characters += reader.add(chunk, side, row, number)
         chunk.stop_row = number + 1
         if characters >= recipe.sizes.chunk_characters or chunk.stop_row - first >= recipe.sizes.chunk_rows:
             yield chunk
             chunk, characters, first = _empty_chunk(recipe.sides, chunk.stop_row), 0, chunk.stop_row
+    reader.columns.end()
     if chunk.stop_row > first:
         yield chunk
 
 
 def _empty_chunk(sides: tuple[str, ...], row: int) -> Chunk:
-    return Chunk(row, {side: [] for side in sides}, {side: [] for side in sides})
+    return Chunk(row, {side: [] for side in sides}, {side: Counts() for side in sides})
 
 
-def _add_row(chunk: Chunk, side: str, formatter: Formatter, row: Row, place: Place) -> int:
-    try:
-        documents = formatter.documents(row, place)
-    except Unusable as reason:
-        chunk.skipped[side].append((place.row, str(reason)))
-        return 0
-    chunk.documents[side] += documents
-    return sum(len(segment.text) for segments in documents for segment in segments)
+class _Reader:
+    """Adds rows to chunks as segments."""
+
+    def __init__(self, recipe: Recipe, columns: ColumnCheck) -> None:
+        self._formatter = build_formatter(recipe.format, recipe.tokenizer.template_tokens)
+        self._spellings = spellings(recipe.tokenizer.template_tokens)
+        self._source, self.columns = recipe.source, columns
+
+    def add(self, chunk: Chunk, side: str, row: Row, number: int) -> int:
+        """Add a row to one side of a chunk, or count it as left out; return its number of characters."""
+        counts = chunk.counts[side]
+        try:
+            documents = self._formatter.documents(row, Place(self._source, number))
+        except Unusable as reason:
+            self.columns.add(reason)
+            counts.skip(number, str(reason))
+            return 0
+        self.columns.add(None)
+        chunk.documents[side] += documents
+        counts.unread |= self._formatter.unread(row)
+        segments = [segment for document in documents for segment in document]
+        plain = (segment.text for segment in segments if not segment.special)
+        counts.spell(number, {token for text in plain for token in self._spellings.findall(text)})
+        return sum(len(segment.text) for segment in segments)
 
 
 def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
@@ -156,8 +173,7 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
         encoded.lengths[side] = lengths
         size = sum(len(segment.text.encode()) for document in documents for segment in document)
         counts = Counts(len(encoded.tokens[side]), len(documents), int(encoded.scored[side].sum()), size)
-        for row, reason in chunk.skipped[side]:
-            counts.skip(row, reason)
+        counts.add(chunk.counts[side])
         encoded.counts[side] = counts
     return encoded
 

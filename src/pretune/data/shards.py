@@ -29,7 +29,7 @@ from pretune.data.sources.rows import Split, check_apart, describe, empty_side, 
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
 
-VERSION = 2
+VERSION = 3
 """Increment when the layout on disk changes."""
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,8 +28,12 @@ COMPLETE_FILE = "complete.json"
 
 @dataclass
 class Counts:
-    """Counts for one side of a shard, or of all shards; `skipped` counts the rows left out by reason, and
-    `first_skipped` has the first such row by reason."""
+    """Counts for one side of a shard, or of all shards.
+
+    `skipped` counts the rows left out by reason, `first_skipped` has the first such row; `spelled` counts the rows
+    whose text spells a special token and stays text, by token, `first_spelled` has the first such row. `unread` names
+    the columns that the format does not read.
+    """
 
     tokens: int = 0
     documents: int = 0
@@ -36,11 +41,20 @@ class Counts:
     bytes: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
     first_skipped: dict[str, int] = field(default_factory=dict)
+    spelled: Counter[str] = field(default_factory=Counter)
+    first_spelled: dict[str, int] = field(default_factory=dict)
+    unread: set[str] = field(default_factory=set)
 
     def skip(self, row: int, reason: str) -> None:
         """Count a row that is left out; call it in row order."""
         self.skipped[reason] += 1
         self.first_skipped.setdefault(reason, row)
+
+    def spell(self, row: int, tokens: Iterable[str]) -> None:
+        """Count a row for each of these tokens that its text spells; call it in row order."""
+        for token in tokens:
+            self.spelled[token] += 1
+            self.first_spelled.setdefault(token, row)
 
     def add(self, other: Counts) -> None:
         self.tokens += other.tokens
@@ -49,13 +63,18 @@ class Counts:
         self.bytes += other.bytes
         self.skipped.update(other.skipped)
         self.first_skipped = {**other.first_skipped, **self.first_skipped}
+        self.spelled.update(other.spelled)
+        self.first_spelled = {**other.first_spelled, **self.first_spelled}
+        self.unread |= other.unread
 
     def to_json(self) -> dict[str, object]:
-        return {**vars(self), "skipped": dict(sorted(self.skipped.items()))}
+        ordered = {name: dict(sorted(getattr(self, name).items())) for name in ("skipped", "spelled", "first_spelled")}
+        return {**vars(self), **ordered, "unread": sorted(self.unread)}
 
     @staticmethod
     def from_json(value: dict) -> Counts:
-        return Counts(**{**value, "skipped": Counter(value["skipped"])})
+        counted = {name: Counter(value[name]) for name in ("skipped", "spelled")}
+        return Counts(**{**value, **counted, "unread": set(value["unread"])})
 
 
 class TokenData:
@@ -82,6 +101,8 @@ class TokenData:
         self.num_bytes = total.bytes
         self.skipped = total.skipped
         self._first_skipped = total.first_skipped
+        self.unread = sorted(total.unread)
+        self._spelled, self._first_spelled = total.spelled, total.first_spelled
         self.reference_log_probs: np.ndarray | None = None
         """Log-probabilities, in nats, under the reference model of both sides of each sequence's pairs, as packed by
         the run: [num_sequences, P, 2] float32; None until they are known."""
@@ -92,6 +113,14 @@ class TokenData:
             f"{count:,} because {reason} (the first is {locate(self.source, self._first_skipped[reason])})"
             for reason, count in self.skipped.most_common()
         ]
+
+    def spelled_out(self) -> str | None:
+        """Which special tokens the text spells that stay text, each with its number of rows, and the first such row;
+        None if there are none."""
+        if not self._spelled:
+            return None
+        tokens = ", ".join(f"{token} in {count:,} rows" for token, count in self._spelled.most_common())
+        return f"{tokens} (the first is {locate(self.source, min(self._first_spelled.values()))})"
 
     @cached_property
     def document_ends(self) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_data import CHAT, TOKENS, data_config, files
+from small_data import CHAT, TOKENS, data_config, error_of_every_row, files
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
@@ -232,8 +232,10 @@ def test_names_of_fields_and_roles_differ_between_data_sets() -> None:
     ([("system", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")], "it starts with the assistant"),
     ([("user", "a"), ("assistant", " ")], "it has an empty turn"),
     ([("user", ""), ("assistant", "b")], "it has an empty turn"),
+    ([("user", float("nan")), ("assistant", "b")], "it has an empty turn"),
+    ([(None, "a"), ("assistant", "b")], "one of its messages has no role"),
 ])  # fmt: skip
-def test_conversations_that_teach_nothing_are_left_out(messages: list[tuple[str, str]], reason: str) -> None:
+def test_conversations_that_teach_nothing_are_left_out(messages: list[tuple[Any, Any]], reason: str) -> None:
     row = {"messages": [{"role": role, "content": content} for role, content in messages]}
     with pytest.raises(Unusable, match=reason):
         formatter(CHATML).documents(row, PLACE)
@@ -241,15 +243,18 @@ def test_conversations_that_teach_nothing_are_left_out(messages: list[tuple[str,
 
 @pytest.mark.parametrize(("row", "message"), [
     ({"text": "a"}, r"a\.jsonl, row 7 has no field 'messages' or 'conversations' \(it has: text\)"),
-    ({"messages": "hello"}, "field 'messages' is not a list of messages but str"),
-    ({"messages": ["hello"]}, "row 7, message 1 is not a record with role and content but str"),
+    ({"messages": "hello"}, "field 'messages' is text, but not JSON"),
+    ({"messages": "5"}, "field 'messages' is not a list of messages but int"),
+    ({"messages": ["hello"]}, "row 7, field 'messages', message 1 is not a record with role and content but str"),
     ({"messages": [{"content": "a"}]}, r"message 1 has no 'role' or 'from' \(it has: content\)"),
     ({"messages": [{"role": "bot", "content": "a"}]}, r"message 1: unknown role 'bot' .*\+data\.format\.roles\.bot="),
-    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "content is not text but list"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "1: its content has a part that is not text"),
+    ({"messages": [{"role": ["user"], "content": "a"}]}, "message 1: its role is not text but list"),
+    ({"messages": [{"role": "user", "text": "a"}]}, r"message 1 has no 'content' or 'value' \(it has: role, text\)"),
 ])  # fmt: skip
 def test_rows_that_are_no_conversations_are_errors(row: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        formatter(CHATML).documents(row, PLACE)
+        error_of_every_row(formatter(CHATML), row, PLACE)
 
 
 def test_a_template_may_refuse_a_conversation() -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from pretune.core.config import ConfigError, validate
 from pretune.data.formats.build import build_formatter
-from pretune.data.formats.chat_template import TemplateTokens
 from pretune.data.formats.documents import questions
 from pretune.data.formats.mathqa import parse_options
+from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.sources.rows import validation_rows
 from pretune.dispatch import run
 from pretune.generation.texts import Text

@@ -27,7 +27,7 @@ QAT = ("quantization=qat_int8_int4", "quantization.group_size=16", "quantization
 
 
 @pytest.fixture
-def dpo(tiny: Compose, tmp_path: Path) -> Compose:
+def dpo(tiny: Compose, composed: Compose, tmp_path: Path) -> Compose:
     """`dpo(*overrides)`: a DPO run that starts from the run `base`, which is trained here."""
     assert run(tiny("name=base", "budget.steps=4", "model.max_sequence_length=256")) == 0
     file = write_preferences(tmp_path / "preferences.jsonl")
@@ -41,10 +41,7 @@ def dpo(tiny: Compose, tmp_path: Path) -> Compose:
         mapping["data"] |= {
             "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
             "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
-            "format": {
-                "kind": "preference",
-                "template": {"kind": "instruction", "preamble": True, "score_prompt": False},
-            },
+            "format": composed("smoke", "data=ultrafeedback")["data"]["format"],
             "tokenizer": {"kind": "inherited"},
             "sequence_length": 256,
             "packing": {"mode": "pairs", "too_long": "drop", "isolate": True},
@@ -180,10 +177,10 @@ class TestBadInput:
             run(dpo("name=bad", *overrides))
         assert not (tmp_path / "runs" / "bad").exists()
 
-    def test_a_row_without_a_side_is_named(self, dpo: Compose, tmp_path: Path) -> None:
-        data = [*preferences(5), {"prompt": "a", "chosen": "b", "rejectd": "c"}]
+    def test_rows_without_a_side_are_named(self, dpo: Compose, tmp_path: Path) -> None:
+        data = [{"prompt": pair["prompt"], "chosen": "b", "rejectd": "c"} for pair in preferences(6)]
         write_preferences(tmp_path / "preferences.jsonl", data)
-        with pytest.raises(InputError, match=r"jsonl, row 6 has no field 'rejected'; did you mean 'rejectd'"):
+        with pytest.raises(InputError, match=r"jsonl, row 1 has no field 'rejected'; did you mean 'rejectd'"):
             run(dpo("name=bad"))
         assert not (tmp_path / "runs" / "bad").exists()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 from pretune.data.formats.chat import Chat
-from pretune.data.formats.chat_template import TemplateTokens
 from pretune.data.formats.config import (
     ChatFormat,
     FormatConfig,
@@ -22,6 +21,7 @@ from pretune.data.formats.instruction import Instruction
 from pretune.data.formats.mathqa import MathQA
 from pretune.data.formats.preferences import Preferences
 from pretune.data.formats.prompt_completion import PromptCompletion
+from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.formats.text import Text
 
 
@@ -32,11 +32,11 @@ def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
     """
     match config:
         case TextFormat():
-            return Text(config)
+            return Text(config, tokens)
         case InstructionFormat():
             return Instruction(config)
         case PromptCompletionFormat():
-            return PromptCompletion(config)
+            return PromptCompletion(config, tokens)
         case GSM8KFormat():
             return GSM8K(config)
         case MathQAFormat():
@@ -44,6 +44,6 @@ def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
         case ChatFormat():
             return Chat(config, tokens)
         case PreferenceFormat():
-            return Preferences(build_formatter(config.template, tokens))
+            return Preferences(config, build_formatter(config.template, tokens))
         case _:
             assert_never(config)

@@ -8,30 +8,24 @@ the whole rendered conversation. Generation uses the same prompt, rendered by th
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from pretune.core.config import ConfigError, InputError
 from pretune.data.formats.config import ChatFormat
-from pretune.data.formats.conversations import Message
+from pretune.data.formats.conversations import Conversation, is_scored
+from pretune.data.formats.messages import Turn
+from pretune.data.formats.rendering import Refusal, Template
 from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.special_tokens import TemplateTokens, spellings
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Mark text in a message that spells a special token; these are Unicode noncharacters, which do not occur in text."""
 
 _QUESTION, _ANSWER = "What is the colour of the sea", "Blue on most days"
-_PROBE: list[Message] = [{"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER}]
-
-
-@dataclass(frozen=True)
-class TemplateTokens:
-    """A tokenizer's chat template, or None, and the texts of its special tokens."""
-
-    template: str | None
-    bos: str
-    eos: str
-    special: tuple[str, ...]
+_ANSWERED = Turn({"role": "assistant", "content": _ANSWER}, None)
+_PROBE = [Turn({"role": "user", "content": _QUESTION}, None), _ANSWERED]
 
 
 class ChatTemplate:
@@ -49,47 +43,63 @@ class ChatTemplate:
                 "data.format.kind = chat needs a chat template, but the tokenizer has none; set data.format.template, "
                 "for instance with data/format=chat_plain"
             )
-        self._text, self._eos, self._turns = text, tokens.eos, config.assistant_turns
-        self._variables = {**config.variables, "bos_token": tokens.bos, "eos_token": tokens.eos}
-        longest_first = sorted({*tokens.special, tokens.eos}, key=len, reverse=True)
-        self._special = re.compile("|".join(re.escape(token) for token in longest_first))
-        self._asks = True
+        self._eos, self._turns = tokens.eos, config.assistant_turns
+        self._template = Template(text, {**config.variables, "bos_token": tokens.bos, "eos_token": tokens.eos})
+        self._special = spellings(tokens)
+        self._asks, self._closes = True, False
         self.end_of_turn: str = self._try_out()
 
-    def prompt(self, messages: Sequence[Message]) -> list[Segment]:
+    def prompt(self, conversation: Conversation) -> list[Segment]:
         """The prompt for the assistant's next turn.
 
         Raises InputError if the template rejects the chat.
         """
-        marked = self._marked(messages)
+        marked = self._marked(conversation)
         try:
             text = self._prompt(marked)
             # Split into segments where training does, so that earlier turns get the same tokens as in training.
             earlier = _ends_of_turns(marked) if self._turns == "together" else []
-            spans = [self._span(marked[:end], None, None) for end in earlier]
-        except _Refusal as refusal:
+            spans = [self._span(_first(marked, end), None, None) for end in earlier]
+        except Refusal as refusal:
             raise InputError(f"the chat template rejects this chat: {refusal}") from None
         return _segments(text, [Span(span.start, span.stop, False) for span, turn in spans if text.startswith(turn)])
 
-    def documents(self, messages: Sequence[Message], place: Place) -> list[list[Segment]]:
+    def documents(self, conversation: Conversation, place: Place) -> list[list[Segment]]:
         """The documents of a conversation that ends with the assistant, without the end-of-document token.
 
-        Raises Unusable if the template rejects the conversation; InputError if it renders a turn differently when more
-        turns follow, or if its prompt is not a prefix of the rendered turn.
+        Raises Unusable if the template rejects the conversation; InputError if it does not write the conversation's
+        tools, does not read one of its variables, renders a turn differently when more turns follow, or if its prompt
+        is not a prefix of the rendered turn.
         """
-        marked = self._marked(messages)
+        self._check_reads(conversation, place)
+        marked = self._marked(conversation)
         ends = _ends_of_turns(marked)
         if self._turns == "together":
             return [self._document(marked, ends, place)]
         ends = ends if self._turns == "apart" else ends[-1:]
-        return [self._document(marked[:end], [end], place) for end in ends]
+        return [self._document(_first(marked, end), [end], place) for end in ends]
 
-    def _document(self, messages: list[Message], ends: list[int], place: Place) -> list[Segment]:
+    def _check_reads(self, conversation: Conversation, place: Place) -> None:
+        """Raise InputError for what the row says and the template has no word for."""
+        if conversation.tools and not self._template.mentions("tools"):
+            raise InputError(
+                f"{place} has tools, but the chat template does not write them, so the model would learn to call what "
+                "it cannot see; choose another template, or leave them out with tools_columns=[] in the section"
+            )
+        for name in conversation.variables:
+            if name in Template.RESERVED or not self._template.mentions(name):
+                raise InputError(
+                    f"{place} sets the variable {name}, which the chat template does not read; choose another "
+                    "template, or leave the rows' variables out with variables_columns=[] in the format's section"
+                )
+
+    def _document(self, conversation: Conversation, ends: list[int], place: Place) -> list[Segment]:
         """The conversation as segments; the turns that end after `ends` messages are scored."""
         try:
-            whole = self._render(messages)
-            spans = [self._span(messages[:end], whole if end == len(messages) else None, place) for end in ends]
-        except _Refusal as refusal:
+            whole = self._render(conversation)
+            last = len(conversation.turns)
+            spans = [self._span(_first(conversation, end), whole if end == last else None, place) for end in ends]
+        except Refusal as refusal:
             raise Unusable(f"the chat template rejects it: {refusal}") from None
         except ConfigError as error:
             raise InputError(f"{place}: {error}") from None
@@ -104,74 +114,74 @@ class ChatTemplate:
         whole = whole.rstrip().removesuffix(self._eos)
         return _segments(whole, [Span(span.start, min(span.stop, len(whole)), True) for span, _ in spans])
 
-    def _span(self, messages: list[Message], written: str | None, place: Place | None) -> tuple[Span, str]:
-        """The span of the last turn in the rendered `messages` (`written`, if it is known already), and that text.
+    def _span(self, conversation: Conversation, written: str | None, place: Place | None) -> tuple[Span, str]:
+        """The span of the last turn in the rendered conversation (`written`, if it is known already), and that text.
 
         White space after the turn is not part of it, because generation has stopped by then.
         """
-        turn = self._render(messages) if written is None else written
-        prompt = self._prompt(messages[:-1])
+        turn = self._render(conversation) if written is None else written
+        number = len(conversation.turns)
+        prompt = self._prompt(_first(conversation, number - 1))
         if not turn.startswith(prompt):
             raise InputError(
-                f"{place or 'the chat'}: the chat template writes a prompt for message {len(messages)} that does not "
+                f"{place or 'the chat'}: the chat template writes a prompt for message {number} that does not "
                 f"match how it begins the message itself (the prompt ends in {prompt[-40:]!r}); choose another "
                 "template, or set data.format.variables"
             )
         return Span(len(prompt), len(turn.rstrip()), True), turn
 
-    def _prompt(self, messages: list[Message]) -> str:
+    def _prompt(self, conversation: Conversation) -> str:
         """The text up to the assistant's next turn; trailing spaces belong to the turn and are removed."""
         if self._asks:
-            return self._render(messages, add_generation_prompt=True).rstrip(" ")
-        written = self._render([*messages, _PROBE[1]])
+            return self._template.render(conversation, add_generation_prompt=True).rstrip(" ")
+        written = self._render(replace(conversation, turns=[*conversation.turns, _ANSWERED]))
         return written[: written.rindex(_ANSWER)].rstrip(" ")
 
-    def _render(self, messages: list[Message], add_generation_prompt: bool = False) -> str:
-        import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
-
-        try:
-            (written,), _ = render_jinja_template(
-                [messages],
-                chat_template=self._text,
-                add_generation_prompt=add_generation_prompt,
-                **self._variables,
-            )
-        except jinja2.TemplateSyntaxError as error:
-            raise ConfigError(f"the chat template is not valid Jinja: line {error.lineno}: {error.message}") from None
-        except Exception as error:
-            if type(error) is jinja2.TemplateError:  # raised by raise_exception(...) in a template
-                raise _Refusal(error.message) from None
-            raise ConfigError(f"the chat template fails: {type(error).__name__}: {error}") from None
-        return written
+    def _render(self, conversation: Conversation) -> str:
+        """The rendered conversation, without what the template writes only at the end of one."""
+        written = self._template.render(conversation)
+        return written.rstrip().removesuffix(self._eos).rstrip() if self._closes else written
 
     def _try_out(self) -> str:
         """Check that the template renders a question and its answer; return the text that ends the answer's turn."""
         try:
-            asked = self._render(_PROBE[:1], add_generation_prompt=True)
-            self._asks = asked != self._render(_PROBE[:1])
-            whole = self._render(_PROBE)
-        except _Refusal as refusal:
+            asked = self._template.render(Conversation(_PROBE[:1]), add_generation_prompt=True)
+            self._asks = asked != self._template.render(Conversation(_PROBE[:1]))
+            whole = self._template.render(Conversation(_PROBE))
+        except Refusal as refusal:
             raise ConfigError(f"the chat template rejects a question and its answer: {refusal}") from None
         for role, text in (("user", _QUESTION), ("assistant", _ANSWER)):
             if text not in whole:
                 raise ConfigError(
                     f"the chat template does not write the {role}'s text; insert message['content'] where it belongs"
                 )
+        self._closes = self._writes_eos_only_at_the_end(whole.rstrip())
+        whole = self._render(Conversation(_PROBE))
         return whole[whole.rindex(_ANSWER) + len(_ANSWER) :].strip()
 
-    def _marked(self, messages: Iterable[Message]) -> list[Message]:
-        """The messages with marks around any text that spells a special token."""
+    def _writes_eos_only_at_the_end(self, whole: str) -> bool:
+        """Whether EOS ends a conversation, as in Phi-3's template, and not each turn; `whole` is the rendered probe."""
+        if not whole.endswith(self._eos):
+            return False
+        try:
+            twice = self._template.render(Conversation(_PROBE * 2))
+        except Refusal:  # from a template that takes a single question
+            return False
+        return not twice.startswith(whole) and twice.startswith(whole.removesuffix(self._eos).rstrip())
+
+    def _marked(self, conversation: Conversation) -> Conversation:
+        """The conversation with marks around any text that spells a special token."""
 
         def mark(value: Any) -> Any:
             if isinstance(value, str):
                 plain = value.replace(_OPEN, "").replace(_CLOSE, "")
                 return self._special.sub(lambda found: f"{_OPEN}{found[0]}{_CLOSE}", plain)
             if isinstance(value, dict):
-                return {key: mark(inner) for key, inner in value.items()}
+                return {mark(key): mark(inner) for key, inner in value.items()}
             return [mark(inner) for inner in value] if isinstance(value, list | tuple) else value
 
-        return [mark(message) for message in messages]
+        turns = [Turn(mark(turn.message), turn.scored) for turn in conversation.turns]
+        return Conversation(turns, mark(conversation.tools), mark(conversation.variables))
 
 
 class Span(NamedTuple):
@@ -182,12 +192,16 @@ class Span(NamedTuple):
     scored: bool
 
 
-def _ends_of_turns(messages: list[Message]) -> list[int]:
-    """The number of messages up to and including each assistant turn."""
-    return [number for number, message in enumerate(messages, start=1) if message["role"] == "assistant"]
+def _first(conversation: Conversation, number: int) -> Conversation:
+    return replace(conversation, turns=conversation.turns[:number])
 
 
-def _segments(text: str, spans: list[Span]) -> list[Segment]:
+def _ends_of_turns(conversation: Conversation) -> list[int]:
+    """The number of messages up to and including each scored turn."""
+    return [number for number, turn in enumerate(conversation.turns, start=1) if is_scored(turn)]
+
+
+def _segments(text: str, spans: Sequence[Span]) -> list[Segment]:
     """Split the text into segments: at `spans`, and at marked text, which is not the template's own and must not become
     special tokens."""
     segments: list[Segment] = []
@@ -201,7 +215,3 @@ def _segments(text: str, spans: list[Span]) -> list[Segment]:
 
 
 _MARKS = re.compile(f"{_OPEN}(.*?){_CLOSE}|[{_OPEN}{_CLOSE}]", re.DOTALL)
-
-
-class _Refusal(Exception):
-    """Raised when a template rejects a conversation, with the template's own message."""

@@ -29,6 +29,8 @@ class TextFormat(FormatBase):
     """One column of plain text; everything is scored."""
     column: str
     """Name of the column."""
+    parse_special: bool
+    """Text that spells a special token, such as <|im_end|>, becomes that token; false keeps it as plain text."""
 
 
 class MathQAFormat(FormatBase):
@@ -54,6 +56,9 @@ class InstructionFormat(FormatBase):
     """Begin with the sentence of Alpaca's published prompt; without it, a record is about a fifth shorter."""
     score_prompt: bool
     """Score the prompt's tokens too, not only the output's."""
+    refuse_columns: tuple[str, ...]
+    """Columns that Alpaca's prompt has no place for: a row with something in one is an error. data/format=chat has a
+    place for them; [] leaves them out of the text."""
 
 
 class PromptCompletionFormat(FormatBase):
@@ -65,6 +70,8 @@ class PromptCompletionFormat(FormatBase):
     """Name of the completion's column."""
     score_prompt: bool
     """Score the prompt's tokens too, not only the completion's."""
+    parse_special: bool
+    """Text that spells a special token, such as <|im_end|>, becomes that token; false keeps it as plain text."""
 
 
 class GSM8KFormat(FormatBase):
@@ -77,21 +84,50 @@ class GSM8KFormat(FormatBase):
     """Score the question's tokens too, not only the answer's."""
 
 
-Role = Literal["system", "user", "assistant", "tool"]
+Role = Literal["system", "developer", "user", "assistant", "tool", "tool_call"]
+"""`tool_call` is an assistant's turn whose text is a call {name, arguments} in JSON, or a list of them."""
+
+Names = tuple[str, ...]
 
 
-class ChatFormat(FormatBase):
+class MessagesBase(FormatBase):
+    """Base of the formats that read messages: what their keys and roles are called in the data."""
+
+    role_keys: Annotated[Names, Field(min_length=1)]
+    """Keys of a message that may hold its role."""
+    content_keys: Annotated[Names, Field(min_length=1)]
+    """Keys of a message that may hold its text."""
+    score_keys: Names
+    """Keys of a message that may say whether it is scored: true or 1, false or 0; null says nothing. Other values, and
+    true for a message that is not the assistant's, are errors."""
+    roles: dict[str, Role]
+    """Maps role names in the data to roles; a role that is not listed is an error. tool_call is an assistant's turn
+    whose text is a call {name, arguments} in JSON."""
+
+
+class ChatFormat(MessagesBase):
     kind: Literal["chat"]
     """Conversations, rendered by the tokenizer's chat template. The assistant's turns are scored, each with the token
     that ends it."""
-    columns: Annotated[tuple[str, ...], Field(min_length=1)]
+    columns: Annotated[Names, Field(min_length=1)]
     """Columns that may hold the list of messages; the first one present in a row is read."""
-    role_keys: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Keys of a message that may hold its role."""
-    content_keys: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Keys of a message that may hold its text."""
-    roles: dict[str, Role]
-    """Maps role names in the data to roles; a role that is not listed is an error."""
+    prompt_columns: Names
+    """Columns that may hold the prompt, as text or messages, of a row without a list of messages. Nothing in it is
+    scored."""
+    input_columns: Names
+    """Columns with more text for a prompt that is text; it is put on the next line."""
+    completion_columns: Names
+    """Columns that may hold the completion, as text or messages, of such a prompt."""
+    system_columns: Names
+    """Columns that may hold the text of the system message."""
+    history_columns: Names
+    """Columns that may hold earlier turns, as pairs of texts [user, assistant] or as messages."""
+    tools_columns: Names
+    """Columns that may hold the tools that the template lists, as JSON schemas or as their text. A row with tools is
+    an error if the template does not write them."""
+    variables_columns: Names
+    """Columns that may hold variables of the template for this row, above `variables`. One that the template does not
+    read is an error."""
     template: str | None
     """The chat template, in Jinja; null takes the tokenizer's own."""
     variables: dict[str, str | int | bool]
@@ -102,11 +138,13 @@ class ChatFormat(FormatBase):
     turn."""
 
 
-class PreferenceFormat(FormatBase):
+class PreferenceFormat(MessagesBase):
     kind: Literal["preference"]
     """Pairs of answers to one prompt: prompt, chosen and rejected, as texts or lists of messages; without a prompt
     column, the prompt is the common beginning of chosen and rejected."""
     has_pairs = True
+    prompt_columns: Names
+    """Columns that may hold the prompt; the first one present in a row is read."""
     template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
     """Format of a prompt with one of its answers: the one used in the preceding instruction tuning."""
 

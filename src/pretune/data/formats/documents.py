@@ -8,7 +8,7 @@ from typing import TypeVar
 from pretune.data.config import DataConfig
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.problems import Problem, Question
-from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.segments import ColumnCheck, Place, Segment, Unusable
 from pretune.data.sources.rows import Row, Side, numbered_rows, side_source
 
 T = TypeVar("T")
@@ -37,9 +37,13 @@ def questions(config: DataConfig, formatter: Formatter) -> Iterator[Question]:
 
 
 def _usable(config: DataConfig, side: Side, read: Callable[[Row, Place], T]) -> Iterator[T]:
-    source = side_source(config, side)
+    source, columns = side_source(config, side), ColumnCheck()
     for number, row in numbered_rows(config, side):
         try:
-            yield read(row, Place(source, number))
-        except Unusable:
+            found = read(row, Place(source, number))
+        except Unusable as reason:
+            columns.add(reason)
             continue
+        columns.add(None)
+        yield found
+    columns.end()

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
-from pretune.core.config import ConfigError, InputError, nearest
-from pretune.data.formats.conversations import Message
+from pretune.core.config import ConfigError, InputError
+from pretune.data.formats.fields import is_missing
+from pretune.data.formats.messages import Message, Turn
 from pretune.data.formats.problems import Problem, Question
 from pretune.data.formats.segments import Place, Segment, Unusable
 from pretune.data.sources.rows import Row
 
-VERSION = 2
+VERSION = 3
 """Increment when the same row would give different text: it is part of the cache key of prepared data."""
 
 
@@ -27,12 +27,17 @@ class Formatter(ABC):
     """What ends an answer besides the end of the document: a special token or plain text; empty for nothing."""
     has_turns: bool = False
     """Whether a prompt may include earlier turns of a chat. Other formats use only the last message."""
+    columns: frozenset[str] = frozenset()
+    """The columns that it reads."""
+    columns_beside: frozenset[str] = frozenset()
+    """The columns that it reads beside a prompt and its answer, which `answer_documents` is given."""
 
     @abstractmethod
     def documents(self, row: Row, place: Place) -> list[list[Segment]]:
         """The segments of each document of a row: usually one document; more for some chats, two for preferences.
 
-        No document is empty. Raises Unusable for a row to leave out, InputError for a row that lacks a field.
+        No document is empty. Raises Unusable for a row to leave out (Absent if it lacks a column), InputError for one
+        that is of another kind.
         """
 
     @abstractmethod
@@ -46,12 +51,16 @@ class Formatter(ABC):
         Raises InputError if there is nothing to answer, or if the chat template rejects the chat.
         """
 
-    def as_row(self, messages: Sequence[Message]) -> Row:
-        """A row of this format with a question and its answer, or a whole chat.
+    def answer_documents(self, turns: list[Turn], row: Row, place: Place) -> list[list[Segment]]:
+        """The documents of a prompt and its answer, read from `row` by another format; the row's other columns hold.
 
         Raises Unusable for messages that the format cannot represent.
         """
         raise ConfigError("data.format.template must be a format with a prompt and an answer")
+
+    def unread(self, row: Row) -> set[str]:
+        """The columns of a row that have something in them which the format does not read."""
+        return {name for name in row.keys() - self.columns if not is_missing(row[name])}
 
     def problem(self, row: Row, place: Place) -> Problem:
         """A multiple-choice problem, for formats with `has_options`; raises the same errors as `documents`."""
@@ -67,16 +76,23 @@ class PlainFormatter(Formatter):
     """A format without special tokens: a prompt is a single text, which can include only the last message of a chat."""
 
     score_prompt: bool = False
+    special: bool = False
+    """Whether text that spells a special token becomes that token."""
 
     def documents(self, row: Row, place: Place) -> list[list[Segment]]:
         answer = self.answer(row, place)
-        return [[Segment(self.prompt_text(row, place), self.score_prompt), Segment(answer, True)]]
+        return [
+            [
+                Segment(self.prompt_text(row, place), self.score_prompt, self.special),
+                Segment(answer, True, self.special),
+            ]
+        ]
 
     def prompt(self, row: Row, place: Place) -> list[Segment]:
-        return [Segment(self.prompt_text(row, place), False)]
+        return [Segment(self.prompt_text(row, place), False, self.special)]
 
     def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
-        return [Segment(self.ask(str(last_message(messages)["content"])), False)]
+        return [Segment(self.ask(str(last_message(messages)["content"])), False, self.special)]
 
     @abstractmethod
     def prompt_text(self, row: Row, place: Place) -> str:
@@ -98,34 +114,11 @@ def last_message(messages: Sequence[Message]) -> Message:
     return messages[-1]
 
 
-def single_turn(messages: Sequence[Message]) -> tuple[str, str]:
+def single_turn(turns: Sequence[Turn]) -> tuple[str, str]:
     """The texts of a user's question and its answer; Unusable for any other chat."""
+    messages = [turn.message for turn in turns]
     if [message["role"] for message in messages[:-1]] != ["user"]:
         raise Unusable("its prompt is not a single user message, and only a chat template supports more")
+    if any(message.get("tool_calls") for message in messages):
+        raise Unusable("it has calls of tools, and only a chat template supports them")
     return messages[0]["content"], messages[1]["content"]
-
-
-def field(row: Row, name: str, place: Place) -> str:
-    """A field as text; InputError if it is missing or not text."""
-    value: Any = row.get(name)
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise InputError(missing(row, name, place))
-    if isinstance(value, int | float):
-        return str(value)
-    raise InputError(f"{place}: field '{name}' is not text but {type(value).__name__}")
-
-
-def filled(row: Row, name: str, place: Place) -> str:
-    """A field as text; Unusable if it is empty."""
-    text = field(row, name, place)
-    if not text.strip():
-        raise Unusable(f"its {name} is empty")
-    return text
-
-
-def missing(row: Row, name: str, place: Place) -> str:
-    """The error message for a row without the field `name`."""
-    has = [key for key, value in row.items() if value is not None]
-    return f"{place} has no field '{name}'{nearest(name, has)} (it has: {', '.join(has) or 'nothing'})"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from pretune.data.formats.config import GSM8KFormat
-from pretune.data.formats.formatter import PlainFormatter, field, filled
+from pretune.data.formats.fields import field
+from pretune.data.formats.formatter import PlainFormatter
 from pretune.data.formats.problems import Question, final_answer
 from pretune.data.formats.segments import Place, Unusable
 from pretune.data.sources.rows import Row
@@ -16,6 +17,8 @@ _CALCULATION = re.compile(r"<<[^<>]*>>")
 class GSM8K(PlainFormatter):
     """Rows of question and answer, whose last line is `#### number`."""
 
+    columns = frozenset({"question", "answer"})
+
     def __init__(self, config: GSM8KFormat) -> None:
         self.score_prompt, self._calculations = config.score_prompt, config.calculations
 
@@ -23,7 +26,7 @@ class GSM8K(PlainFormatter):
         return self.ask(field(row, "question", place))
 
     def answer(self, row: Row, place: Place) -> str:
-        answer = filled(row, "answer", place).strip()
+        answer = field(row, "answer", place).strip()
         if final_answer(answer) is None:
             raise Unusable("its answer has no line '#### number'")
         return " " + (answer if self._calculations else _CALCULATION.sub("", answer))

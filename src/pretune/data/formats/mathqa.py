@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 from pretune.data.formats.config import MathQAFormat
-from pretune.data.formats.formatter import PlainFormatter, field
+from pretune.data.formats.fields import field, no_field, optional
+from pretune.data.formats.formatter import PlainFormatter
 from pretune.data.formats.problems import LETTERS, Problem, Question
-from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.rows import Row
 
 _RATIONALE = "\nrationale :"
@@ -15,6 +16,8 @@ _RATIONALE = "\nrationale :"
 
 class MathQA(PlainFormatter):
     """Rows of Problem, Rationale, options and correct."""
+
+    columns = frozenset({"Problem", "Rationale", "options", "correct"})
 
     def __init__(self, config: MathQAFormat) -> None:
         self._config = config
@@ -58,7 +61,9 @@ def _answer(option: str) -> str:
 
 
 def _rationale(row: Row, place: Place) -> str:
-    text = field(row, "Rationale", place).strip()
+    if "Rationale" not in row:
+        raise Absent("it has no Rationale", lambda: no_field(row, "Rationale", place))
+    text = optional(row, "Rationale", place).strip()
     return text[1:-1].strip() if len(text) > 1 and text[0] == text[-1] == '"' else text
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
 from pretune.core.progress_bar import counted
-from pretune.data.formats.segments import Place, Segment
+from pretune.data.formats.segments import Place, Segment, Unusable
 from pretune.data.sources.config import FilesSource
 from pretune.data.sources.local_files import listed
 from pretune.run.generator import TextGenerator
@@ -56,7 +56,10 @@ def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: 
             raise InputError(f"{place} is an empty prompt; write some text there")
         return generator.prompt_segments(text, template)
     if isinstance(row, dict) and ("messages" not in row or generator.formatter.has_turns):
-        return generator.formatter.prompt(row, place)
+        try:
+            return generator.formatter.prompt(row, place)
+        except Unusable as reason:
+            raise InputError(f"{place} has no prompt: {reason}") from None
     if isinstance(row, dict) and is_chat(row["messages"]):
         return generator.formatter.render_prompt(row["messages"])
     raise InputError(

@@ -8,12 +8,16 @@ import re
 from rich.console import Console
 from rich.text import Text
 
+from pretune.data.formats.special_tokens import spellings
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import TokenData
 
 SCORED, UNSCORED = "bold green", "dim"
 MARKS = ("[[", "]]")
 """Put around scored text where there are no colors."""
+
+ESCAPE = "\\"
+"""Put before text that spells a special token and is none."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -39,14 +43,27 @@ def show_documents(
 
 
 def marked(tokenizer: Tokenizer, tokens: list[int], scored: list[bool], console: Console) -> Text:
-    """The text of tokens, including special tokens, with scored text in color or between marks."""
+    """The text of tokens, including special tokens, with scored text in color or between marks. Text that only spells a
+    special token has a backslash before it."""
     text = Text()
     pairs = zip(tokens, scored, strict=True)
     for is_scored, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
-        part = tokenizer.decode([token for token, _ in group], special=True)
+        part = _written(tokenizer, [token for token, _ in group])
         # Data may contain anything: replace control characters, and characters outside the terminal's encoding.
         part = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", part).encode(console.encoding, "replace")
         part = part.decode(console.encoding)
         before, after = MARKS if is_scored and not console.is_terminal else ("", "")
         text.append(f"{before}{part}{after}", style=SCORED if is_scored else UNSCORED)
     return text
+
+
+def _written(tokenizer: Tokenizer, tokens: list[int]) -> str:
+    spelled = spellings(tokenizer.template_tokens)
+    if not spelled.search(tokenizer.decode(tokens)):
+        return tokenizer.decode(tokens, special=True)
+    ids = {tokenizer.backend.token_to_id(text) for text in (*tokenizer.template_tokens.special, tokenizer.eos)}
+    parts: list[str] = []
+    for is_special, group in itertools.groupby(tokens, key=lambda token: token in ids):
+        text = tokenizer.decode(list(group), special=True)
+        parts.append(text if is_special else spelled.sub(lambda found: ESCAPE + found[0], text))
+    return "".join(parts)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.console import Console
 from rich.table import Table
 
 from pretune.data.config import DataConfig
+from pretune.data.formats.config import PromptCompletionFormat, TextFormat
 from pretune.data.loader import Loader
 from pretune.data.shards import Prepared, prepare
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
-from pretune.tasks.prepare.show import show_documents
+from pretune.tasks.prepare.show import ESCAPE, show_documents
 from pretune.training.signals import stoppable
 
 
@@ -31,11 +34,29 @@ def _prepare_run(config: RunConfig) -> int:
         console.print(_table(name, section, part, config.seed))
         for side, tokens in (("train", part.train), ("validation", part.validation)):
             for reason in tokens.left_out():
-                console.print(f"left out of {name}{side}: {reason}", markup=False, highlight=False, soft_wrap=True)
+                _say(console, f"left out of {name}{side}: {reason}")
+        for note in _notes(name, section, part):
+            _say(console, note)
     for name, section, part in sets:
         show_documents(console, f"{name}document", part.train, tokenizer, config.prepare.show, section.sequence_length)
     print(f"in {data.folder}; train with the same command without task=prepare")
     return 0
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _notes(name: str, section: DataConfig, data: Prepared) -> Iterator[str]:
+    """What the rows have that does not reach the model as it stands there."""
+    sides = (("train", data.train), ("validation", data.validation))
+    if unread := sorted({column for _, side in sides for column in side.unread}):
+        yield f"columns of {name or 'data '}that data.format does not read: {', '.join(unread)}"
+    can_parse = isinstance(section.format, TextFormat | PromptCompletionFormat)
+    advice = "; data.format.parse_special=true makes them special tokens" if can_parse else ""
+    for side, tokens in sides:
+        if found := tokens.spelled_out():
+            yield f"{name}{side} spells special tokens, which stay text and are shown as {ESCAPE}...: {found}{advice}"
 
 
 def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
