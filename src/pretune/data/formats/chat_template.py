@@ -58,8 +58,8 @@ class ChatTemplate:
         try:
             text = self._prompt(marked)
             # Split into segments where training does, so that earlier turns get the same tokens as in training.
-            earlier = _ends_of_turns(marked) if self._turns == "together" else []
-            spans = [self._span(_first(marked, end), None, None) for end in earlier]
+            earlier = _answers(marked) if self._turns == "together" else []
+            spans = [self._span(_first(marked, end), None, None) for end, _ in earlier]
         except Refusal as refusal:
             raise InputError(f"the chat template rejects this chat: {refusal}") from None
         return _segments(text, [Span(span.start, span.stop, False) for span, turn in spans if text.startswith(turn)])
@@ -73,11 +73,12 @@ class ChatTemplate:
         """
         self._check_reads(conversation, place)
         marked = self._marked(conversation)
-        ends = _ends_of_turns(marked)
+        answers = _answers(marked)
         if self._turns == "together":
-            return [self._document(marked, ends, place)]
-        ends = ends if self._turns == "apart" else ends[-1:]
-        return [self._document(_first(marked, end), [end], place) for end in ends]
+            return [self._document(marked, answers, place)]
+        scored = [(end, True) for end, is_scored in answers if is_scored]
+        scored = scored if self._turns == "apart" else scored[-1:]
+        return [self._document(_first(marked, one[0]), [one], place) for one in scored]
 
     def _check_reads(self, conversation: Conversation, place: Place) -> None:
         """Raise InputError for what the row says and the template has no word for."""
@@ -93,26 +94,35 @@ class ChatTemplate:
                     "template, or leave the rows' variables out with variables_columns=[] in the format's section"
                 )
 
-    def _document(self, conversation: Conversation, ends: list[int], place: Place) -> list[Segment]:
-        """The conversation as segments; the turns that end after `ends` messages are scored."""
+    def _document(self, conversation: Conversation, answers: list[tuple[int, bool]], place: Place) -> list[Segment]:
+        """The conversation as segments, of which the `answers` (see `_answers`) are some of their own."""
+        spans: list[Span] = []
         try:
             whole = self._render(conversation)
-            last = len(conversation.turns)
-            spans = [self._span(_first(conversation, end), whole if end == last else None, place) for end in ends]
+            for end, scored in answers:
+                try:
+                    spans.append(self._answer(conversation, end, scored, whole, place))
+                except InputError:
+                    if scored:
+                        raise
         except Refusal as refusal:
             raise Unusable(f"the chat template rejects it: {refusal}") from None
         except ConfigError as error:
             raise InputError(f"{place}: {error}") from None
-        for (span, turn), end in zip(spans, ends, strict=True):
-            if not whole.startswith(turn) or span.start >= span.stop:
-                raise InputError(
-                    f"{place}: the chat template writes message {end} differently when others follow, so the scored "
-                    "text would not be what the model generates; set data.format.assistant_turns=apart (one document "
-                    "per turn) or last"
-                )
         # Remove the end of the document after the last turn: encoding adds it.
         whole = whole.rstrip().removesuffix(self._eos)
-        return _segments(whole, [Span(span.start, min(span.stop, len(whole)), True) for span, _ in spans])
+        return _segments(whole, [span._replace(stop=min(span.stop, len(whole))) for span in spans])
+
+    def _answer(self, conversation: Conversation, end: int, scored: bool, whole: str, place: Place) -> Span:
+        """Where the turn that ends after `end` messages is in the whole rendered conversation."""
+        span, turn = self._span(_first(conversation, end), whole if end == len(conversation.turns) else None, place)
+        if not whole.startswith(turn) or span.start >= span.stop:
+            raise InputError(
+                f"{place}: the chat template writes message {end} differently when others follow, so the scored "
+                "text would not be what the model generates; set data.format.assistant_turns=apart (one document "
+                "per turn) or last"
+            )
+        return span._replace(scored=scored)
 
     def _span(self, conversation: Conversation, written: str | None, place: Place | None) -> tuple[Span, str]:
         """The span of the last turn in the rendered conversation (`written`, if it is known already), and that text.
@@ -196,9 +206,10 @@ def _first(conversation: Conversation, number: int) -> Conversation:
     return replace(conversation, turns=conversation.turns[:number])
 
 
-def _ends_of_turns(conversation: Conversation) -> list[int]:
-    """The number of messages up to and including each scored turn."""
-    return [number for number, turn in enumerate(conversation.turns, start=1) if is_scored(turn)]
+def _answers(conversation: Conversation) -> list[tuple[int, bool]]:
+    """The number of messages up to and including each of the assistant's turns, and whether it is scored."""
+    turns = enumerate(conversation.turns, start=1)
+    return [(number, is_scored(turn)) for number, turn in turns if turn.message["role"] == "assistant"]
 
 
 def _segments(text: str, spans: Sequence[Span]) -> list[Segment]:
