@@ -145,7 +145,19 @@ class ChatTemplate:
         if self._asks:
             return self._template.render(conversation, add_generation_prompt=True).rstrip(" ")
         written = self._render(replace(conversation, turns=[*conversation.turns, _ANSWERED]))
+        if not written.startswith(self._unanswered(conversation)):
+            raise ConfigError(
+                "the chat template writes a chat differently once it is answered (Mistral's leaves the system message "
+                "out), so training would not see what is asked; choose another template, or leave system messages out"
+            )
         return written[: written.rindex(_ANSWER)].rstrip(" ")
+
+    def _unanswered(self, conversation: Conversation) -> str:
+        """The conversation as it stands, without white space at its end; empty if the template rejects it so."""
+        try:
+            return self._render(conversation).rstrip()
+        except Refusal:
+            return ""
 
     def _render(self, conversation: Conversation) -> str:
         """The rendered conversation, without what the template writes only at the end of one."""
