@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,33 @@ def test_on_a_terminal_what_is_scored_is_green(chatting: Callable[..., dict[str,
     show_documents(Console(file=file, force_terminal=True), "document", data, tokenizer, 1, 64)
     assert "\x1b[1;32myes<|endoftext|>\x1b[0m" in file.getvalue()
     assert "[[" not in file.getvalue()
+
+
+def test_text_that_only_spells_a_special_token_is_told_apart_from_one(
+    chatting: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"prompt": f"{n}?", "completion": "a<|endoftext|>b", "id": n, "lang": "en", "note": None} for n in range(60)
+    ]
+    file = tmp_path / "spelled.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = ("task=prepare", "prepare.show=1", "data/format=prompt_completion", f"data.source.files=[{file}]")
+    assert run(chatting(*changes)) == 0
+    out = capsys.readouterr().out
+    assert "columns of data that data.format does not read: id, lang\n" in out
+    held_out = int(re.findall(r"rows left out.*|documents +│ +(\d+) +│ +(\d+)", out)[0][1])
+    for side, count in (("train", 60 - held_out), ("validation", held_out)):
+        assert (
+            f"{side} texts spell special tokens, which stay text (shown after a \\): <|endoftext|> in {count} rows"
+            in out
+        )
+    assert f"(the first is {file}, row " in out
+    assert "parse_special=true makes them special tokens" in out
+    assert "a\\<|endoftext|>b<|endoftext|>]]" in out
+    assert run(chatting(*changes, "data.format.parse_special=true")) == 0
+    out = capsys.readouterr().out
+    assert "a<|endoftext|>b<|endoftext|>]]" in out
+    assert "spell special tokens" not in out
 
 
 def test_long_documents_are_shown_as_far_as_a_row_goes(

@@ -10,14 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from small_data import MATHQA, TOKENS, byte_tokenizer, data_config, files, write_lines
+from transformers import PreTrainedTokenizerFast
 
-from pretune.core.config import ConfigError
+from pretune.core.config import ConfigError, InputError
 from pretune.data.config import DataConfig
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems, training_texts
 from pretune.data.formats.mathqa import parse_options
 from pretune.data.formats.problems import Problem, final_answer
 from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.special_tokens import TemplateTokens
+from pretune.data.tokenizer import Tokenizer
 
 PLACE = Place(data_config(source=files("a.jsonl")).source, 6)
 ROW = {"Problem": "what is 2 + 3 ? ", "Rationale": '"2 + 3 = 5 answer : c"',
@@ -171,6 +174,47 @@ def test_prompt_and_completion_have_columns_of_their_own() -> None:
         segments({"q": "x", "a": " "}, **format)
     with pytest.raises(Unusable, match="it has no q"):
         segments({"question": "x", "a": "y"}, **format)
+
+
+@pytest.mark.parametrize("kind", ["text", "prompt_completion"])
+@pytest.mark.parametrize("end", ["", "</s>", "</s>\n", " </s> \n"])
+def test_special_tokens_in_text_are_parsed_where_the_format_says_so(kind: str, end: str) -> None:
+    tokens = TemplateTokens(None, "", "</s>", ("<u>", "</s>"))
+    backend = byte_tokenizer().backend
+    backend.add_special_tokens(["<u>", "</s>"])
+    tokenizer = Tokenizer(backend, "</s>")
+    row = {"text": f"<u>a</s> <u>b{end}", "prompt": "<u>a</s>", "completion": f" <u>b{end}"}
+
+    def ids(parse: bool) -> tuple[list[int], list[int]]:
+        """Of the document with its end, and of the prompt."""
+        of = build_formatter(data_config(format={"kind": kind, "parse_special": parse}).format, tokens)
+        (document,), prompt = of.documents(row, PLACE), of.render_prompt([{"role": "user", "content": "<u>a</s>"}])
+        found, asked = ([one for ids in tokenizer.encode_segments(part) for one in ids] for part in (document, prompt))
+        assert found[: len(asked)] == asked, "generation asks with the tokens of training"
+        return [*found, tokenizer.eos_id], asked
+
+    reference = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(backend, "</s>")._with_special_tokens)
+    expected = reference("<u>a</s> <u>b", add_special_tokens=False).input_ids
+    space = reference(" ").input_ids if end.startswith(" ") else []
+    assert ids(parse=True)[0] == [*expected, *space, tokenizer.eos_id], "EOS is not doubled"
+    assert ids(parse=False)[0].count(tokenizer.eos_id) == 1
+    for empty in ("</s>", " </s>\n"):
+        of = build_formatter(data_config(format={"kind": kind, "parse_special": True}).format, tokens)
+        with pytest.raises(Unusable, match="is empty"):
+            of.documents({"text": empty, "prompt": "a", "completion": empty}, PLACE)
+
+
+def test_what_alpacas_prompt_has_no_place_for_is_an_error() -> None:
+    row = {"instruction": "Add.", "output": "3"}
+    format = {"kind": "instruction", "preamble": False, "score_prompt": False}
+    for name, value in (("system", "Be brief."), ("history", [["a", "b"]])):
+        with pytest.raises(
+            InputError, match=f"row 7 has a {name}, for which Alpaca's prompt has no place; use data/form"
+        ):
+            segments(row | {name: value}, **format)
+        assert segments(row | {name: value}, **format, refuse_columns=[]) == segments(row, **format)
+        for nothing in (None, "", " ", [], float("nan")):
+            assert segments(row | {name: nothing}, **format) == segments(row, **format)
 
 
 def test_gsm8k_asks_and_answers() -> None:

@@ -56,7 +56,7 @@ def _notes(name: str, section: DataConfig, data: Prepared) -> Iterator[str]:
     advice = "; data.format.parse_special=true makes them special tokens" if can_parse else ""
     for side, tokens in sides:
         if found := tokens.spelled_out():
-            yield f"{name}{side} spells special tokens, which stay text and are shown as {ESCAPE}...: {found}{advice}"
+            yield f"{name}{side} texts spell special tokens, which stay text (shown after a {ESCAPE}): {found}{advice}"
 
 
 def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
