@@ -154,7 +154,7 @@ def test_mathqa_wastes_hardly_anything(shared_data: Path, tmp_path: Path) -> Non
 
 
 def test_a_data_set_without_a_row_is_an_error(tmp_path: Path) -> None:
-    records = [{"text": "far too long for a row of eight tokens"}] * 10
+    records = [{"text": f"far too long for a row of eight tokens {number}"} for number in range(10)]
     packing = {"mode": "documents", "too_long": "drop", "isolate": True}
     config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), packing=packing, sequence_length=8)
     with pytest.raises(InputError, match="does not give one sequence of 8 tokens"):
@@ -166,7 +166,7 @@ def test_parts_of_long_documents_keep_what_is_scored_and_no_more(tmp_path: Path,
     format = {"kind": "prompt_completion", "prompt": "p", "completion": "c", "score_prompt": False}
     records = [{"p": "short", "c": "yes"}, {"p": "p" * 30, "c": "0123456789"}, {"p": "q" * 10, "c": "abcdefghijklm"},
                {"p": "r" * 90, "c": "z"}]  # fmt: skip
-    held_out = {"source": files(write_lines(tmp_path / "v.jsonl", records[:1])), "fraction": None}
+    held_out = {"source": files(write_lines(tmp_path / "v.jsonl", [{"p": "p", "c": "c"}])), "fraction": None}
     packing = {"mode": "documents", "too_long": too_long, "isolate": True}
     config = data_config(source=files(write_lines(tmp_path / "a.jsonl", records)), validation=held_out, format=format,
                          packing=packing, sequence_length=16)  # fmt: skip
@@ -235,8 +235,9 @@ def test_a_pair_that_loses_an_answer_is_left_out() -> None:
 
 
 def test_the_sides_of_a_pair_are_numbered_2k_and_2k_plus_1(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i}", "chosen": "c" * (i + 1), "rejected": "r" * 3} for i in range(12)]
-    source, other = (write_lines(tmp_path / name, content) for name, content in (("a.jsonl", rows), ("b.jsonl", rows)))
+    rows = [{"prompt": f"p{i}", "chosen": "c" * (i + 1), "rejected": "r" * 3} for i in range(13)]
+    held_out = rows.pop()
+    source, other = write_lines(tmp_path / "a.jsonl", rows), write_lines(tmp_path / "b.jsonl", [held_out])
     config = data_config(
         source=files(source), validation={"source": files(other), "fraction": None}, format=PREFERENCE,
         packing=PAIRS | {"too_long": "drop"}, sequence_length=700,

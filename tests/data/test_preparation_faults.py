@@ -19,7 +19,7 @@ BAD = GOOD | {"options": "a ) 1 , b ) 2"}
 
 def test_rows_left_out_are_counted_with_the_reason(tmp_path: Path) -> None:
     mixed, bad = write_lines(tmp_path / "m.jsonl", [GOOD, BAD, BAD]), write_lines(tmp_path / "b.jsonl", [BAD])
-    good = write_lines(tmp_path / "g.jsonl", [GOOD])
+    good = write_lines(tmp_path / "g.jsonl", [GOOD | {"Problem": "another"}])
     config = data_config(source=files(mixed), format=MATHQA, validation={"source": files(good), "fraction": None})
     data = prepare(config, byte_tokenizer(), tmp_path / "cache").train
     assert (data.num_documents, dict(data.skipped)) == (1, {"it does not have five options": 2})

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,14 +146,29 @@ def test_the_cache_is_addressed_by_what_it_depends_on(tmp_path: Path) -> None:
     assert folder() != same
 
 
-def test_a_second_preparation_reads_nothing(tmp_path: Path) -> None:
+def test_what_is_prepared_is_found_by_the_content_of_its_files(tmp_path: Path) -> None:
     source = write_texts(tmp_path, texts(50))
-    config = data_config(source=files(source))
-    first = prepare(config, byte_tokenizer(), tmp_path / "cache")
-    stat = source.stat()
-    source.write_text("x" * stat.st_size)  # not JSON, so reading it would fail
-    os.utime(source, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert prepare(config, byte_tokenizer(), tmp_path / "cache").train.num_tokens == first.train.num_tokens
+    first = prepare(data_config(source=files(source)), byte_tokenizer(), tmp_path / "cache")
+
+    def fails(segments: object) -> None:
+        raise AssertionError("it is tokenized again")
+
+    deaf: Any = byte_tokenizer()
+    deaf.encode_segments = fails
+    (tmp_path / "elsewhere").mkdir()
+    moved = source.rename(tmp_path / "elsewhere" / "renamed.jsonl")
+    second = prepare(data_config(source=files(moved)), deaf, tmp_path / "cache")
+    assert second.folder == first.folder
+    assert second.fingerprints() == first.fingerprints()
+
+    # Another file in its place, of the same size and with the same time of modification (`cp -p`).
+    stat = moved.stat()
+    moved.write_text(moved.read_text().replace("document 7 ", "document x "))
+    os.utime(moved, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert moved.stat().st_size == stat.st_size
+    third = prepare(data_config(source=files(moved)), byte_tokenizer(), tmp_path / "cache")
+    assert third.folder != first.folder
+    assert third.fingerprints() != first.fingerprints()
 
 
 def test_what_cannot_be_prepared_is_one_message(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from pretune.data.formats.build import build_formatter
 from pretune.data.formats.config import FormatConfig
 from pretune.data.formats.segments import ColumnCheck, Place, Segment, Unusable
 from pretune.data.formats.special_tokens import spellings
+from pretune.data.hashing import hash_bytes
 from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import Row, Split, rows
 from pretune.data.tokenizer import Tokenizer
@@ -69,12 +70,14 @@ class Chunk:
 
 @dataclass
 class Encoded:
-    """A chunk's tokens by side: ids, the length of each document, and the loss mask (scored or not, per token)."""
+    """A chunk's tokens by side: ids, the length and the hash of each document, and the loss mask (scored or not, per
+    token)."""
 
     stop_row: int
     counts: dict[str, Counts]
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
     lengths: dict[str, np.ndarray] = field(default_factory=dict)
+    hashes: dict[str, np.ndarray] = field(default_factory=dict)
     scored: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -170,12 +173,20 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
             lengths[index] += 1
         encoded.tokens[side] = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
         encoded.scored[side] = np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
-        encoded.lengths[side] = lengths
+        encoded.lengths[side], encoded.hashes[side] = lengths, _hashes(encoded.tokens[side], lengths)
         size = sum(len(segment.text.encode()) for document in documents for segment in document)
         counts = Counts(len(encoded.tokens[side]), len(documents), int(encoded.scored[side].sum()), size)
         counts.add(chunk.counts[side])
         encoded.counts[side] = counts
     return encoded
+
+
+def _hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """A hash of the token ids of each document: [len(lengths)] uint64."""
+    ends = np.cumsum(lengths) * tokens.itemsize
+    content, begins = memoryview(tokens.tobytes()), [0, *ends[:-1].tolist()]
+    hashes = [hash_bytes(content[begin:end]) for begin, end in zip(begins, ends.tolist(), strict=False)]
+    return np.frombuffer(b"".join(hashes), dtype="<u8")
 
 
 @contextlib.contextmanager

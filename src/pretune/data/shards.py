@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pretune.core.config import InputError
 from pretune.core.files import atomic_folder, exclusive, fingerprint, write_json
 from pretune.core.progress_bar import PreparationBar
 from pretune.data.config import DataConfig
+from pretune.data.contamination import contamination
 from pretune.data.encoding import SIZES, Encoded, Recipe, Sizes, encoded_chunks
 from pretune.data.formats.config import chat_format
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
@@ -41,6 +42,15 @@ class Prepared:
     validation: TokenData
     folder: Path
     parts: dict[str, Prepared]
+    notes: tuple[str, ...] = ()
+    """Which held-out documents are in the training data too, as text; empty if none are."""
+
+    def fingerprints(self) -> dict[str, str]:
+        """What identifies the documents of each side of each set, wherever they were read from."""
+        found = {"train": self.train.fingerprint, "validation": self.validation.fingerprint}
+        for name, part in self.parts.items():
+            found |= {f"{name} {side}": digest for side, digest in part.fingerprints().items()}
+        return found
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes = SIZES) -> Prepared:
@@ -50,17 +60,26 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes 
     written; ConfigError if training would read validation data.
     """
     check_apart(config)
-    parts = {name: prepare(config.part(name), tokenizer, cache, sizes) for name in config.mix}
+    parts = {name: _prepare(config.part(name), tokenizer, cache, sizes) for name in config.mix}
+    prepared = replace(_prepare(config, tokenizer, cache, sizes), parts=parts)
+    sets = {"data": (config, prepared.train, prepared.validation)}
+    for name, part in parts.items():
+        sets[f"data.mix.{name}"] = (config.part(name), part.train, part.validation)
+    return replace(prepared, notes=tuple(contamination(sets)))
+
+
+def _prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes) -> Prepared:
+    """Both sides of one set."""
     workers = config.num_workers or os.cpu_count() or 1
-    validation = config.validation
-    if validation.source is None:
-        job = Job(Recipe(config.source, config.format, tokenizer, Split.of(validation), sizes), cache)
+    source = config.validation.source
+    if source is None:
+        job = Job(Recipe(config.source, config.format, tokenizer, Split.of(config), sizes), cache)
         found = job.run(workers)
-        prepared = Prepared(found["train"], found["validation"], job.folder, parts)
+        prepared = Prepared(found["train"], found["validation"], job.folder, {})
     else:
         job = Job(Recipe(config.source, config.format, tokenizer, None, sizes), cache)
-        other = Job(Recipe(validation.source, config.format, tokenizer, None, sizes), cache)
-        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder, parts)
+        other = Job(Recipe(source, config.format, tokenizer, None, sizes), cache)
+        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder, {})
     for side, data in (("train", prepared.train), ("validation", prepared.validation)):
         if data.num_tokens == 0:
             raise _nothing_usable(config, side, data)
@@ -82,11 +101,11 @@ class Job:
         template = vars(recipe.tokenizer.template_tokens) if chat_format(recipe.format) else None
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, recipe.sizes.shard_tokens],
-            "source": identity(recipe.source),
+            "source": identity(recipe.source, cache),
             "format": recipe.format.model_dump(),
             "tokenizer": recipe.tokenizer.fingerprint,
             "template": template,
-            "held_out": recipe.split and recipe.split.identity(),
+            "held_out": recipe.split and asdict(recipe.split),
         }
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
 
@@ -127,6 +146,7 @@ class Job:
         """Fill one shard from `chunks` and publish it; return the number of the next row."""
         totals = {side: Counts() for side in self.sides}
         lengths: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
+        hashes: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
         flags: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
         stop_row = start_row
         with atomic_folder(shard_folder(self.folder, number)) as folder, contextlib.ExitStack() as stack:
@@ -136,6 +156,7 @@ class Job:
                 for side in self.sides:
                     files[side].write(chunk.tokens[side].tobytes())
                     lengths[side].append(chunk.lengths[side])
+                    hashes[side].append(chunk.hashes[side])
                     flags[side].append(chunk.scored[side])
                     totals[side].add(chunk.counts[side])
                 bar.advance(chunk.stop_row, chunk.num_tokens)
@@ -143,6 +164,7 @@ class Job:
                     break
             for side in self.sides:
                 np.cumsum(np.concatenate(lengths[side]), dtype=np.int64).tofile(folder / f"{side}.ends")
+                np.concatenate(hashes[side]).tofile(folder / f"{side}.hashes")
                 if totals[side].scored < totals[side].tokens:
                     np.packbits(np.concatenate(flags[side]), bitorder="little").tofile(folder / f"{side}.scored")
             sides = {side: total.to_json() for side, total in totals.items()}

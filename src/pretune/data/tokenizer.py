@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,7 @@ from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
 from pretune.data.formats.segments import Segment
 from pretune.data.segment_encoding import SegmentEncoder
 from pretune.data.sources import hub
-from pretune.data.sources.rows import identity
+from pretune.data.sources.rows import Split, identity
 from pretune.data.token_bytes import token_bytes
 
 if TYPE_CHECKING:
@@ -223,11 +224,9 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
     depends_on = {
         "version": [VERSION, FORMATS_VERSION],
         "tokenizer": config.model_dump(),
-        "source": identity(data.source),
+        "source": identity(data.source, cache),
         "format": data.format.model_dump(),
-        "held_out": data.validation.model_dump(include={"fraction", "seed", "group_by"}, exclude_none=True)
-        if data.validation.fraction
-        else None,
+        "held_out": asdict(Split.of(data)) if data.validation.fraction else None,
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not (folder / _FILE).is_file():

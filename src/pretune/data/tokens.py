@@ -3,6 +3,7 @@
 tokens-<fingerprint>/
     shard-00000/  <side>.tokens   ids, uint16 or uint32
                   <side>.ends     int64: where each document ends, counted from the shard's first token
+                  <side>.hashes   uint64: a hash of each document's ids
                   <side>.scored   one bit per token, little-endian; absent if every token is scored
                   shard.json      counts, and the range of source rows that the shard covers
     complete.json                 the number of shards; written last
@@ -19,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pretune.data.hashing import hash_bytes
 from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import describe, locate
 
@@ -130,6 +132,17 @@ class TokenData:
             for index, start in enumerate(self._starts[:-1])
         ]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    @cached_property
+    def document_hashes(self) -> np.ndarray:
+        """A hash of the token ids of each document: [num_documents] uint64."""
+        parts = [np.fromfile(self._file(index, "hashes"), dtype="<u8") for index in range(len(self._shards))]
+        return np.concatenate(parts) if parts else np.zeros(0, dtype="<u8")
+
+    @property
+    def fingerprint(self) -> str:
+        """Sixteen hex digits that depend on the documents and their order, and not on where they come from."""
+        return hash_bytes(self.document_hashes.tobytes() + self.num_scored.to_bytes(8, "little")).hex()
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray | None]:
         """Tokens `start` to `stop` (exclusive), and which of them are scored (None: all).

@@ -253,4 +253,4 @@ def test_a_typed_question_is_put_as_the_data_puts_its_questions() -> None:
 def test_options_need_a_format_that_has_them() -> None:
     for format in ({"kind": "text", "column": "text"}, MATHQA | {"rationale": "before"}):
         with pytest.raises(ConfigError, match="mathqa"):
-            next(problems_of(data_config(format=format)))
+            next(problems_of(data_config(format=format, validation={"fraction": 0.999})))

@@ -163,7 +163,7 @@ def test_a_row_that_is_no_preference_is_named(row: dict[str, Any], message: str)
 def test_only_the_answers_and_their_ends_are_scored_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
     pair = {"prompt": "Name a fruit.", "chosen": "Pear.", "rejected": "No."}
     rows = [pair, pair | {"rejected": "Pear."}, pair | {"chosen": ""}, pair | {"prompt": "Another."}]
-    other = write_lines(tmp_path / "b.jsonl", [pair])
+    other = write_lines(tmp_path / "b.jsonl", [pair | {"prompt": "One more."}])
     config = data_config(
         source=files(write_lines(tmp_path / "a.jsonl", rows)), format=PREFERENCE, sequence_length=400,
         validation={"source": files(other), "fraction": None},

@@ -52,4 +52,4 @@ def test_what_an_interrupted_uninstallation_leaves_is_passed_over(
     monkeypatch.syspath_prepend(tmp_path)
     section = PythonDocsSource(kind="python_docs", packages=("rich",), max_bytes=1000)
     assert list(rows(section))
-    assert identity(section)["versions"]
+    assert identity(section, tmp_path)["versions"]

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +15,7 @@ from small_data import data_config, files, write_lines
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.data.sources.config import PythonDocsSource
-from pretune.data.sources.rows import held_out, identity, rows, train_rows, validation_rows
+from pretune.data.sources.rows import Split, held_out, identity, rows, train_rows, validation_rows
 
 
 def numbered(path: Path, count: int) -> Path:
@@ -24,10 +28,39 @@ def test_a_fraction_splits_rows_once_and_for_all(tmp_path: Path) -> None:
     train, validation = ([row["text"] for row in side(config)] for side in (train_rows, validation_rows))
     assert sorted(train + validation, key=int) == [str(number) for number in range(2000)]
     assert 150 < len(validation) < 250
-    more = data_config(source=files(numbered(tmp_path / "a.jsonl", 2500)), validation={"fraction": 0.1, "seed": 5})
-    assert [row["text"] for row in validation_rows(more)][: len(validation)] == validation
     other = data_config(source=source, validation={"fraction": 0.1, "seed": 6})
     assert [row["text"] for row in validation_rows(other)] != validation
+
+
+ROWS = st.lists(st.fixed_dictionaries({"text": st.text(max_size=3), "id": st.integers(0, 9)}), max_size=30)
+
+
+@given(ROWS, ROWS, ROWS)
+def test_other_rows_do_not_change_the_side_of_a_row(
+    before: list[dict[str, Any]], some: list[dict[str, Any]], after: list[dict[str, Any]]
+) -> None:
+    """Nor do columns that the format does not read: rows of the same text are on one side."""
+    split = Split.of(data_config(validation={"fraction": 0.5}))
+
+    def sides(content: list[dict[str, Any]]) -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {"train": set(), "validation": set()}
+        for number, row in enumerate(content):
+            found[split.side(number, row)].add(row["text"])
+        return found
+
+    alone, among = sides(some), sides([*before, *some, *after])
+    assert all(alone[side] <= among[side] for side in alone)
+    assert not among["train"] & among["validation"]
+
+
+def test_a_column_of_dates_keeps_its_groups_together(tmp_path: Path) -> None:
+    days = [datetime(2024, 1, 1 + number % 20, tzinfo=UTC) for number in range(200)]
+    table = pyarrow.table({"text": [str(number) for number in range(200)], "day": days})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    config = data_config(source=files(tmp_path / "a.parquet"), validation={"fraction": 0.3, "group_by": "day"})
+    train, validation = ({row["day"] for row in side(config)} for side in (train_rows, validation_rows))
+    assert not train & validation
+    assert len(train | validation) == 20
 
 
 def test_rows_that_share_a_value_stay_on_one_side(tmp_path: Path) -> None:
@@ -54,8 +87,16 @@ def test_a_validation_source_of_its_own(tmp_path: Path) -> None:
     assert len(list(train_rows(config))) == 3
     assert len(list(validation_rows(config))) == 2
     same = data_config(source=files(train), validation={"source": files(train), "fraction": None})
-    with pytest.raises(ConfigError, match=r"equals data\.source"):
+    with pytest.raises(ConfigError, match=r"validation\.source has .*t\.jsonl, and so has data\.source"):
         next(validation_rows(same))
+    (tmp_path / "link.jsonl").symlink_to(validation)
+    within = data_config(source=files(tmp_path / "*.jsonl"), validation={"source": files(validation), "fraction": None})
+    with pytest.raises(ConfigError, match=r"validation\.source has .*v\.jsonl, and so has data\.source"):
+        next(validation_rows(within))
+    # Training may end within the first of its files: what is in the others is compared when it is prepared.
+    begins = files(train, validation, max_rows=3)
+    apart = data_config(source=begins, validation={"source": files(validation), "fraction": None})
+    assert len(list(train_rows(apart))) == 3
 
 
 def test_an_empty_side_is_an_error(tmp_path: Path) -> None:
@@ -71,10 +112,12 @@ def test_an_empty_side_is_an_error(tmp_path: Path) -> None:
 def test_a_file_that_changed_is_another_source(tmp_path: Path) -> None:
     path = numbered(tmp_path / "a.jsonl", 3)
     source = data_config(source=files(path)).source
-    before = identity(source)
-    assert identity(source) == before
+    before = identity(source, tmp_path / "cache")
     os.utime(path, (1, 1))
-    assert identity(source) != before
+    assert identity(source, tmp_path / "cache") == before
+    path.write_text(path.read_text().replace("1", "5"))
+    os.utime(path, (1, 1))
+    assert identity(source, tmp_path / "cache") != before
 
 
 def test_sources_stream() -> None:

@@ -19,6 +19,11 @@ class FormatBase(Section):
     """Whether generated answers can be checked."""
 
     @property
+    def content_columns(self) -> tuple[str, ...]:
+        """The columns that tell rows apart: rows that are equal in all of them are on the same side of a split."""
+        raise NotImplementedError
+
+    @property
     def has_options(self) -> bool:
         """Whether a row has options whose likelihoods after the prompt can be compared."""
         return False
@@ -31,6 +36,10 @@ class TextFormat(FormatBase):
     """Name of the column."""
     parse_special: bool
     """Text that spells a special token, such as <|im_end|>, becomes that token; false keeps it as plain text."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return (self.column,)
 
 
 class MathQAFormat(FormatBase):
@@ -48,6 +57,10 @@ class MathQAFormat(FormatBase):
     def has_options(self) -> bool:
         return self.rationale != "before"
 
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("Problem", "options", "correct")  # with another rationale, it is still the same problem
+
 
 class InstructionFormat(FormatBase):
     kind: Literal["instruction"]
@@ -59,6 +72,10 @@ class InstructionFormat(FormatBase):
     refuse_columns: tuple[str, ...]
     """Columns that Alpaca's prompt has no place for: a row with something in one is an error. data/format=chat has a
     place for them; [] leaves them out of the text."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("instruction", "input", "output")
 
 
 class PromptCompletionFormat(FormatBase):
@@ -73,6 +90,10 @@ class PromptCompletionFormat(FormatBase):
     parse_special: bool
     """Text that spells a special token, such as <|im_end|>, becomes that token; false keeps it as plain text."""
 
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return (self.prompt, self.completion)
+
 
 class GSM8KFormat(FormatBase):
     kind: Literal["gsm8k"]
@@ -82,6 +103,10 @@ class GSM8KFormat(FormatBase):
     """Keep the answer's calculator annotations, such as <<48/2=24>>."""
     score_prompt: bool
     """Score the question's tokens too, not only the answer's."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("question", "answer")
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "tool_call"]
@@ -137,6 +162,10 @@ class ChatFormat(MessagesBase):
     is scored, for templates that change earlier turns (such as those that drop thinking); last scores only the last
     turn."""
 
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return self.columns
+
 
 class PreferenceFormat(MessagesBase):
     kind: Literal["preference"]
@@ -147,6 +176,10 @@ class PreferenceFormat(MessagesBase):
     """Columns that may hold the prompt; the first one present in a row is read."""
     template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
     """Format of a prompt with one of its answers: the one used in the preceding instruction tuning."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("prompt", "chosen", "rejected")
 
     @pydantic.model_validator(mode="after")
     def _only_the_answer_is_scored(self) -> Self:

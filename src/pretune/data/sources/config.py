@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Count, FilePath, Section
+from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
 
 
 class HubSource(Section):
@@ -30,7 +30,7 @@ class HubSource(Section):
 class FilesSource(Section):
     kind: Literal["files"]
     """Local files; what is compressed (.gz, .xz, .bz2, .zst) is decompressed on the fly."""
-    files: Annotated[tuple[FilePath, ...], Field(min_length=1)]
+    files: Annotated[tuple[FilePath, ...], Field(min_length=1), MAY_DIFFER]
     """Paths or globs, relative to the working directory."""
     format: Literal["auto", "json", "parquet", "csv", "text"]
     """json reads JSON lines and arrays of records; csv wants the columns' names in the first line (.tsv: separated by
@@ -68,12 +68,13 @@ class ValidationConfig(Section):
     source: SourceConfig | None
     """A separate source, or null."""
     fraction: Annotated[float, Field(gt=0, lt=1)] | None
-    """Fraction of the source's rows that is held out, or null."""
+    """Fraction of the source's rows that is held out, or null. A row's content decides: equal rows are on one side, and
+    no row changes its side when others are added."""
     seed: int
     """Random seed for choosing the held-out rows."""
     group_by: str | None
     """A column whose equal values stay on one side, such as the prompt shared by several pairs of answers; null splits
-    row by row."""
+    by all that the format reads."""
 
     @pydantic.model_validator(mode="after")
     def _one_of_two(self) -> Self:

@@ -9,19 +9,18 @@ import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
+from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from pretune.core.config import ConfigError, InputError
-from pretune.core.files import fingerprint
 from pretune.data.config import DataConfig
-from pretune.data.hashing import mix
+from pretune.data.hashing import hash_file, hash_value, mix
 from pretune.data.sources import hub, local_files, python_docs, word_problems
 from pretune.data.sources.config import (
     FilesSource,
     HubSource,
     PythonDocsSource,
     SourceConfig,
-    ValidationConfig,
     WordProblemsSource,
 )
 
@@ -67,18 +66,20 @@ def locate(config: SourceConfig, row: int) -> str:
     return f"{describe(config)}, row {row + 1}"
 
 
-def identity(config: SourceConfig) -> dict[str, Any]:
+def identity(config: SourceConfig, cache: Path) -> dict[str, Any]:
     """Everything that a source's rows depend on, as JSON-serializable values: the key of caches.
 
-    Files are identified by path, size and modification time; python_docs by the versions of Python and of installed
-    packages. A hub dataset is identified by its name and revision: pin the revision if the dataset may change.
+    Files are identified by their content, wherever they are (the folder `cache` remembers it, so that files are not
+    read each time); python_docs by the versions of Python and of installed packages. A hub dataset is identified by
+    its name and revision: pin the revision if the dataset may change.
     """
     match config:
         case HubSource():
             return config.model_dump(exclude={"streaming"})
         case FilesSource():
-            stats = [(str(file.resolve()), file.stat()) for file in local_files.expand(config.files)]
-            files = [(path, stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+            found = local_files.expand(config.files)
+            # Of the name, only its endings matter: they say how to read the file.
+            files = [("".join(file.suffixes[-2:]), hash_file(file, cache / "files")) for file in found]
             return config.model_dump(exclude={"files"}) | {"files": files}
         case PythonDocsSource():
             versions = {d.name.lower(): d.version for d in python_docs.distributions()}
@@ -97,21 +98,45 @@ def identity(config: SourceConfig) -> dict[str, Any]:
 
 
 def check_apart(config: DataConfig) -> None:
-    """Raise ConfigError if any data set's training rows may include held-out rows of another set or its own."""
+    """Raise ConfigError if any data set's training rows include, by their source, held-out rows of another or its own.
+
+    This finds what can be said before a row is read, whatever the formats; `contamination` compares what is in them.
+    """
     sets = {"data": config, **{f"data.mix.{name}": config.part(name) for name in config.mix}}
     for (trained, train), (measured, other) in product(sets.items(), repeat=2):
         held_out = other.validation
+        shared = _shared(train.source, held_out.source or other.source)
+        if shared is None:
+            continue
         if held_out.source is not None:
-            if identity(held_out.source) == identity(train.source):
-                raise ConfigError(
-                    f"{measured}.validation.source equals {trained}.source: the model would be measured on what it was "
-                    f"trained on; set {measured}.validation.fraction instead"
-                )
-        elif train.validation != held_out and identity(other.source) == identity(train.source):
             raise ConfigError(
-                f"{trained}.source equals {measured}.source, but other rows are held out: the model would be measured "
-                f"on what it was trained on; give both the same validation"
+                f"{measured}.validation.source has {shared}, and so has {trained}.source: the model would be measured "
+                f"on what it was trained on; leave it out of one of the two, or set {measured}.validation.fraction "
+                "instead"
             )
+        if train.validation.source is not None or Split.of(train) != Split.of(other):
+            raise ConfigError(
+                f"{trained}.source and {measured}.source both have {shared}, but hold out other rows of it: the model "
+                "would be measured on what it was trained on; give both the same validation and, if their formats "
+                "read other columns, the same validation.group_by"
+            )
+
+
+def _shared(trained: SourceConfig, measured: SourceConfig) -> str | None:
+    """What both sources are sure to read, for error messages; None if there is no such thing."""
+    if isinstance(trained, FilesSource) and isinstance(measured, FilesSource):
+        files, others = (
+            [file.resolve() for file in local_files.expand(source.files)] for source in (trained, measured)
+        )
+        # With max_rows, training may end before a file that comes later.
+        read = files if trained.max_rows is None else files[:1]
+        return next((str(file) for file in read if file in others), None)
+    same = trained.model_dump(exclude=_AMOUNT) == measured.model_dump(exclude=_AMOUNT)
+    return describe(trained) if same else None
+
+
+_AMOUNT = {"streaming", "max_rows", "max_bytes"}
+"""Keys that say how much of a source is read, and how: from its start, in any case."""
 
 
 def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
@@ -124,7 +149,7 @@ def numbered_rows(config: DataConfig, side: Side) -> Iterator[tuple[int, Row]]:
     if validation.source is not None:
         chosen = enumerate(rows(side_source(config, side)))
     else:
-        split = Split.of(validation)
+        split = Split.of(config)
         chosen = ((i, row) for i, row in enumerate(rows(config.source)) if split.side(i, row) == side)
     empty = True
     for numbered in chosen:
@@ -157,11 +182,11 @@ def empty_side(config: DataConfig, side: Side) -> InputError:
         return InputError(f"the validation source has no rows: {describe(own)}")
     if own is not None:
         return InputError(f"the source has no rows: {describe(config.source)}")
-    group = config.validation.group_by
-    together = f", with rows of equal {group} on one side" if group else ""
+    alike = config.validation.group_by or "content"
     return InputError(
         f"the {side} side of {describe(config.source)} has no rows: the source is empty, or too small for "
-        f"data.validation.fraction = {config.validation.fraction}{together}; give more rows or change the fraction"
+        f"data.validation.fraction = {config.validation.fraction}, with rows of equal {alike} on one side; give more "
+        "rows or change the fraction"
     )
 
 
@@ -169,34 +194,35 @@ def empty_side(config: DataConfig, side: Side) -> InputError:
 class Split:
     """Assigns rows to sides if validation is a fraction of the source.
 
-    The side depends only on the seed and the row's number, or its value in the column `group_by`, so it needs neither a
-    second pass nor the number of rows.
+    The side depends only on the seed and on the row's content: on what it has in `columns`, or in the column
+    `group_by`. So equal rows are on the same side, no row changes its side when others are added, removed or moved, and
+    the split needs neither a second pass nor the number of rows.
     """
 
     seed: int
     fraction: float
+    columns: tuple[str, ...]
     group_by: str | None
 
     @staticmethod
-    def of(validation: ValidationConfig) -> Split:
+    def of(config: DataConfig) -> Split:
+        validation = config.validation
         assert validation.fraction is not None
-        return Split(validation.seed, validation.fraction, validation.group_by)
+        columns = () if validation.group_by else config.format.content_columns
+        return Split(validation.seed, validation.fraction, columns, validation.group_by)
 
     def side(self, number: int, row: Row) -> Side:
-        """The side of a row. Raises ConfigError if it has no column `group_by`."""
-        key = number
-        if self.group_by is not None:
-            if self.group_by not in row:
-                raise ConfigError(
-                    f"data.validation.group_by={self.group_by}: row {number} has no such field, it has "
-                    f"{', '.join(row)}; name one of these, or null to split row by row"
-                )
-            key = int(fingerprint(row[self.group_by]), 16)
-        return "validation" if held_out(self.seed, self.fraction, key) else "train"
-
-    def identity(self) -> list[Any]:
-        """Everything that determines the split, for cache keys."""
-        return [self.seed, self.fraction, *([self.group_by] if self.group_by else [])]
+        """The side of a row. Raises ConfigError if it has no column `group_by`; `number` is only for the message."""
+        if self.group_by is None:
+            content: Any = {name: row[name] for name in self.columns if row.get(name) is not None}
+        elif self.group_by in row:
+            content = row[self.group_by]
+        else:
+            raise ConfigError(
+                f"data.validation.group_by={self.group_by}: row {number} has no such field, it has "
+                f"{', '.join(row)}; name one of these, or null to split by the whole content"
+            )
+        return "validation" if held_out(self.seed, self.fraction, hash_value(content)) else "train"
 
 
 def held_out(seed: int, fraction: float, key: int) -> bool:
