@@ -131,6 +131,11 @@ def step_of(path: Path) -> int:
     return int(path.name.removeprefix("step_"))
 
 
+def state_of(path: Path) -> dict[str, Any]:
+    """The state that was saved with a checkpoint; InputError if it is missing or damaged."""
+    return _read_state(path)["state"]
+
+
 def load(
     path: Path,
     model: nn.Module,

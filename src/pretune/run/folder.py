@@ -188,6 +188,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
         free.discard("evaluation.every")
     for key in sorted(before.keys() | after.keys()):
         words = key.split(".")
+        if words[:2] == ["data", "mix"]:  # a mixed-in set has the same keys as data
+            words = ["data", *words[3:]]
         if any(".".join(words[:n]) in free for n in range(1, len(words) + 1)):
             continue
         if before.get(key) != after.get(key):

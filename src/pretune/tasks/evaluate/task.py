@@ -41,6 +41,9 @@ def evaluate_run(config: RunConfig) -> int:
     parts = with_reference(config, assemble_evaluation(config, folder))
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
+    trained_on = checkpoint.state_of(folder.checkpoint).get("data", {}).get("train")
+    if trained_on not in (None, parts.data.train.fingerprint):
+        print(f"{folder.name} was trained on other documents than now: those that are held out now may be among them")
     metrics = Evaluator(config, parts).metrics(parts.model)
     kind = config.quantization.kind
     write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **metrics})

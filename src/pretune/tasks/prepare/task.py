@@ -37,6 +37,8 @@ def _prepare_run(config: RunConfig) -> int:
                 _say(console, f"left out of {name}{side}: {reason}")
         for note in _notes(name, section, part):
             _say(console, note)
+    for note in data.notes:
+        _say(console, note)
     for name, section, part in sets:
         show_documents(console, f"{name}document", part.train, tokenizer, config.prepare.show, section.sequence_length)
     print(f"in {data.folder}; train with the same command without task=prepare")

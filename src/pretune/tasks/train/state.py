@@ -23,6 +23,8 @@ from pretune.training.meter import Window
 class TrainingState:
     """How far the run is: what a checkpoint stores beside tensors."""
 
+    data: dict[str, str]
+    """Fingerprints of the data that it trains and measures on, by set and side."""
     step: int = 0
     tokens: int = 0
     """Input tokens read."""
@@ -68,6 +70,16 @@ class TrainingState:
                 f"{path} was written by another version of Pretune: resume with that version, or start a new run from "
                 "these weights (stage.init_from)"
             ) from None
+
+    def check_data(self, data: Mapping[str, str], name: str) -> None:
+        """Raise InputError if the run `name` was trained on other data than `data`, which has the same fingerprints if
+        it was only moved: positions would mean other documents, and held-out ones may have been trained on."""
+        if changed := [side for side in self.data.keys() | data.keys() if self.data.get(side) != data.get(side)]:
+            raise InputError(
+                f"run {name} was trained on other data: the documents of {' and '.join(sorted(changed))} have changed "
+                f"since step {self.step}; restore them to resume, or start a new run from its weights: "
+                f"name=... stage.init_from={name}"
+            )
 
     @property
     def evaluated_at(self) -> int:

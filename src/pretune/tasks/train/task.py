@@ -67,13 +67,15 @@ def _train(
     check_start(config, start_run(config))
     newest = checkpoint.newest(folder.checkpoints)
     training = assemble_training(config, newest)
-    parts, state = training.parts, TrainingState()
+    parts, data = training.parts, training.parts.data.fingerprints()
+    state = TrainingState(data)
     loader = training_loader(parts.data, config.data, config.seed)
     if newest is not None:
         averaged = training.ema and training.ema.model
         adapter = stored_adapter(config, averaged or parts.model)
         stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=averaged)
         state = TrainingState.of(stored, newest)
+        state.check_data(data, config.name)
     state.loss_scale = state.loss_scale.for_activations(config.precision.activations)
     with (
         folder.claimed(mapping, newest),
@@ -105,7 +107,7 @@ def _train(
 
 
 def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
-    """One line: the model, the device, the starting weights and the data."""
+    """One line: the model, the device, the starting weights and the data, with what is wrong with it."""
     config = resolved.config
     batch, epoch = config.batch.tokens, loader.num_sequences * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
@@ -116,7 +118,7 @@ def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: T
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
         f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
-        + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *loader.notes()])
+        + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *loader.notes(), *parts.data.notes])
     )
 
 
@@ -133,6 +135,7 @@ def summary(run: Run) -> dict[str, Any]:
         **run.loader.metrics(),
         "parameters": count_parameters(run.parts.model).total,
         "trainable_parameters": count_parameters(run.parts.model).trainable,
+        "data": state.data,
         "device": str(run.parts.device),
         "peak_memory_bytes": peak_memory(run.parts.device),
         **state.training,
