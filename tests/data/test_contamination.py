@@ -53,18 +53,27 @@ def test_a_few_equal_documents_are_counted_and_kept(tmp_path: Path) -> None:
     assert (data.train.num_documents, data.validation.num_documents) == (50, 10)
 
 
+def test_a_file_that_two_globs_match_is_noticed(tmp_path: Path) -> None:
+    write_texts(tmp_path, songs(0, 50), "train.jsonl")
+    source = files(tmp_path / "t*.jsonl", tmp_path / "*n.jsonl")
+    other = files(write_texts(tmp_path, songs(60, 70), "other.jsonl"))
+    data = prepared(tmp_path, source=source, validation=held_out_of(other))
+    assert data.notes == ("50 of 100 training documents repeat another",)
+
+
 def test_repeated_rows_of_a_split_source_are_on_one_side(tmp_path: Path) -> None:
     repeated = [{"text": text, "id": number} for number, text in enumerate(songs(0, 60) * 3)]
     data = prepared(tmp_path, source=files(write_lines(tmp_path / "a.jsonl", repeated)))
     assert data.train.num_documents + data.validation.num_documents == 180
     assert data.validation.num_documents % 3 == 0
-    assert data.notes == ()
+    kept = data.train.num_documents
+    assert data.notes == (f"{kept * 2 // 3} of {kept} training documents repeat another",)
 
 
 def test_what_one_set_holds_out_no_other_set_trains_on(tmp_path: Path) -> None:
     own = write_texts(tmp_path, songs(0, 50), "own.jsonl")
     mixed = write_texts(tmp_path, songs(200, 250), "mixed.jsonl")
-    held_out = write_texts(tmp_path, songs(240, 260), "held_out.jsonl")
+    held_out = write_texts(tmp_path, songs(240, 300), "held_out.jsonl")
     part = {"share": 0.2, "source": files(mixed), "validation": {"source": None, "fraction": 0.2, "seed": 3,
             "group_by": None}, "format": {"kind": "text", "column": "text"},
             "packing": {"mode": "stream", "too_long": "split", "isolate": False}}  # fmt: skip
@@ -72,7 +81,7 @@ def test_what_one_set_holds_out_no_other_set_trains_on(tmp_path: Path) -> None:
         prepared(tmp_path, source=files(own), validation=held_out_of(files(held_out, max_rows=10)), mix={"x": part})
     data = prepared(tmp_path, source=files(own), validation=held_out_of(files(held_out)), mix={"x": part})
     (note,) = data.notes
-    assert note.endswith("of 20 held-out documents are in the training data too (data in data.mix.x)")
+    assert note.endswith("of 60 held-out documents are in the training data too (data in data.mix.x)")
     assert set(data.fingerprints()) == {"train", "validation", "x train", "x validation"}
 
 
@@ -95,7 +104,7 @@ def test_a_problem_with_another_rationale_is_the_same_problem(tmp_path: Path) ->
     ]
     data = prepared(tmp_path, source=files(write_lines(tmp_path / "a.jsonl", rows)), format=MATHQA)
     assert data.validation.num_documents % 5 == 0
-    assert data.notes == ()
+    assert not any("held-out" in note for note in data.notes)
 
 
 def test_documents_that_only_their_format_makes_equal_are_found(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Contamination: held-out documents that are in the training data too, found by what is in them."""
+"""Contamination: held-out documents that are in the training data too; and repeated ones. Both are found by content."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from pretune.data.config import DataConfig
 from pretune.data.hashing import mix
 from pretune.data.tokens import TokenData
 
-MOST = 0.5
-"""Share of the held-out documents above which the validation set is a part of the training set."""
+TOO_MANY = 0.25
+"""Share of held-out documents in the training data from which on a validation loss says little of anything else."""
 
 
 def contamination(sets: Mapping[str, tuple[DataConfig, TokenData, TokenData]]) -> Iterator[str]:
-    """A line for each pair of sets in which a few held-out documents are training documents too.
+    """A line for each set whose training documents repeat each other, and for each pair of sets in which a few held-out
+    documents are training documents too.
 
-    A few are common in real data, and a published validation set must stay what it is: they are reported and kept.
+    Both are common in real data, and a published validation set must stay what it is: they are reported and kept.
     `sets`: section, training and held-out side of each set, by its name in the configuration. Raises ConfigError if
-    most of a set's held-out documents are trained on.
+    too many of a set's held-out documents are trained on.
     """
+    for name, (config, train, _) in sets.items():
+        hashes = content_hashes(train, config.format.has_pairs)
+        if repeated := len(hashes) - len(np.unique(hashes)):
+            whose = "" if name == "data" else f" ({name})"
+            yield f"{repeated:,} of {len(hashes):,} training {_unit(config)} repeat another{whose}"
     for (trained, (train, seen, _)), (measured, (other, _, held_out)) in product(sets.items(), repeat=2):
         wanted = content_hashes(held_out, other.format.has_pairs)
         count = num_contained(wanted, content_hashes(seen, train.format.has_pairs))
-        unit = "pairs" if other.format.has_pairs else "documents"
-        if count > MOST * len(wanted):
+        unit = _unit(other)
+        if count >= TOO_MANY * len(wanted):
             raise ConfigError(
                 f"{count:,} of the {len(wanted):,} held-out {unit} of {measured} are in the training data of {trained} "
                 f"too: the model would be measured on what it was trained on; {_remedy(measured, other)}"
@@ -35,6 +41,10 @@ def contamination(sets: Mapping[str, tuple[DataConfig, TokenData, TokenData]]) -
         if count:
             whose = "" if measured == trained == "data" else f" ({measured} in {trained})"
             yield f"{count:,} of {len(wanted):,} held-out {unit} are in the training data too{whose}"
+
+
+def _unit(config: DataConfig) -> str:
+    return "pairs" if config.format.has_pairs else "documents"
 
 
 def _remedy(name: str, config: DataConfig) -> str:

@@ -43,7 +43,7 @@ class Prepared:
     folder: Path
     parts: dict[str, Prepared]
     notes: tuple[str, ...] = ()
-    """Which held-out documents are in the training data too, as text; empty if none are."""
+    """How many documents are repeated, and how many are on both sides, as text; empty if none are."""
 
     def fingerprints(self) -> dict[str, str]:
         """What identifies the documents of each side of each set, wherever they were read from."""
