@@ -47,8 +47,7 @@ def noisy(seed: int, noise: float, hiccups: float = 0.0) -> Callable[[], float]:
 def test_steps_are_exact_and_evenly_spaced(steps: int):
     spent, trace = simulate(budget(steps=steps))
     assert spent.steps == steps
-    expected = [step / (steps - 1) for step in range(steps)] if steps > 1 else [1.0]
-    assert trace == pytest.approx(expected)
+    assert trace == pytest.approx([step / steps for step in range(1, steps + 1)])
     assert trace[-1] == 1.0
 
 
@@ -118,7 +117,6 @@ def test_time_with_even_steps_ends_at_exactly_one():
 def test_the_first_limit_reached_ends_the_run_and_its_schedule(limits: BudgetConfig, steps: int):
     spent, trace = simulate(limits)
     assert spent.steps == steps
-    assert trace[0] == 0.0
     assert trace[-1] == 1.0
 
 
@@ -140,7 +138,7 @@ def test_a_step_is_sound_whatever_the_numbers(
 
 def test_a_resumed_run_goes_on_with_the_clock_it_had():
     whole, cost = budget(time=1000.0), Spent(1, 8, 1.0)
-    assert next_step(whole, Spent(400, 0, 400.0), cost, 8, 0.0) == (pytest.approx(400 / 999), 8)
+    assert next_step(whole, Spent(400, 0, 400.0), cost, 8, 0.0) == (pytest.approx(401 / 1000), 8)
     assert next_step(whole, Spent(999, 0, 999.0), cost, 8, 0.0) == Step(1.0, 8)
     assert next_step(whole, Spent(999, 0, 999.4), cost, 2, 0.0) == Step(1.0, 4)
 

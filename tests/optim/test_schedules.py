@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch.optim.lr_scheduler import LinearLR, LRScheduler, OneCycleLR, SequentialLR
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
-from pretune.optim.config import ScheduleConfig
+from pretune.optim.budget import Spent, next_step
+from pretune.optim.config import BudgetConfig, ScheduleConfig
 from pretune.optim.schedules import schedule_factor
 
 KINDS = {
@@ -52,6 +54,13 @@ def our_curve(config: ScheduleConfig, steps: int) -> list[float]:
     return [schedule_factor(config, step / (steps - 1)) for step in range(steps)]
 
 
+def run_curve(config: ScheduleConfig, steps: int) -> list[float]:
+    """The factors of a run whose budget is that many steps."""
+    budget = BudgetConfig(steps=steps, tokens=None, time=None, count=(), replay=None)
+    progress = [next_step(budget, Spent(step, 0, 0.0), Spent(1, 1, 0.0), 1, 0.0).progress for step in range(steps)]
+    return [schedule_factor(config, at) for at in progress]
+
+
 def largest_difference(a: list[float], b: list[float]) -> float:
     return max(abs(x - y) for x, y in zip(a, b, strict=True))
 
@@ -67,11 +76,28 @@ def test_cycle_is_torchs_one_cycle(steps: int, pct_start: float, div_factor: flo
     assert largest_difference(our_curve(ours, steps), reference) < 1e-12
 
 
-def test_cycle_with_the_reference_systems_settings_is_its_curve_but_for_one_step():
-    ours = our_curve(schedule("cycle", warmup=0.3, initial=0.04, final=4e-6), 10_000)
+def test_a_run_with_the_reference_systems_cycle_has_its_curve_but_for_a_step_on_the_way_up():
+    ours = run_curve(schedule("cycle", warmup=0.3, initial=0.04, final=4e-6), 10_000)
     reference = one_cycle(10_000, pct_start=0.3, div_factor=25.0, final_div_factor=1e4)
-    assert largest_difference(ours, reference) < 2.1e-4  # of the peak, which is 0.7 of a step later
-    assert (ours[0], ours[-1]) == pytest.approx((reference[0], reference[-1]), rel=1e-12)
+    peak = 2999
+    assert ours[peak:] == pytest.approx(reference[peak:], abs=1e-12)
+    assert (
+        largest_difference(ours[:peak], reference[:peak]) < math.pi / 2 / peak
+    )  # of the peak: a step where it is steepest
+    assert ours[0] > reference[0]
+
+
+@pytest.mark.parametrize(("steps", "warm"), [(1, 0), (1, 1), (2, 1), (100, 0), (100, 7), (1000, 1000)])
+def test_a_run_is_one_step_ahead_of_transformers_whose_first_step_is_at_zero(steps: int, warm: int):
+    """So the first step has the rate peak / warm, as where `step + 1` is counted, and the last one ends the decay."""
+    for kind, make in (("linear", get_linear_schedule_with_warmup), ("cosine", get_cosine_schedule_with_warmup)):
+        reference = reference_curve(steps + 1, lambda optimizer, make=make: make(optimizer, warm, steps))
+        if warm:
+            assert reference[0] == 0.0
+        ours = run_curve(schedule(kind, warmup=warm / steps, initial=0.0, final=0.0), steps)
+        if warm < steps:
+            assert ours == pytest.approx(reference[1:], abs=1e-12)
+        assert ours[:warm] == pytest.approx([(step + 1) / warm for step in range(warm)])
 
 
 def test_cosine_is_linear_warmup_and_then_torchs_cosine():

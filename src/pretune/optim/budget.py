@@ -1,10 +1,12 @@
 """Progress through a training budget, and the choice of the last step.
 
-A step cannot be interrupted, so a budget ends with a last step, which runs at progress 1: the schedule ends exactly
-when the run does. In steps and tokens, the last step is the one that reaches the limit. In seconds, it is the step
-after which another one would end further from the limit, and it reads as many whole micro-batches as still fit. Whether
-a step is the last is decided before it runs. A run thus ends within half a micro-batch of its time limit, give or take
-how much its last two steps deviate from the usual step time; earlier slow steps are compensated for.
+A step runs at the progress at which it ends. So the first one is a step ahead of the start, where a warm-up has a rate
+of 0 (a step at that rate would be lost), and the last one runs at progress 1: the schedule ends exactly when the run
+does. In steps and tokens, the last step is the one that reaches the limit. In seconds, as a step cannot be interrupted,
+it is the step after which another one would end further from the limit, and it reads as many whole micro-batches as
+still fit. Whether a step is the last is decided before it runs. A run thus ends within half a micro-batch of its time
+limit, give or take how much its last two steps deviate from the usual step time; earlier slow steps are compensated
+for.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class Step(NamedTuple):
     """A step that is about to run."""
 
     progress: float
-    """Its position in the schedule, in [0, 1]: 1 for the last step only."""
+    """Its position in the schedule, in [0, 1]: where in the budget it ends; 1 for the last step only."""
     tokens: int
     """Number of input tokens that it reads."""
 
@@ -45,9 +47,9 @@ class Spent:
 def next_step(budget: BudgetConfig, spent: Spent, cost: Spent, micro_batch: int, before: float) -> Step:
     """The next step of a run that has used `spent`.
 
-    cost: what a full step is expected to use; its seconds may be 0 until a step has been timed. micro_batch: tokens per
-    micro-batch, a divisor of `cost.tokens`. before: progress of the previous step; progress never decreases. With
-    several limits, the one with the most progress counts.
+    cost: what a full step is expected to use; its seconds may be too few until a step has been timed. micro_batch:
+    tokens per micro-batch, a divisor of `cost.tokens`. before: progress of the previous step; progress never decreases.
+    With several limits, the one with the most progress counts.
     """
     progress, tokens = before, cost.tokens
     if budget.steps is not None:
@@ -72,8 +74,5 @@ def usual(seconds: Sequence[float]) -> float:
 
 
 def _progress(limit: float, spent: float, cost: float, unused: float = 0.0) -> float:
-    """Progress towards one limit, of which up to `unused` may be left over: 0 for the first step, 1 for the last.
-
-    The last step starts `cost` before the limit, so progress grows linearly to 1 at `limit - cost`.
-    """
-    return 1.0 if spent + cost + unused >= limit else spent / (limit - cost)
+    """Progress towards one limit once `cost` is spent too: 1 for the last step, after which up to `unused` is left."""
+    return 1.0 if spent + cost + unused >= limit else (spent + cost) / limit

@@ -77,7 +77,7 @@ class MuonConfig(OptimizerBase):
     momentum: Beta
     """Decay rate of the gradient's running mean, which is then orthogonalized."""
     momentum_initial: Beta
-    """Momentum at the first step (unused with momentum_warmup = 0)."""
+    """Momentum at the start (unused with momentum_warmup = 0)."""
     momentum_warmup: Fraction
     """Fraction of the budget over which the momentum changes linearly from momentum_initial to momentum."""
     nesterov: bool
@@ -103,7 +103,8 @@ class ScheduleBase(Section):
     warmup: Fraction
     """Fraction of the budget for the warm-up to the peak."""
     initial: Fraction
-    """Factor on the peak learning rate at the start (unused with warmup = 0)."""
+    """Factor on the peak learning rate from which the warm-up starts (unused with warmup = 0). The first step is
+    already a step above it, so that none is lost at 0."""
 
 
 class CosineConfig(ScheduleBase):

@@ -4,8 +4,9 @@ Progress comes from the budget, so a schedule ends when the run does, whether th
 Nothing here depends on what is scaled, so other quantities (momentum, weight decay) could follow the same curves.
 
 Relation to torch.optim.lr_scheduler.OneCycleLR with `total_steps` N, cosine annealing and constant momentum: `cycle` is
-the same curve with initial = 1 / div_factor and final = initial / final_div_factor. OneCycleLR has its peak at step
-`pct_start * N - 1` of 0..N-1, ours at progress `warmup`; they agree for warmup = (pct_start N - 1) / (N - 1).
+the same curve with initial = 1 / div_factor, final = initial / final_div_factor and warmup = pct_start, except on its
+way up: OneCycleLR's first step is at `initial`, ours a step above it; both have their peak at step `pct_start * N - 1`
+of 0..N-1. Where transformers' schedules are at step k + 1, ours are at step k: their first step has a rate of 0.
 The schedule "cos" of epfml/llm-baselines is also OneCycleLR (div_factor 100, final_div_factor 0.1), that is, `cycle`
 with initial 0.01 and final 0.1; our `cosine` differs from it in its linear warm-up.
 """

@@ -53,11 +53,17 @@ def test_a_run_leaves_what_the_design_promises(tiny: Compose, tmp_path: Path) ->
 
 
 def test_the_learning_rate_ends_where_the_schedule_does(tiny: Compose, tmp_path: Path) -> None:
-    overrides = ["schedule=linear", "schedule.warmup=0.25", "log_every=1", "budget.steps=9", "optimizer.lr=1e-3"]
+    overrides = ["schedule=linear", "schedule.warmup=0.25", "log_every=1", "budget.steps=8", "optimizer.lr=1e-3"]
     assert run(tiny("name=one", *overrides)) == 0
     rates = series(tmp_path / "runs" / "one", "train/lr")
-    expected = [0, 0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
+    expected = [0.5, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6, 0]
     assert rates == pytest.approx([1e-3 * factor for factor in expected], abs=1e-9)
+
+
+def test_no_step_is_lost_when_only_the_clock_ends_the_run(tiny: Compose, tmp_path: Path) -> None:
+    overrides = ["schedule=cosine", "schedule.warmup=0.5", "log_every=1", "budget.steps=null", "budget.time=0.2s"]
+    assert run(tiny("name=one", *overrides)) == 0
+    assert min(series(tmp_path / "runs" / "one", "train/lr")) > 0
 
 
 @pytest.mark.parametrize("packing", ["stream", "documents", "none"])

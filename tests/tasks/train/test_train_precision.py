@@ -233,7 +233,8 @@ def test_float16_trains_as_float32_does(overrides: tuple[str, ...], tiny: Compos
         assert run(tiny(f"name={name}", *overrides, *precision, "log_every=1")) == 0
     half, whole = (series(tmp_path / "runs" / name, "train/loss") for name in ("half", "whole"))
     assert half == pytest.approx(whole, abs=0.02)
-    assert half[-1] < half[0]
+    if "stage=finetune" not in overrides:  # six steps of an adapter are less than what batches differ by
+        assert half[-1] < half[0]
     half, whole = (series(tmp_path / "runs" / name, "train/grad_norm") for name in ("half", "whole"))
     assert half == pytest.approx(whole, rel=0.05)
     assert set(series(tmp_path / "runs" / "half", "train/skipped_steps")) == {0}

@@ -133,7 +133,9 @@ def step_to_come(
     if replayed is not None:
         return replayed[state.step]
     tokens, spent = config.batch.tokens_after(state.tokens), state.spent(config.budget)
-    cost = Spent(1, tokens, tokens * usual(state.token_seconds))
+    # Before a step has been timed: what it takes at least, at the device's peak speed.
+    token_seconds = usual(state.token_seconds) or state.window.mfu
+    cost = Spent(1, tokens, tokens * token_seconds)
     spent = replace(spent, seconds=spent.seconds + steps_behind * cost.seconds)
     return next_step(config.budget, spent, cost, micro_batch * config.data.sequence_length, state.progress)
 
