@@ -45,12 +45,36 @@ class Question:
 
 
 def final_answer(text: str) -> str | None:
-    """The number after the last `####`, without dollar sign and thousands separators, or None."""
-    found = _FINAL_ANSWER.findall(text)
-    return found[-1].replace(",", "") if found else None
+    """The number of the first line `#### ...` that has one, in plain digits ("-1028.50", "1/3"), or None.
+
+    A model that does not stop goes on with problems of its own, which are no part of the answer: neither are lines
+    that come later, nor whatever follows another "Question:". The number may have a currency, thousands separators, a
+    unit or a percent sign after it, and be marked up: `**28**`, `\\boxed{28}`, `= $1,028.00`, `28 dollars`.
+    """
+    text = re.split(r"^\s*Question:", text, maxsplit=1, flags=re.MULTILINE)[0]
+    for said in text.split("####")[1:]:
+        line = next((line for line in said.splitlines() if line.strip(" #")), "")
+        if (number := _stated_number(line)) is not None:
+            return number
+    return None
 
 
-_FINAL_ANSWER = re.compile(r"####\s*\$?\s*(-?[\d,]*\.?\d+)")
+def _stated_number(line: str) -> str | None:
+    """The number that a line consists of, beside marks before it and any text after it; None if there is none."""
+    line = re.sub(r"\\[dt]?frac\s*{(\d+)}\s*{(\d+)}", r"\1/\2", line)
+    line = line.replace("{,}", ",").replace("\N{MINUS SIGN}", "-")
+    line = re.sub(r"\\[a-zA-Z]+\s*|\\[,;! ]|(?<!\d)\*+|\*+(?![\d*])|[_`{}\\]", "", line)  # LaTeX and Markdown
+    line = re.sub(r"^.*=", "", line)
+    line = re.sub(r"^\W*(?:the )?(?:final )?answer(?: is)?\b", "", line, flags=re.IGNORECASE)
+    found = _STATED.match(line)
+    return found and found["sign"] + re.sub(r"[,\s]", "", found["number"])
+
+
+_STATED = re.compile(
+    r"[^\w.-]*(?P<sign>-?)[^\w.-]*"  # a minus stands before or after a currency
+    r"(?P<number>(?:\d{1,3}(?:,\d{2,3})*,\d{3}|\d+)(?:\.\d+)?(?:/\d+)?|\.\d+)"
+    r"(?!\d|[.,]\d|\s*[-+*\u00d7^/:]\s*\d|\s+\d+/\d)"  # no list, range, ratio, mixed number or sum to do
+)
 
 
 def chosen_option(text: str, options: Sequence[str]) -> int | None:
