@@ -71,7 +71,9 @@ METRICS: dict[str, Metric] = {
 
 TASK_SHARES: dict[str, Metric] = {
     "accuracy": replace(_SHARE, better="higher"),
-    "accuracy_normalized": replace(_SHARE, better="higher"),
+    "accuracy_per_token": replace(_SHARE, better="higher", on_console=False),
+    "lm_eval_acc": replace(_SHARE, better="higher", on_console=False),
+    "lm_eval_acc_norm": replace(_SHARE, better="higher", on_console=False),
     "generated_accuracy": replace(_SHARE, better="higher"),
     "chance": _SHARE,
     "unanswered": replace(_SHARE, better="lower"),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import tiny_model, transformers_llama
 from torch import Tensor
 
 from pretune.core.batch import Batch
 from pretune.data.formats.problems import Problem
-from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import TokenScores, score_tokens
-from pretune.tasks.evaluate.options import Choices, batches, option_accuracy, tokenized
+from pretune.tasks.evaluate.options import Choices, batches, log_likelihoods, option_accuracy, tokenized
 
 
 class Letters:
@@ -46,28 +47,38 @@ def some_problems(count: int) -> list[Problem]:
     return problems
 
 
-def log_likelihood(model: Transformer, prompt: str, option: str, closing: str | None) -> Tensor:
+def log_probs(reference: Any, prompt: str, option: str, closing: str | None) -> Tensor:
+    """The log-probability of each token of the option and of its end, by transformers' logits in float64."""
     tokenizer = Letters()
     before = tokenizer.encode(prompt)
     after = tokenizer.encode(option) + ([0] if closing is None else tokenizer.encode(closing))
-    logits = model.unembed(model(torch.tensor([before + after])))[0].double().log_softmax(-1)
-    return torch.stack([logits[len(before) - 1 + place, token] for place, token in enumerate(after)]).sum()
+    logits = reference(torch.tensor([before + after])).logits[0].log_softmax(-1)
+    return torch.stack([logits[len(before) - 1 + place, token] for place, token in enumerate(after)])
 
 
 @pytest.mark.parametrize("tokens", [1, 200, 10_000])
-def test_equals_one_option_at_a_time(tokens: int) -> None:
-    model, problems = tiny_model(max_sequence_length=128), some_problems(40)
+def test_equals_one_option_at_a_time_by_the_logits_of_transformers(tokens: int) -> None:
+    model, problems, right = tiny_model(max_sequence_length=128), some_problems(40), Counter()
+    score, reference = partial(score_tokens, model, chunk_tokens=64), transformers_llama(model).double()
     with torch.no_grad():
-        found = option_accuracy(partial(score_tokens, model, chunk_tokens=64), choices(problems), tokens, "train")
-        right = right_normalized = 0
+        found = option_accuracy(score, choices(problems), tokens, "train")
         for problem in problems:
-            sums = [log_likelihood(model, problem.prompt, option, problem.closing) for option in problem.options]
-            lengths = [len(option) + 1 for option in problem.options]
-            right += int(torch.stack(sums).argmax()) == problem.correct
-            means = [value / length for value, length in zip(sums, lengths, strict=True)]
-            right_normalized += int(torch.stack(means).argmax()) == problem.correct
-    assert found["mathqa/accuracy"] == right / 40
-    assert found["mathqa/accuracy_normalized"] == right_normalized / 40
+            each = [log_probs(reference, problem.prompt, option, problem.closing) for option in problem.options]
+            ours = log_likelihoods(score, choices([problem]).rows)
+            expected = torch.stack([torch.stack([one[:-1].sum(), one.sum()]) for one in each])
+            assert torch.allclose(ours, expected, rtol=0, atol=1e-4)
+            # As lm-evaluation-harness defines acc and acc_norm; the end of an option is always one token here.
+            values = {
+                "accuracy": expected[:, 1],
+                "accuracy_per_token": expected[:, 1] / torch.tensor([len(one) for one in each]),
+                "lm_eval_acc": expected[:, 0],
+                "lm_eval_acc_norm": expected[:, 0] / torch.tensor([len(option) for option in problem.options]),
+            }
+            right.update(name for name, value in values.items() if int(value.argmax()) == problem.correct)
+    assert len(set(right.values())) > 1, "they are not the same measure"
+    for name, count in right.items():
+        assert found[f"mathqa/{name}"] == count / 40
+        assert found[f"mathqa/{name}_error"] == pytest.approx((count / 40 * (1 - count / 40) / 40) ** 0.5)
     assert found["mathqa/chance"] == pytest.approx(sum(1 / len(one.options) for one in problems) / 40)
     assert found["mathqa/problems"] == 40
 
@@ -92,5 +103,5 @@ def test_batches_hold_similar_rows_within_their_size() -> None:
     found = list(batches(rows, 640))
     assert sorted(row for batch in found for row in batch) == list(range(len(rows)))
     assert all(len(batch) * 64 <= 640 for batch in found)
-    lengths = [len(rows[row][0]) + len(rows[row][1]) for batch in found for row in batch]
+    lengths = [rows[row].length for batch in found for row in batch]
     assert lengths == sorted(lengths, reverse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,21 @@ WIDTH = 64
 """Batches are as wide as a multiple of this, so that there are only a few shapes."""
 
 
+class Continuation(NamedTuple):
+    """A prompt and one of its options, as token ids."""
+
+    prompt: list[int]
+    option: list[int]
+    end: list[int]
+    """What follows the option in training: EOS, or the start of a rationale."""
+    characters: int
+    """Length of the option's text, without the space before it."""
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.option) + len(self.end)
+
+
 @dataclass(frozen=True)
 class Choice:
     """A problem as token ids: its options are rows `first` to `first + count`, and `correct` counts from `first`."""
@@ -33,41 +49,36 @@ class Choice:
 
 @dataclass(frozen=True)
 class Choices:
-    """Tokenized problems. rows: token ids of a prompt, and those of one of its options. skipped: the number of problems
-    that are too long."""
+    """Tokenized problems. rows: those of all options. skipped: the number of problems that are too long."""
 
     choices: list[Choice]
-    rows: list[tuple[list[int], list[int]]]
+    rows: list[Continuation]
     skipped: int
 
 
 def tokenized(problems: Iterable[Problem], tokenizer: Tokenizer, max_length: int) -> Choices:
-    """The problems as token ids. Those with an option that ends after `max_length` tokens are left out.
-
-    An option ends with EOS, or with what follows it in training: otherwise an option that is a prefix of another ("1",
-    "12") would always win.
-    """
+    """The problems as token ids. Those with an option that ends after `max_length` tokens are left out."""
     choices: list[Choice] = []
-    rows: list[tuple[list[int], list[int]]] = []
+    rows: list[Continuation] = []
     skipped = 0
     for problem in problems:
         prompt = tokenizer.encode(problem.prompt)
         end = [tokenizer.eos_id] if problem.closing is None else tokenizer.encode(problem.closing)
-        options = [[*tokenizer.encode(option), *end] for option in problem.options]
-        if len(prompt) + max(map(len, options)) > max_length:
+        options = [Continuation(prompt, tokenizer.encode(text), end, len(text.strip())) for text in problem.options]
+        if max(option.length for option in options) > max_length:
             skipped += 1
             continue
         choices.append(Choice(len(rows), len(options), problem.correct))
-        rows += [(prompt, option) for option in options]
+        rows += options
     return Choices(choices, rows, skipped)
 
 
-def batches(rows: Sequence[tuple[list[int], list[int]]], tokens: int) -> Iterator[list[int]]:
+def batches(rows: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
     """Indices of the rows of each batch: rows of similar length, the longest first, at most `tokens` tokens together
     with their padding, but at least one row."""
-    order = sorted(range(len(rows)), key=lambda row: -_length(rows[row]))
+    order = sorted(range(len(rows)), key=lambda row: -rows[row].length)
     while order:
-        size = max(1, tokens // _width(_length(rows[order[0]])))
+        size = max(1, tokens // _width(rows[order[0]].length))
         yield order[:size]
         order = order[size:]
 
@@ -75,22 +86,31 @@ def batches(rows: Sequence[tuple[list[int], list[int]]], tokens: int) -> Iterato
 def option_accuracy(score: Scorer, given: Choices, tokens: int, task: str) -> dict[str, float]:
     """The share of problems whose right option is the most likely continuation of the prompt; empty without problems.
 
-    `accuracy` compares summed log-likelihoods, `accuracy_normalized` divides them by the number of tokens; `chance` is
-    the accuracy of guessing. `tokens`: of the largest batch. `task`: the one that the user runs.
+    `accuracy` compares the log-likelihoods of options with their ends, as they are trained: without an end, an option
+    that begins another ("1", "12") would always win. `accuracy_per_token` divides them by their numbers of tokens.
+    `lm_eval_acc` and `lm_eval_acc_norm` are acc and acc_norm of lm-evaluation-harness: log-likelihoods of the options
+    alone, and divided by the characters of their texts. `chance` is the accuracy of guessing. Each comes with its
+    standard error. `tokens`: of the largest batch. `task`: the one that the user runs.
     """
     if not given.choices:
         return {}
-    sums = torch.zeros(len(given.rows), dtype=torch.float64)
+    sums = torch.zeros(len(given.rows), 2, dtype=torch.float64)
     places = list(batches(given.rows, tokens))
     for batch in watched(task, places, len(places), "comparing options"):
-        sums[batch] = _log_likelihoods(score, [given.rows[row] for row in batch])
-    means = sums / torch.tensor([len(option) for _, option in given.rows])
-    total = len(given.choices)
-    accuracy = _right(sums, given.choices) / total
+        sums[batch] = log_likelihoods(score, [given.rows[row] for row in batch])
+    alone, ended = sums.unbind(1)
+    found, total = {}, len(given.choices)
+    for name, values in {
+        "accuracy": ended,
+        "accuracy_per_token": ended / torch.tensor([len(row.option) + len(row.end) for row in given.rows]),
+        "lm_eval_acc": alone,
+        "lm_eval_acc_norm": alone / torch.tensor([row.characters for row in given.rows]),
+    }.items():
+        share = _right(values, given.choices) / total
+        found[f"mathqa/{name}"] = share
+        found[f"mathqa/{name}_error"] = math.sqrt(share * (1 - share) / total)
     return {
-        "mathqa/accuracy": accuracy,
-        "mathqa/accuracy_error": math.sqrt(accuracy * (1 - accuracy) / total),
-        "mathqa/accuracy_normalized": _right(means, given.choices) / total,
+        **found,
         "mathqa/chance": sum(1 / choice.count for choice in given.choices) / total,
         "mathqa/problems": total,
         "mathqa/skipped": given.skipped,
@@ -102,20 +122,19 @@ def _right(values: Tensor, choices: Iterable[Choice]) -> int:
     return sum(int(values[choice.first : choice.first + choice.count].argmax()) == choice.correct for choice in choices)
 
 
-def _log_likelihoods(score: Scorer, rows: Sequence[tuple[list[int], list[int]]]) -> Tensor:
-    """Log-probability in nats of each continuation given its prompt: [len(rows)] float64."""
+def log_likelihoods(score: Scorer, rows: Sequence[Continuation]) -> Tensor:
+    """Log-probability in nats of each option given its prompt, alone and with its end: [len(rows), 2] float64."""
     # With causal attention, padding on the right does not affect the tokens before it.
-    inputs = torch.zeros(len(rows), _width(max(map(_length, rows))), dtype=torch.int64)
+    inputs = torch.zeros(len(rows), _width(max(row.length for row in rows)), dtype=torch.int64)
     targets = torch.full_like(inputs, IGNORE)
-    for row, (prompt, option) in enumerate(rows):
-        tokens = torch.tensor(prompt + option)
-        inputs[row, : len(tokens)] = tokens
-        targets[row, len(prompt) - 1 : len(tokens) - 1] = tokens[len(prompt) :]
-    return -score(Batch(inputs, targets, None)).nll.cpu().double().sum(dim=1)
-
-
-def _length(row: tuple[list[int], list[int]]) -> int:
-    return len(row[0]) + len(row[1])
+    alone = torch.zeros_like(inputs, dtype=torch.bool)
+    for number, row in enumerate(rows):
+        tokens, begin = torch.tensor(row.prompt + row.option + row.end), len(row.prompt)
+        inputs[number, : row.length] = tokens
+        targets[number, begin - 1 : row.length - 1] = tokens[begin:]
+        alone[number, begin - 1 : begin - 1 + len(row.option)] = True
+    nll = score(Batch(inputs, targets, None)).nll.cpu().double()
+    return -torch.stack([(nll * alone).sum(dim=1), nll.sum(dim=1)], dim=1)
 
 
 def _width(length: int) -> int:
