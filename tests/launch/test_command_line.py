@@ -65,6 +65,22 @@ def test_a_bad_override_is_one_clear_line(override: str, expected: str, tmp_path
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_key_that_the_run_file_sets_for_another_option_is_traced_to_it(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "defaults: [/base, override /data: python_docs_small, override /schedule: trapezoid, _self_]\nname: one\n"
+        "budget: {steps: 1}\nschedule: {decay: 0.3}\ndata: {tokenizer: {split_digits: false}}\n"
+    )
+    message = refused("--config", file, "schedule=cosine", "data/tokenizer=gpt2", "task=plan")
+    assert "'schedule.decay': own.yaml sets it, and the chosen option of schedule has no such key" in message
+    assert "add ~schedule.decay" in message
+    assert "add ~data.tokenizer.split_digits" in message
+    removed = ["~schedule.decay", "~data.tokenizer.split_digits"]
+    message = refused("--config", file, "schedule=cosine", "data/tokenizer=gpt2", *removed, "+schedule.decai=1")
+    assert "unknown key 'schedule.decai'" in message
+    assert "own.yaml" not in message
+
+
 def test_several_faults_are_reported_together() -> None:
     message = refused("--config", RUNS / "smoke.yaml", "model.dim=0", "optimizer.lr=-1")
     assert "model.dim" in message

@@ -42,6 +42,7 @@ def _main(argv: list[str]) -> int:
     file = _run_file(asked.config)
     # Hydra is slow to import, so import it only when needed.
     from pretune.launch.compose import composed, plain, shown
+    from pretune.launch.explain import naming_origins
     from pretune.launch.overrides import readable
 
     overrides = readable(asked.overrides, asked.multirun)
@@ -56,7 +57,8 @@ def _main(argv: list[str]) -> int:
 
     with composed(file, overrides) as config:
         mapping = plain(config, file)
-    return run(mapping)
+    with naming_origins(file, overrides):
+        return run(mapping)
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from pretune.core.config import field_paths, nearest
-from pretune.launch.groups import options
+from omegaconf import OmegaConf
+
+from pretune.core.config import ConfigError, field_paths, nearest
+from pretune.launch.groups import is_group, options
 
 
 def explain(error: Exception, file: Path) -> str:
@@ -29,6 +32,27 @@ def explain(error: Exception, file: Path) -> str:
     if line := getattr(error, "problem_mark", None):
         return f"{line.name}, line {line.line + 1}: {getattr(error, 'problem', 'not valid YAML')}"
     return f"{file.name}: " + " ".join(text.split())
+
+
+@contextmanager
+def naming_origins(file: Path, overrides: Sequence[str]) -> Iterator[None]:
+    """Say of an unknown key if `file` sets it for the option of a group that an override has replaced."""
+    try:
+        yield
+    except ConfigError as error:
+        words = (override.partition("=")[0] for override in overrides)
+        # data/source@data.validation.source fills the section after the @.
+        chosen = [word.rpartition("@")[2].replace("/", ".") for word in words if is_group(word.partition("@")[0])]
+        own = OmegaConf.load(file)
+
+        def explained(unknown: re.Match[str]) -> str:
+            key = unknown[1]
+            section = next((section for section in chosen if key.startswith(f"{section}.")), None)
+            if section is None or OmegaConf.select(own, key) is None:
+                return unknown[0]
+            return f"{unknown[0]}: {file.name} sets it, and the chosen option of {section} has no such key; add ~{key}"
+
+        raise ConfigError(re.sub(r"unknown key '([\w.]+)'", explained, str(error))) from None
 
 
 def _nearest_key(key: str) -> str:

@@ -18,6 +18,7 @@ from pretune.core.config import UserError
 from pretune.core.files import fingerprint
 from pretune.dispatch import run
 from pretune.launch.compose import QUIET, hydra_for, plain
+from pretune.launch.explain import naming_origins
 from pretune.run.folder import RunFolder
 from pretune.training.signals import EXIT_STOPPED
 
@@ -51,8 +52,10 @@ def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
     """Run one job. Return what a sweeper minimizes: the final validation loss for task=train, else None."""
     try:
         mapping = plain(config, file)
-        mapping["name"] = job_name(mapping["name"], HydraConfig.get().overrides.task, fixed)
-        code = run(mapping)
+        overrides = HydraConfig.get().overrides.task
+        mapping["name"] = job_name(mapping["name"], overrides, fixed)
+        with naming_origins(file, overrides):
+            code = run(mapping)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         raise JobFailed(2) from None
