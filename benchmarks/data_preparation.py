@@ -2,9 +2,9 @@
 
     python benchmarks/data_preparation.py [--files 'texts/*.jsonl.xz'] [--tokenizer tokenizer.json] [--rounds 3]
 
-Our side reads the files, formats, tokenizes and writes complete shards to disk. The other side only tokenizes texts that
-are already in memory, on all cores. Without --files the texts are this machine's own Python documentation, written to a
-file. The sides take turns; figures are median tokens per second.
+Our side reads the files, formats, tokenizes and writes complete shards to disk. The other side only tokenizes texts
+that are already in memory, on all cores. Without --files the texts are this machine's own Python documentation, written
+to a file. The sides take turns; figures are median tokens per second.
 """
 
 from __future__ import annotations
