@@ -186,7 +186,7 @@ def test_targets_by_role_and_by_name() -> None:
     assert set(adapted_layers(model)) == expected
 
 
-@pytest.mark.parametrize("target", ["attention.outptu", "q_proj", "head", "embedding", "norm", "layers", ""])
+@pytest.mark.parametrize("target", ["attention.outptu", "q_proj", "heads", "embed", "norm", "layers", ""])
 def test_a_target_that_matches_nothing_lists_what_there_is(target: str) -> None:
     with pytest.raises(ConfigError, match=r"attention\.output, attention\.qkv, mlp\.down, mlp\.gate_up"):
         attach(tiny_model(tied_embeddings=False), adapter_section("lora", targets=["mlp", target]), seed=0)

@@ -11,9 +11,18 @@ from typing import assert_never
 import torch
 from torch import Tensor, nn
 
-from pretune.adapters.config import AdapterConfig, DoraConfig, LohaConfig, LokrConfig, LoraConfig, NoAdapterConfig
+from pretune.adapters.config import (
+    VOCABULARY,
+    AdapterConfig,
+    DoraConfig,
+    LohaConfig,
+    LokrConfig,
+    LoraConfig,
+    NoAdapterConfig,
+)
 from pretune.adapters.layers import ADAPTER, use_fast_layers
 from pretune.adapters.quiet_peft import BaseTunerLayer, peft
+from pretune.adapters.vocabulary import use_whole_head
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.quiet import quiet
 
@@ -42,17 +51,19 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
     use_fast_layers(model)
+    use_whole_head(model)
 
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Names, or name suffixes, of the linear layers that `targets` selects; ConfigError for a target without a
-    match."""
+    """Names, or name suffixes, of the layers that `targets` selects; ConfigError for a target without a match."""
     layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
     found: set[str] = set()
     for target in targets:
         if target == "all" or target in _ROLES:
             role = _ROLES.get(target, ".")
             matched = {name.split(".", 2)[2] for name in layers if role in name and not name.endswith(_NO_ROLE)}
+        elif target in VOCABULARY and getattr(model, target, None) is not None:
+            matched = {target}
         else:
             matched = {target} if any(f".{name}".endswith(f".{target}") for name in layers) else set()
         if not matched:

@@ -9,6 +9,9 @@ from pydantic import Field
 
 from pretune.core.config import FilePath, Section
 
+VOCABULARY = ("embedding", "head")
+"""Targets outside the blocks, with a row per token of the vocabulary."""
+
 
 class NoAdapterConfig(Section):
     kind: Literal["none"]
@@ -19,6 +22,8 @@ class NoAdapterConfig(Section):
     starts_at_zero: ClassVar[bool] = False
     """Whether disabling the adapter gives the initial model."""
     dropout: ClassVar[float] = 0.0
+    adapts_vocabulary: ClassVar[bool] = False
+    """Whether it is on the embedding or the head."""
 
 
 class AdapterBase(Section):
@@ -27,8 +32,9 @@ class AdapterBase(Section):
     alpha: Annotated[float, Field(gt=0)]
     """Updates are multiplied by alpha / rank."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
-    """The linear layers to adapt: roles (`attention`, `mlp`, `all`), or names such as `attention.output` (in every
-    block) and `layers.0.mlp.down` (in one block)."""
+    """The layers to adapt: roles (`attention`, `mlp`, `all`: the linear layers of the blocks), or names such as
+    `attention.output` (in every block) and `layers.0.mlp.down` (in one block); for adapter=lora and a head that is not
+    tied, also `embedding` and `head`."""
     init_from: FilePath | None
     """Adapter to start from: a run's name or folder, or a folder with peft's files; null starts a new one."""
     freezes: ClassVar[bool] = True
@@ -38,6 +44,10 @@ class AdapterBase(Section):
     @property
     def starts_at_zero(self) -> bool:
         return self.init_from is None
+
+    @property
+    def adapts_vocabulary(self) -> bool:
+        return any(target in VOCABULARY for target in self.targets)
 
 
 class LoraBase(AdapterBase):
@@ -55,6 +65,12 @@ class LoraConfig(LoraBase):
     init: Literal["zero", "gaussian", "pissa", "orthogonal"]
     """zero and gaussian start with no update; orthogonal too, but with both factors nonzero (needs an even rank); pissa
     moves the principal components of the weights into the adapter and trains them (arXiv 2404.02948)."""
+
+    @pydantic.model_validator(mode="after")
+    def _vocabulary_is_plain(self) -> Self:
+        if self.adapts_vocabulary and (self.dropout or self.init not in ("zero", "gaussian")):
+            raise ValueError("targets embedding and head need dropout = 0 and init = zero or gaussian")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _rank_is_even(self) -> Self:

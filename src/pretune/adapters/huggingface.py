@@ -20,7 +20,8 @@ Layers = Mapping[str, Sequence[tuple[str, int]]]
 """For each of our linear layers, by name: the transformers layers that it stacks, with their rows, in order."""
 
 _BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
-"""Adapter tensors with one row per row of the layer's weight; stacked layers share all other tensors."""
+"""Adapter tensors with one row per row of the layer's weight; stacked layers share all other tensors. (On an embedding,
+lora_embedding_A has a column per row, and nothing is stacked.)"""
 
 
 def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -54,6 +55,10 @@ def _split(tensor: Tensor, ours: str, part: str, layers: Sequence[tuple[str, int
             f"transformers has {names} in place of {ours}, and a Kronecker product cannot be split between them; use "
             "export.adapter=merge, or train LoKr with adapter.targets=[attention.output,mlp.down]"
         )
-    rows = tensor.split([size for _, size in layers]) if part.startswith(_BY_ROWS) else [tensor] * len(layers)
+    sizes = [size for _, size in layers]
+    if part.startswith("lora_embedding_A"):
+        tensor = tensor[:, : sizes[0]]
+    # Rows beyond those of transformers' layers are padding of the vocabulary.
+    rows = tensor[: sum(sizes)].split(sizes) if part.startswith(_BY_ROWS) else [tensor] * len(layers)
     # Cloned, because safetensors refuses tensors that share memory.
     return {f"{PREFIX}{theirs}.{part}": row.clone() for (theirs, _), row in zip(layers, rows, strict=True)}

@@ -143,6 +143,23 @@ def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
         )
 
 
+def an_adapted_vocabulary_is_in_two_matrices(run: Run) -> Iterator[str]:
+    if not run.adapter.adapts_vocabulary:
+        return
+    if run.adapter.kind != "lora":
+        yield f"adapter.targets = embedding and head need adapter=lora, not {run.adapter.kind}"
+    if run.model.tied_embeddings:
+        yield (
+            "adapter.targets has embedding or head, but model.tied_embeddings = true makes them one matrix, which an "
+            "adapter would part: leave them out, or start from a model with a head of its own"
+        )
+    if isinstance(run.quantization, QatConfig):
+        yield (
+            f"quantization={run.quantization.kind} rounds the embedding and the head in training, and adapters on them "
+            "are not rounded: leave embedding and head out of adapter.targets"
+        )
+
+
 def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
     section = run.quantization
     if not isinstance(section, FakeQuantizationConfig):
@@ -197,6 +214,7 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     answers_can_be_judged,
     float8_multiplies_whole_matrices,
     frozen_weights_have_an_adapter,
+    an_adapted_vocabulary_is_in_two_matrices,
     integers_come_after_training_or_with_it,
     preferences_have_pairs,
     a_reference_is_the_start,

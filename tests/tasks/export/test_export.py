@@ -106,6 +106,41 @@ def test_an_adapter_is_merged_or_kept(
     assert transformers.GenerationConfig.from_pretrained(kept).eos_token_id == 0
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("targets", ["[embedding]", "[head]", "[embedding,head,attention]"])
+def test_an_adapter_on_the_vocabulary_is_trained_and_kept(targets: str, tiny: Compose, tmp_path: Path) -> None:
+    shape = ("model.tied_embeddings=false", "model.vocab_size=301", "model.vocab_multiple_of=64")
+    run(tiny(*BASE, *shape))
+    run(tiny(*BASE, *shape, "task=export"))
+    settings = ("name=tuned", *TUNE, *shape, "adapter=lora", f"adapter.targets={targets}")
+    run(tiny(*settings))
+    wanted = own_logits(tiny(*settings))
+    run(tiny(*settings, "task=export"))
+    runs = tmp_path / "runs"
+    merged = load(runs / "tuned" / "export" / "huggingface-step_00000004")
+    torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
+    base = load(runs / "base" / "export" / "huggingface-step_00000004")
+    assert not torch.allclose(logits(base), wanted, rtol=1e-3, atol=1e-3)
+    run(tiny(*settings, "task=export", "export.adapter=keep"))
+    kept = runs / "tuned" / "export" / "huggingface-adapter-step_00000004"
+    both = peft.AutoPeftModelForCausalLM.from_pretrained(str(kept))
+    torch.testing.assert_close(logits(both), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ((), "makes them one matrix"),
+        (("model.tied_embeddings=false", "adapter=dora"), "need adapter=lora, not dora"),
+        (("model.tied_embeddings=false", "adapter.dropout=0.1"), "need dropout = 0"),
+        (("model.tied_embeddings=false", "adapter.init=pissa"), "need dropout = 0 and init"),
+    ],
+)
+def test_which_adapters_fit_the_vocabulary(changes: tuple[str, ...], message: str, tiny: Compose) -> None:
+    with pytest.raises(ConfigError, match=message):
+        validate(RunConfig, tiny("name=tuned", *TUNE, "adapter=lora", "adapter.targets=[head]", *changes))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -79,6 +79,11 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
             "model.attention_scale is folded into the queries' weights, which an adapter alone does not have: use "
             "export.adapter=merge"
         )
+    if config.model.normalize_embedding and "embedding" in getattr(config.adapter, "targets", ()):
+        raise ConfigError(
+            "model.normalize_embedding is folded into the embedding, which an adapter on it does not fit: use "
+            "export.adapter=merge"
+        )
     tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_run(config)
