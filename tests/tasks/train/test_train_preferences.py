@@ -151,7 +151,7 @@ def test_an_adapter_is_measured_against_where_it_starts(
     folder = tmp_path / "runs" / "one"
     assert series(folder, "train/loss")[0] == pytest.approx(LN2, abs=1e-5)
     last = rows(folder)[-1]
-    assert last["val/loss"] < LN2 - 0.05
+    assert last["val/loss"] < LN2 - 0.04
     # After the run the adapter is merged, and the starting model is a different one.
     assert run(mapping | {"task": "evaluate"}) == 0
     measured = json.loads((folder / "evaluation.json").read_text())
