@@ -38,6 +38,8 @@ def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
 
 def locate(config: FilesSource, row: int) -> str:
     """`file, row n`, with rows counted from 1 in each file. With several files, it rereads them up to that row."""
+    if len(config.files) == 1 and not glob.has_magic(config.files[0]):
+        return f"{config.files[0]}, row {row + 1}"
     files = expand(config.files)
     for file in files[:-1]:
         read = READERS[kind_of(file, config.format)](DataFile.local(file))
