@@ -23,7 +23,9 @@ Compose = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler does what it deprecates
-def test_compiled_it_finds_the_same_and_compiles_once(tiny: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_it_finds_the_same_and_announces_one_compilation(
+    tiny: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mapping = tiny("budget.steps=2", "data.packing.isolate=true")
     assert run(mapping) == 0
     # What is compiled how often does not depend on the code generator, which takes most of the time.
@@ -33,13 +35,17 @@ def test_compiled_it_finds_the_same_and_compiles_once(tiny: Compose, monkeypatch
     eager = Evaluator(config, parts).metrics(parts.model)
     torch.compiler.reset()
     counters.clear()
-    compiled = Evaluator(config, parts, compiled=True)
+    said: list[str] = []
+    compiled = Evaluator(config, parts, compiled=True, say=said.append)
+    assert not said
     assert compiled.metrics(parts.model) == pytest.approx(eager, rel=1e-5)
+    assert said == ["compiling the evaluation (once; precision.compile=false skips it) ..."]
     graphs = counters["stats"]["unique_graphs"]
     assert graphs == 2, "the forward pass, and a chunk of scores"
     with torch._dynamo.config.patch(error_on_recompile=True):
         compiled.metrics(parts.model)
     assert counters["stats"]["unique_graphs"] == graphs
+    assert len(said) == 1
 
 
 class Counting:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
@@ -62,17 +62,23 @@ class Evaluator:
     """Measures models of a run on its held-out data. What stays the same between evaluations is prepared once.
 
     `parts`: those of the run; its model is not used. `compiled`: compile the scores of the validation set, which pays
-    if it is measured many times.
+    if it is measured many times. `say` is told once that they are being compiled.
     """
 
-    def __init__(self, config: RunConfig, parts: Parts, compiled: bool = False) -> None:
+    def __init__(
+        self, config: RunConfig, parts: Parts, compiled: bool = False, say: Callable[[str], None] = print
+    ) -> None:
         self._config, self._parts = config, parts
+        self._say = say if compiled else None
         self._score = scorer(config, parts, compiled)
         self._token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
 
     def metrics(self, model: Transformer) -> dict[str, float]:
         """All configured metrics over the whole validation set, and the loss over the held-out rows of each mixed-in
         set: `val_NAME/loss`."""
+        if self._say is not None:
+            self._say("compiling the evaluation (once; precision.compile=false skips it) ...")
+            self._say = None
         config, parts, score = self._config, replace(self._parts, model=model), partial(self._score, model)
         objective, micro_batch = objective_of(config.stage.objective), config.evaluation.micro_batch
         metrics = objective.metrics(score, _validation_batches(config, parts), self._token_bytes)

@@ -88,7 +88,8 @@ def _train(
         trace.rewind(state.step)
         tracker.message(opening(resolved, parts, loader, state))
         # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
-        evaluator = Evaluator(config, parts, compiled=config.precision.compile and parts.device.type != "cpu")
+        compiled = config.precision.compile and parts.device.type != "cpu"
+        evaluator = Evaluator(config, parts, compiled, tracker.message)
         run = Run(config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
             tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to resume.")
