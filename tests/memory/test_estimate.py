@@ -186,6 +186,18 @@ def test_optimizer_state_is_what_a_step_leaves(tiny: Compose, optimizer: str) ->
     assert Footprint(config).optimizer == held
 
 
+def test_eight_bits_take_a_quarter_of_adamws_state(tiny: Compose) -> None:
+    from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
+
+    for tables in (get_qmap_signed, get_qmap_unsigned):
+        tables.cache_clear()  # as in a new process
+    wide = ("model.vocab_size=2048", "model.dim=256", "model.mlp_dim=704")
+    exact, eight = (
+        Footprint(validate(RunConfig, tiny(*wide, f"optimizer={kind}"))) for kind in ("adamw", "adamw_8bit")
+    )
+    assert 0.25 < eight.optimizer / exact.optimizer < 0.3
+
+
 def test_the_largest_micro_batch_divides_the_step_and_is_the_largest(tiny: Compose) -> None:
     footprint = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
     for rows in (1, 4, 6, 12):

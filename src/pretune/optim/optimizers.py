@@ -12,6 +12,7 @@ from typing import Any, assert_never
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.optim import AdamW, Optimizer
 
 from pretune.core.config import ConfigError
@@ -42,7 +43,11 @@ def build_optimizer(
         case AdamW8bitConfig():
             with quiet():
                 from torchao.optim import AdamW8bit
+                from torchao.optim.subclass_8bit import get_qmap_signed, get_qmap_unsigned
 
+            with unset_fake_temporarily():  # made once in a process, by reading tensors: fake ones hold nothing
+                get_qmap_signed()
+                get_qmap_unsigned()
             groups = _scaled(_decayed_and_not(trained, config.lr, config.weight_decay), lr_factors or {})
             # Its update is compiled: scheduled values must be tensors, or each new value would trigger a recompilation.
             tensors = [
