@@ -164,3 +164,15 @@ def test_compiled_in_bfloat16_it_trains_and_is_compiled_once(form: str) -> None:
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_compiled_it_evaluates_in_one_graph(form: str) -> None:
+    model = tiny_model()
+    attach(model, of_form(form), seed=0)
+    perturb(model)
+    model.eval()
+    torch.compiler.reset()
+    compiled = torch.compile(logits, dynamic=False, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(model), logits(model), rtol=1e-4, atol=1e-4)

@@ -275,9 +275,11 @@ def _factors(layer: PeftLora) -> tuple[Tensor, Tensor]:
 
 
 def _one_product(layer: BaseTunerLayer) -> bool:
-    """Whether to add the update to the weight first: only with gradients and with the adapter enabled."""
-    # When decoding a few tokens at a time, forming the sum would cost more than it saves.
-    return torch.is_grad_enabled() and not layer.disable_adapters and not layer.merged
+    """Whether to add the update to the weight first: only with gradients or compiled, and with the adapter enabled."""
+    # When decoding a few tokens at a time, forming the sum would cost more than it saves. What is compiled is a batch
+    # to evaluate, or has its weights built in; and peft's DoRA would be compiled in many pieces.
+    many = torch.is_grad_enabled() or torch.compiler.is_compiling()
+    return many and not layer.disable_adapters and not layer.merged
 
 
 def _drops(layer: PeftLora) -> bool:
