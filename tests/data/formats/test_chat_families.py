@@ -157,6 +157,33 @@ def test_several_turns_are_as_transformers_renders_them(template: str, talk: lis
             assert prompt == theirs(talk[:number], template, asked=True)
 
 
+NUMBERED = SMOLLM2.replace("m.role + '\n'", "m.role ~ loop.index ~ '\n'").replace(
+    "<|im_start|>assistant\n' }}", "<|im_start|>assistant' ~ (messages | length + 1) ~ '\n' }}"
+)
+"""What it writes for a message depends on how many came before, so that no exchange can be rendered without them."""
+
+
+@pytest.mark.parametrize("template", [PHI3, GEMMA, SMOLLM2, LLAMA2, NUMBERED])
+@pytest.mark.parametrize("num_exchanges", [1, 2, 3, 4, 9])
+def test_a_long_chat_is_cut_where_its_beginnings_are(template: str, num_exchanges: int) -> None:
+    talk = [one | {"content": f"{one['content']} {number}"} for number, one in enumerate(TALK * 3)][: 2 * num_exchanges]
+    of = formatter(template)
+    (document,) = of.documents({"messages": talk}, PLACE)
+    text, at = "".join(segment.text for segment in document), 0
+    for number in range(2, len(talk) + 1, 2):
+        prompt = "".join(one.text for one in of.render_prompt(talk[: number - 1]))
+        (beginning,) = of.documents({"messages": talk[:number]}, PLACE)
+        ours = "".join(one.text for one in beginning)
+        assert text.startswith(ours)
+        assert ours.startswith(prompt)
+        assert len(prompt) > at
+        at = len(ours)
+    assert [one.removesuffix(of.end_of_turn).strip() for one in texts(document)] == [
+        one["content"] for one in talk[1::2]
+    ]
+    assert [one.scored for one in document] == [False, True] * num_exchanges
+
+
 def test_a_single_turn_is_cut_like_the_last_of_several() -> None:
     (document,) = formatter(PHI3).documents({"messages": TALK[:2]}, PLACE)
     assert [segment.text for segment in document] == ["<|user|>\nHi<|end|>\n<|assistant|>\n", "Ho.<|end|>"]

@@ -3,6 +3,10 @@
 A template is an arbitrary program, so turns are found by rendering prefixes of the conversation: an assistant turn is
 what rendering up to and including it adds to the rendered prompt before it. Every such prefix must also be a prefix of
 the whole rendered conversation. Generation uses the same prompt, rendered by the same call.
+
+Rendering every prefix takes time that grows with the square of the number of turns. Most templates write one exchange
+after another, so that each can be rendered after the first alone; where these pieces make up the whole, nothing else
+is rendered.
 """
 
 from __future__ import annotations
@@ -59,10 +63,13 @@ class ChatTemplate:
             text = self._prompt(marked)
             # Split into segments where training does, so that earlier turns get the same tokens as in training.
             earlier = _answers(marked) if self._turns == "together" else []
-            spans = [self._span(_first(marked, end), None, None) for end, _ in earlier]
+            spans = self._one_by_one(marked, earlier, text)
+            if spans is None:
+                turns = [self._span(_first(marked, end), None, None) for end, _ in earlier]
+                spans = [span for span, turn in turns if text.startswith(turn)]
         except Refusal as refusal:
             raise InputError(f"the chat template rejects this chat: {refusal}") from None
-        return _segments(text, [Span(span.start, span.stop, False) for span, turn in spans if text.startswith(turn)])
+        return _segments(text, [span._replace(scored=False) for span in spans])
 
     def documents(self, conversation: Conversation, place: Place) -> list[list[Segment]]:
         """The documents of a conversation that ends with the assistant, without the end-of-document token.
@@ -96,15 +103,11 @@ class ChatTemplate:
 
     def _document(self, conversation: Conversation, answers: list[tuple[int, bool]], place: Place) -> list[Segment]:
         """The conversation as segments, of which the `answers` (see `_answers`) are some of their own."""
-        spans: list[Span] = []
         try:
             whole = self._render(conversation)
-            for end, scored in answers:
-                try:
-                    spans.append(self._answer(conversation, end, scored, whole, place))
-                except InputError:
-                    if scored:
-                        raise
+            spans = self._one_by_one(conversation, answers, whole, to_the_end=True)
+            if spans is None:
+                spans = self._prefix_by_prefix(conversation, answers, whole, place)
         except Refusal as refusal:
             raise Unusable(f"the chat template rejects it: {refusal}") from None
         except ConfigError as error:
@@ -112,6 +115,46 @@ class ChatTemplate:
         # Remove the end of the document after the last turn: encoding adds it.
         whole = whole.rstrip().removesuffix(self._eos)
         return _segments(whole, [span._replace(stop=min(span.stop, len(whole))) for span in spans])
+
+    def _one_by_one(
+        self, conversation: Conversation, answers: list[tuple[int, bool]], whole: str, to_the_end: bool = False
+    ) -> list[Span] | None:
+        """Where the answers are in `whole`, from renderings of the first exchange with one other each.
+
+        None if these renderings do not make up `whole` (`to_the_end`: all of it), or if there is nothing to gain.
+        """
+        if len(answers) < 3:
+            return None
+        begin = _first(conversation, answers[0][0])
+        spans: list[Span] = []
+        before, at, last = "", 0, 0
+        try:
+            for end, scored in answers:
+                one = replace(conversation, turns=[*(begin.turns if last else []), *conversation.turns[last:end]])
+                span, written = self._span(one, None, None)
+                added = written[len(before) :]
+                follows = written.startswith(before) and len(before) <= span.start < span.stop
+                if not follows or not whole.startswith(added, at):
+                    return None
+                shift = at - len(before)
+                spans.append(Span(span.start + shift, span.stop + shift, scored))
+                at, last, before = at + len(added), end, before or written
+        except (Refusal, InputError, ConfigError):
+            return None
+        return None if to_the_end and at != len(whole) else spans
+
+    def _prefix_by_prefix(
+        self, conversation: Conversation, answers: list[tuple[int, bool]], whole: str, place: Place
+    ) -> list[Span]:
+        """Where the answers are in `whole`; an unscored one that stands there differently is left out."""
+        spans: list[Span] = []
+        for end, scored in answers:
+            try:
+                spans.append(self._answer(conversation, end, scored, whole, place))
+            except InputError:
+                if scored:
+                    raise
+        return spans
 
     def _answer(self, conversation: Conversation, end: int, scored: bool, whole: str, place: Place) -> Span:
         """Where the turn that ends after `end` messages is in the whole rendered conversation."""
