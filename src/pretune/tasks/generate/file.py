@@ -9,7 +9,7 @@ from typing import Any
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
 from pretune.core.progress_bar import counted
-from pretune.data.formats.segments import Place, Segment, Unusable
+from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.config import FilesSource
 from pretune.data.sources.local_files import listed
 from pretune.run.generator import TextGenerator
@@ -58,8 +58,10 @@ def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: 
     if isinstance(row, dict) and ("messages" not in row or generator.formatter.has_turns):
         try:
             return generator.formatter.prompt(row, place)
+        except Absent as reason:
+            raise InputError(reason.explain()) from None
         except Unusable as reason:
-            raise InputError(f"{place} has no prompt: {reason}") from None
+            raise InputError(f"{place} cannot be a prompt: {reason}") from None
     if isinstance(row, dict) and is_chat(row["messages"]):
         return generator.formatter.render_prompt(row["messages"])
     raise InputError(
