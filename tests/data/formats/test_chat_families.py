@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from small_data import data_config, files
 from tokenizers import AddedToken
+from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from pretune.core.config import InputError
@@ -95,7 +96,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def reference() -> PreTrainedTokenizerFast:
-    backend = tokenizer()._with_special_tokens
+    backend = Backend.from_str(tokenizer().backend.to_str())
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=TRAINED_EOS, bos_token="<s>")
 
 

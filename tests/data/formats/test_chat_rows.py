@@ -12,13 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_data import data_config, error_of_every_row, files
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
 from pretune.core.config import InputError
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Place, Unusable
-from pretune.data.tokenizer import load_tokenizer
+from pretune.data.tokenizer import Tokenizer, load_tokenizer, train_byte_level
 
 PLACE = Place(data_config(source=files("a.jsonl")).source, 6)
 SHARED = Path(__file__).parents[4] / "shared" / "data" / "tokenizers" / "qwen2.5"
@@ -37,18 +38,26 @@ TOOL = {"type": "function", "function": WEATHER}
 
 
 @cache
-def reference() -> PreTrainedTokenizerFast:
+def own() -> Tokenizer:
+    """Bytes, and the special tokens of CALLS."""
+    backend = train_byte_level(iter(["a"]), 257, False)
+    backend.add_special_tokens([AddedToken(token, special=True) for token in ("<|im_start|>", "<|im_end|>")])
+    return Tokenizer(backend, "<|im_end|>")
+
+
+def qwen() -> Path:
     if not SHARED.is_dir():
-        pytest.skip("no shared data")
-    return PreTrainedTokenizerFast.from_pretrained(SHARED)
+        pytest.skip(f"real data not found at {SHARED}; the other tests do not need it")
+    return SHARED
 
 
 def chat(template: str | None = CALLS, **changes: Any) -> Formatter:
-    section = {"kind": "file", "path": str(SHARED), "eos": "<|im_end|>"}
-    if not SHARED.is_dir():
-        pytest.skip("no shared data")
+    """A chat format, with Qwen2.5's own tokenizer and template if `template` is None."""
+    path = "x" if template else str(qwen())
+    section = {"kind": "file", "path": path, "eos": "<|im_end|>"}
     config = data_config(format={"kind": "chat", "template": template} | changes, tokenizer=section)
-    return build_formatter(config.format, load_tokenizer(config.tokenizer, config, Path()).template_tokens)
+    tokenizer = own() if template else load_tokenizer(config.tokenizer, config, Path())
+    return build_formatter(config.format, tokenizer.template_tokens)
 
 
 def whole(formatter: Formatter, row: dict[str, Any]) -> str:
@@ -63,7 +72,11 @@ def scored(formatter: Formatter, row: dict[str, Any]) -> str:
 
 def rendered(messages: list[dict[str, Any]], template: str | None = CALLS, **extra: Any) -> str:
     """What transformers renders."""
-    text = reference().apply_chat_template(messages, chat_template=template, tokenize=False, **extra)
+    if template is None:
+        reference = PreTrainedTokenizerFast.from_pretrained(qwen())
+    else:
+        reference = PreTrainedTokenizerFast(tokenizer_object=own().backend, chat_template=template)
+    text = reference.apply_chat_template(messages, tokenize=False, **extra)
     assert isinstance(text, str)
     return text.rstrip()
 
@@ -165,8 +178,10 @@ def test_a_conversation_is_the_same_in_every_layout() -> None:
 
 def test_the_rows_system_message_takes_the_place_of_the_templates_own() -> None:
     row = {"messages": [ASK, SAY], "system": "You are a pirate."}
-    assert whole(chat(None), row) == rendered([{"role": "system", "content": row["system"]}, ASK, SAY], None)
-    assert "helpful assistant" not in whole(chat(None), row)
+    own = "{% if messages[0].role != 'system' %}<|im_start|>system\nYou help.<|im_end|>\n{% endif %}" + CALLS
+    assert whole(chat(own), row) == rendered([{"role": "system", "content": row["system"]}, ASK, SAY], own)
+    assert "You help." not in whole(chat(own), row)
+    assert "You help." in whole(chat(own), {"messages": row["messages"]})
     other = {"messages": [{"role": "system", "content": "x"}, ASK, SAY], "system": "y"}
     with pytest.raises(Unusable, match="its system column differs from its system message"):
         chat().documents(other, PLACE)

@@ -66,7 +66,8 @@ def test_nothing_is_left_out_where_text_is_needed(format: Any, row: Any, spare: 
 def test_a_row_without_a_field_is_left_out_and_a_source_without_it_is_an_error(
     format: Any, row: Any, spare: set[str], tmp_path: Path
 ) -> None:
-    other = write_lines(tmp_path / "other.jsonl", [row])
+    first = next(iter(row))
+    other = write_lines(tmp_path / "other.jsonl", [row | {first: f"{row[first]} indeed"}])
     for name in row.keys() - spare:
         without = {key: value for key, value in row.items() if key != name} | {f"{name}s": "x"}
         found = [
