@@ -30,13 +30,14 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 LOOKS_LIKE = st.sampled_from(
     ["007", "7", "2024-01-01", "2024-01-01T00:00:00", "null", "NaN", "true", "1e5", '{"a": 1}', "[]"]
 )
-CELL = TEXT | LOOKS_LIKE
+CELL = TEXT | LOOKS_LIKE | st.none()  # which is an empty cell in CSV
 CASES: list[tuple[tuple[str, ...], Any, dict[str, Any]]] = [
-    (("text", "url"), TextFormat, {"kind": "text", "column": "text"}),
+    (("text", "url"), TextFormat, {"kind": "text", "column": "text", "parse_special": False}),
     (("prompt", "completion", "day"), PromptCompletionFormat,
-     {"kind": "prompt_completion", "prompt": "prompt", "completion": "completion", "score_prompt": False}),
+     {"kind": "prompt_completion", "prompt": "prompt", "completion": "completion", "score_prompt": False,
+      "parse_special": False}),
     (("instruction", "input", "output"), InstructionFormat,
-     {"kind": "instruction", "preamble": True, "score_prompt": True}),
+     {"kind": "instruction", "preamble": True, "score_prompt": True, "refuse_columns": ["system", "history"]}),
 ]  # fmt: skip
 
 

@@ -110,7 +110,7 @@ def _chunks(recipe: Recipe, start_row: int) -> Iterator[Chunk]:
     """Rows as segments, in chunks whose boundaries depend only on the rows from `start_row` on."""
     reader = _Reader(recipe, ColumnCheck(passed=start_row > 0))
     chunk, characters, first = _empty_chunk(recipe.sides, start_row), 0, start_row
-    for number, row in enumerate(rows(recipe.source)):
+    for number, row in enumerate(rows(recipe.source, reader.needed)):
         if number < start_row:
             continue
         side = "all" if recipe.split is None else recipe.split.side(number, row)
@@ -135,6 +135,10 @@ class _Reader:
         self._formatter = build_formatter(recipe.format, recipe.tokenizer.template_tokens)
         self._spellings = spellings(recipe.tokenizer.template_tokens)
         self._source, self.columns = recipe.source, columns
+        self.needed = self._formatter.columns_needed
+        """The columns that decide what becomes of a row; None: all of them."""
+        if self.needed is not None and recipe.split is not None:
+            self.needed |= recipe.split.columns_read
 
     def add(self, chunk: Chunk, side: str, row: Row, number: int) -> int:
         """Add a row to one side of a chunk, or count it as left out; return its number of characters."""

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from pretune.core.config import InputError
 from pretune.data.sources.data_file import DataFile
-from pretune.data.sources.tables import csv_rows, parquet_rows
+from pretune.data.sources.tables import BATCH_ROWS, csv_rows, parquet_rows
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -83,6 +83,24 @@ def test_parquet_values_are_those_of_json() -> None:
         "text": None, "day": None, "at": None, "price": None, "raw": b"\xff", "score": 0.1, "calls": [{"name": "g"}],
         "map": {}, "kind": "x",
     }  # fmt: skip
+
+
+def test_parquet_rows_after_the_first_have_the_columns_that_are_needed() -> None:
+    rows = [{"text": f"text {number}", "url": "u", "id": number} for number in range(BATCH_ROWS + 2)]
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), written, row_group_size=700)
+    found = list(parquet_rows(file(written.getvalue()), {"text", "id", "other"}))
+    assert found[:BATCH_ROWS] == rows[:BATCH_ROWS]
+    assert found[BATCH_ROWS:] == [{"text": row["text"], "id": row["id"]} for row in rows[BATCH_ROWS:]]
+    assert list(parquet_rows(file(written.getvalue()), {"other"})) == rows
+
+
+def test_a_column_name_twice() -> None:
+    table = pyarrow.table([["a"], ["b"]], names=["text", "text"])
+    written = io.BytesIO()
+    pyarrow.parquet.write_table(table, written)
+    with pytest.raises(InputError, match="two columns named 'text'"):
+        list(parquet_rows(file(written.getvalue())))
 
 
 def test_a_damaged_parquet_file() -> None:

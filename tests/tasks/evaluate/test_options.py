@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretune.core.batch import Batch
 from pretune.data.formats.problems import Problem
+from pretune.data.formats.segments import Segment
 from pretune.objectives.language_modeling import TokenScores, score_tokens
 from pretune.tasks.evaluate.options import Choices, batches, log_likelihoods, option_accuracy, tokenized
 
@@ -24,6 +25,9 @@ class Letters:
 
     def encode(self, text: str) -> list[int]:
         return [ord(letter) - ord("a") + 1 for letter in text]
+
+    def encode_segments(self, segments: list[Segment]) -> list[list[int]]:
+        return [self.encode(segment.text) for segment in segments]
 
 
 def choices(problems: list[Problem], max_length: int = 60) -> Choices:

@@ -29,8 +29,15 @@ class Formatter(ABC):
     """Whether a prompt may include earlier turns of a chat. Other formats use only the last message."""
     columns: frozenset[str] = frozenset()
     """The columns that it reads."""
+    refuses_columns: bool = False
+    """Whether it raises errors for columns that it has no place for."""
     columns_beside: frozenset[str] = frozenset()
     """The columns that it reads beside a prompt and its answer, which `answer_documents` is given."""
+
+    @property
+    def columns_needed(self) -> frozenset[str] | None:
+        """The columns that decide what becomes of a row; None if any may."""
+        return None if self.refuses_columns or not self.columns else self.columns
 
     @abstractmethod
     def documents(self, row: Row, place: Place) -> list[list[Segment]]:

@@ -26,6 +26,7 @@ class Instruction(PlainFormatter):
 
     def __init__(self, config: InstructionFormat) -> None:
         self.score_prompt, self._preamble, self._refused = config.score_prompt, config.preamble, config.refuse_columns
+        self.refuses_columns = bool(config.refuse_columns)
 
     def prompt_text(self, row: Row, place: Place) -> str:
         self._refuse(row, place)

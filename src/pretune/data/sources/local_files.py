@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,14 +26,17 @@ TEXT_CHARACTERS = 16_384
 """Text files longer than this become several rows, split at line ends, so that part of a file can be held out."""
 
 
-def rows(config: FilesSource) -> Iterator[dict[str, Any]]:
+def rows(config: FilesSource, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
     """Rows of the files in the given order (a glob's matches sorted by name), each as its file has it.
+
+    `columns`: those that are needed; only the first rows of a Parquet file have others too.
 
     Raises InputError for a file that cannot be read, naming it (and the line, for JSON and CSV), and for a pattern
     without a match.
     """
-    readers = [(READERS[kind_of(file, config.format)], file) for file in expand(config.files)]
-    found = itertools.chain.from_iterable(read(DataFile.local(file)) for read, file in readers)
+    readers = READERS | {"parquet": partial(parquet_rows, columns=columns)}
+    files = [(readers[kind_of(file, config.format)], DataFile.local(file)) for file in expand(config.files)]
+    found = itertools.chain.from_iterable(read(file) for read, file in files)
     return itertools.islice(found, config.max_rows)
 
 

@@ -6,7 +6,7 @@ A row is a plain dict. Everything here streams: no source is held in memory as a
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -28,8 +28,9 @@ Row = dict[str, Any]
 Side = Literal["train", "validation"]
 
 
-def rows(config: SourceConfig) -> Iterator[Row]:
-    """Every row of a source, always in the same order.
+def rows(config: SourceConfig, columns: Collection[str] | None = None) -> Iterator[Row]:
+    """Every row of a source, always in the same order. Tables may leave out what is not among `columns`, but for their
+    first rows, which have all.
 
     Raises InputError for anything that is missing, unreadable or unreachable.
     """
@@ -37,7 +38,7 @@ def rows(config: SourceConfig) -> Iterator[Row]:
         case HubSource():
             return hub.rows(config)
         case FilesSource():
-            return local_files.rows(config)
+            return local_files.rows(config, columns)
         case PythonDocsSource():
             return python_docs.rows(config)
         case WordProblemsSource():
@@ -210,6 +211,10 @@ class Split:
         assert validation.fraction is not None
         columns = () if validation.group_by else config.format.content_columns
         return Split(validation.seed, validation.fraction, columns, validation.group_by)
+
+    @property
+    def columns_read(self) -> set[str]:
+        return set(self.columns) if self.group_by is None else {self.group_by}
 
     def side(self, number: int, row: Row) -> Side:
         """The side of a row. Raises ConfigError if it has no column `group_by`; `number` is only for the message."""

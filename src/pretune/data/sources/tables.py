@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import datetime
 import decimal
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pretune.core.config import InputError
@@ -15,15 +16,26 @@ BATCH_ROWS = 1_000
 """Rows of a Parquet file that are decoded at once."""
 
 
-def parquet_rows(file: DataFile) -> Iterator[dict[str, Any]]:
-    """The rows of a Parquet file, with the values that JSON would have (see `as_json`)."""
+def parquet_rows(file: DataFile, columns: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet file, with the values that JSON would have (see `as_json`).
+
+    The first BATCH_ROWS have all columns; the others only `columns`, if these are given and the file has any of them.
+    """
     import pyarrow
     import pyarrow.parquet
 
     with file.bytes() as stream:
         try:
             table = pyarrow.parquet.ParquetFile(stream)
-            for batch in table.iter_batches(BATCH_ROWS):
+            names = table.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise InputError(f"{file.name} has two columns named '{twice[0]}'; rename one")
+            needed = None if columns is None else [name for name in names if name in columns]
+            batches = table.iter_batches(BATCH_ROWS)
+            if needed:
+                rest = itertools.islice(table.iter_batches(BATCH_ROWS, columns=needed), 1, None)
+                batches = itertools.chain(itertools.islice(batches, 1), rest)
+            for batch in batches:
                 for row in batch.to_pylist(maps_as_pydicts="lossy"):
                     yield {name: as_json(value) for name, value in row.items()}
         except pyarrow.ArrowException as error:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pretune.core.batch import IGNORE, Batch
 from pretune.data.formats.problems import Problem
+from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
 from pretune.objectives.language_modeling import TokenScores
 from pretune.tasks.evaluate.progress import watched
@@ -62,15 +63,20 @@ def tokenized(problems: Iterable[Problem], tokenizer: Tokenizer, max_length: int
     rows: list[Continuation] = []
     skipped = 0
     for problem in problems:
-        prompt = tokenizer.encode(problem.prompt)
-        end = [tokenizer.eos_id] if problem.closing is None else tokenizer.encode(problem.closing)
-        options = [Continuation(prompt, tokenizer.encode(text), end, len(text.strip())) for text in problem.options]
+        options = [_continuation(problem, option, tokenizer) for option in problem.options]
         if max(option.length for option in options) > max_length:
             skipped += 1
             continue
         choices.append(Choice(len(rows), len(options), problem.correct))
         rows += options
     return Choices(choices, rows, skipped)
+
+
+def _continuation(problem: Problem, option: str, tokenizer: Tokenizer) -> Continuation:
+    """One option, tokenized as its document is in training."""
+    texts = [problem.prompt, option, *([problem.closing] if problem.closing is not None else [])]
+    prompt, ids, *end = tokenizer.encode_segments([Segment(text, True) for text in texts])
+    return Continuation(prompt, ids, end[0] if end else [tokenizer.eos_id], len(option.strip()))
 
 
 def batches(rows: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
