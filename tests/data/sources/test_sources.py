@@ -63,6 +63,21 @@ def test_a_column_of_dates_keeps_its_groups_together(tmp_path: Path) -> None:
     assert len(train | validation) == 20
 
 
+def test_few_different_rows_leave_some_on_both_sides(tmp_path: Path) -> None:
+    for number in range(20):
+        two = [f"a{number}", f"b{number}"] * 10
+        source = files(write_lines(tmp_path / f"{number}.jsonl", ({"text": text} for text in two)))
+        config = data_config(source=source, validation={"fraction": 0.1, "seed": 5})
+        train, validation = ([row["text"] for row in side(config)] for side in (train_rows, validation_rows))
+        assert len(train) == len(validation) == 10
+        assert len({*train}) == len({*validation}) == 1
+    one = data_config(
+        source=files(write_lines(tmp_path / "one.jsonl", [{"text": "a"}] * 9)), validation={"fraction": 0.1}
+    )
+    with pytest.raises(InputError, match="too small"):
+        list(validation_rows(one))
+
+
 def test_rows_that_share_a_value_stay_on_one_side(tmp_path: Path) -> None:
     pairs = ({"prompt": f"question {number % 300}", "text": str(number)} for number in range(3000))
     source = files(write_lines(tmp_path / "a.jsonl", pairs))

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal, assert_never
 
@@ -191,13 +191,17 @@ def empty_side(config: DataConfig, side: Side) -> InputError:
     )
 
 
+_FEW_ROWS = 1_000
+
+
 @dataclass(frozen=True)
 class Split:
     """Assigns rows to sides if validation is a fraction of the source.
 
     The side depends only on the seed and on the row's content: on what it has in `columns`, or in the column
     `group_by`. So equal rows are on the same side, no row changes its side when others are added, removed or moved, and
-    the split needs neither a second pass nor the number of rows.
+    the split needs neither a second pass nor the number of rows. The exception are files with so few different rows
+    that a side would be empty: for them, another seed is taken.
     """
 
     seed: int
@@ -210,7 +214,18 @@ class Split:
         validation = config.validation
         assert validation.fraction is not None
         columns = () if validation.group_by else config.format.content_columns
-        return Split(validation.seed, validation.fraction, columns, validation.group_by)
+        split = Split(validation.seed, validation.fraction, columns, validation.group_by)
+        return split._for_few_rows(config.source) if isinstance(config.source, FilesSource) else split
+
+    def _for_few_rows(self, source: SourceConfig) -> Split:
+        """This split, or one with the first seed after its own that leaves rows on both sides, if there is one."""
+        first = [self._key(number, row) for number, row in enumerate(islice(rows(source), _FEW_ROWS + 1))]
+        if len(first) > _FEW_ROWS:
+            return self
+        for seed in range(self.seed, self.seed + 1_000):
+            if len({held_out(seed, self.fraction, key) for key in first}) == 2:
+                return replace(self, seed=seed)
+        return self
 
     @property
     def columns_read(self) -> set[str]:
@@ -218,6 +233,9 @@ class Split:
 
     def side(self, number: int, row: Row) -> Side:
         """The side of a row. Raises ConfigError if it has no column `group_by`; `number` is only for the message."""
+        return "validation" if held_out(self.seed, self.fraction, self._key(number, row)) else "train"
+
+    def _key(self, number: int, row: Row) -> int:
         if self.group_by is None:
             content: Any = {name: row[name] for name in self.columns if row.get(name) is not None}
         elif self.group_by in row:
@@ -227,7 +245,7 @@ class Split:
                 f"data.validation.group_by={self.group_by}: row {number} has no such field, it has "
                 f"{', '.join(row)}; name one of these, or null to split by the whole content"
             )
-        return "validation" if held_out(self.seed, self.fraction, hash_value(content)) else "train"
+        return hash_value(content)
 
 
 def held_out(seed: int, fraction: float, key: int) -> bool:
