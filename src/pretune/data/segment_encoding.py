@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cached_property
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal
 
 from pretune.data.formats.segments import Segment
+from pretune.data.long_texts import PIECE_CHARACTERS, cut, groups
 from pretune.data.pipeline import steps
 
 if TYPE_CHECKING:
@@ -25,8 +28,8 @@ Prefix = Literal["always", "first"]
 class SegmentEncoder:
     """Encodes documents with a tokenizer that treats text that spells a special token as ordinary text."""
 
-    def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        self._plain = backend
+    def __init__(self, backend: tokenizers.Tokenizer, piece_characters: int = PIECE_CHARACTERS) -> None:
+        self._plain, self._piece_characters = backend, piece_characters
         self._prefix = prefix_of(backend)
         self._special_ids = {index for index, one in backend.get_added_tokens_decoder().items() if one.special}
 
@@ -39,26 +42,50 @@ class SegmentEncoder:
     def encode(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
         """The ids of each segment of each document. A segment's ids do not depend on what follows it, so that a prompt
         has the same ids in training and in generation."""
+        if all(len(segment.text) <= self._piece_characters for segments in documents for segment in segments):
+            return self._encode(documents)
+        pieces = [[self._pieces(segment) for segment in segments] for segments in documents]
+        found = self._encode([list(chain.from_iterable(document)) for document in pieces])
+        rests = [iter(ids) for ids in found]
+        return [
+            [list(chain.from_iterable(islice(rest, len(segment)))) for segment in document]
+            for document, rest in zip(pieces, rests, strict=True)
+        ]
+
+    def _pieces(self, segment: Segment) -> list[Segment]:
+        """A segment, cut if it is long; its pieces continue each other."""
+        if len(segment.text) <= self._piece_characters:
+            return [segment]
+        backend = self._with_special_tokens if segment.special else self._plain
+        backend = backend if self._prefix is None else without_prefix(backend)
+
+        def encode(texts: list[str]) -> list[list[int]]:
+            return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+        return [replace(segment, text=text) for text in cut(segment.text, encode, self._piece_characters)]
+
+    def _encode(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
         flat = [segment for segments in documents for segment in segments]
         ids: list[list[int]] = [[]] * len(flat)
         firsts: list[int] = [0] * len(flat)
         """Where the first special token begins in each segment, in characters."""
         for special in {segment.special for segment in flat}:
             backend = self._with_special_tokens if special else self._plain
-            chosen = [number for number, segment in enumerate(flat) if segment.special == special]
+            chosen = (number for number, segment in enumerate(flat) if segment.special == special)
             encode = backend.encode_batch_fast if self._prefix is None else backend.encode_batch  # which has offsets
-            found = encode([flat[at].text for at in chosen], add_special_tokens=False)
-            for at, one in zip(chosen, found, strict=True):
-                ids[at] = one.ids
-                if self._prefix is not None:
-                    first = self._first_special(flat[at], one.ids)
-                    firsts[at] = one.offsets[first][0] if first < len(one.ids) else len(flat[at].text)
+            for group in groups(chosen, [len(segment.text) for segment in flat]):
+                found = encode([flat[at].text for at in group], add_special_tokens=False)
+                for at, one in zip(group, found, strict=True):
+                    ids[at] = one.ids
+                    if self._prefix is not None:
+                        first = self._first_special(flat[at], one.ids)
+                        firsts[at] = one.offsets[first][0] if first < len(one.ids) else len(flat[at].text)
         if self._prefix is not None:
-            inner = list(self._continuing(documents, ids))
-            heads = [flat[at].text[: firsts[at]] for at in inner]
-            found = self._unprefixed.encode_batch_fast(heads, add_special_tokens=False)
-            for at, head in zip(inner, found, strict=True):
-                ids[at] = [*head.ids, *ids[at][self._first_special(flat[at], ids[at]) :]]
+            for group in groups(list(self._continuing(documents, ids)), firsts):
+                heads = [flat[at].text[: firsts[at]] for at in group]
+                found = self._unprefixed.encode_batch_fast(heads, add_special_tokens=False)
+                for at, head in zip(group, found, strict=True):
+                    ids[at] = [*head.ids, *ids[at][self._first_special(flat[at], ids[at]) :]]
         rest = iter(ids)
         return [[next(rest) for _ in segments] for segments in documents]
 
