@@ -15,6 +15,8 @@ from pretune.run.endings import endings
 CHAT = {
     "kind": "chat", "columns": ["messages"], "role_keys": ["role"], "content_keys": ["content"],
     "roles": {"user": "user", "assistant": "assistant"}, "variables": {}, "assistant_turns": "together",
+    "score_keys": [], "prompt_columns": [], "input_columns": [], "completion_columns": [], "system_columns": [],
+    "history_columns": [], "tools_columns": [], "variables_columns": [],
 }  # fmt: skip
 
 

@@ -59,7 +59,14 @@ def hydra_for(file: Path, overrides: Sequence[str]) -> Iterator[str]:
 def composed(file: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
     """The composed configuration, with unresolved interpolations."""
     with hydra_for(file, overrides) as name:
-        yield compose(name, [*QUIET, *overrides])
+        try:
+            config = compose(name, [*QUIET, *overrides])
+        except (TypeError, ValueError, RecursionError) as error:
+            # Hydra lets through what OmegaConf objects to, such as a word in place of an index.
+            raise ConfigError(
+                f"cannot apply {' '.join(overrides)} to {file.name}: {' '.join(str(error).split())}"
+            ) from None
+        yield config
 
 
 def shown(file: Path, overrides: Sequence[str], resolve: bool) -> str:

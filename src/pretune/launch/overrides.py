@@ -64,7 +64,7 @@ def _from_yaml(value: str) -> str:
     """A list, mapping or text that Hydra's grammar refuses, read as YAML and with every text in quotes."""
     try:
         return _written(yaml.safe_load(value))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         return value
 
 

@@ -61,13 +61,14 @@ def test_any_text_is_read_as_python_reads_it_or_is_one_error(text: str, block: i
     content = text.encode("utf-8", "replace")
     try:
         whole = json.loads(content) if content.strip() else []
+        one = True
     except ValueError:
-        whole = None
+        whole, one = None, False
     try:
         found, message = read(content, block), ""
     except InputError as error:
         found, message = None, str(error)
-    if whole is not None:
+    if one:
         assert found == (whole if isinstance(whole, list) else [whole])
     elif found is None:
         assert message.startswith("it.json line ")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from pretune.core.config import validate
+from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
 from pretune.dispatch import run
 from pretune.run.assembly import assemble_evaluation
@@ -54,9 +55,9 @@ class Counting:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer, self.encoded = tokenizer, 0
 
-    def encode(self, text: str) -> list[int]:
+    def encode_segments(self, segments: Sequence[Segment]) -> list[list[int]]:
         self.encoded += 1
-        return self._tokenizer.encode(text)
+        return self._tokenizer.encode_segments(segments)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
