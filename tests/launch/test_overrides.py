@@ -9,10 +9,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretune.core.config import ConfigError
+from pretune.core.config import ConfigError, validate
 from pretune.launch.compose import composed, plain
 from pretune.launch.groups import CONFIGS
 from pretune.launch.overrides import readable
+from pretune.run.config import RunConfig
 
 SMOKE = CONFIGS / "run" / "smoke.yaml"
 
@@ -59,6 +60,12 @@ def test_lists_and_mappings_that_its_grammar_refuses_are_read_as_yaml() -> None:
 def test_a_group_needs_an_option() -> None:
     with pytest.raises(ConfigError, match=r"model=null .*choose one of .*nano"):
         readable(["model=null"], False)
+
+
+def test_a_number_in_place_of_a_text_is_to_be_quoted() -> None:
+    for value, shown in ((7, "7"), (True, "true"), (1.5, "1.5")):
+        with pytest.raises(ConfigError, match=rf"'name' = {shown}: input should be a valid string; write it in quotes"):
+            validate(RunConfig, {"name": value})
 
 
 def test_the_composed_configuration_has_the_texts() -> None:

@@ -146,6 +146,8 @@ def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
             return f"'{key}': ", f"needs at least {fault['ctx']['min_length']}"
         case "value_error":
             return f"'{key}': " if key else "", str(fault["ctx"]["error"])
+        case "string_type" if isinstance(fault["input"], int | float):
+            return f"'{key}' = {json.dumps(fault['input'])}: ", f"{complaint}; write it in quotes"
         case _:
             got = fault["input"]
             shown = repr(got) if isinstance(got, str | int | float | bool | None) else "a mapping or list"
