@@ -30,6 +30,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     ("defaults: ['${x}']\nx: hydra/callbacks/evil\n", "Hydra's own settings"),
     ("# @package hydra.callbacks\nx: {_target_: os.system}\n", "Hydra's own settings"),
     ("defaults: {a: b}\n", "line 1: defaults must be a list"),
+    ("defaults:\n  - a: {b: c}\n", "line 2: an entry of defaults"),
     ("42\n", "holds no keys"),
     ("- a\n- b\n", "holds no keys"),
     ("", "is empty"),

@@ -91,6 +91,9 @@ MAY_DIFFER = "may differ on resume"
 """Marks a field (`Annotated[..., MAY_DIFFER]`) that a resume may change, because it affects only what is done with a
 run, where it is shown or how fast it computes, not what it computes. On a section it covers all its keys."""
 
+MAX_FAULTS = 12
+"""Errors of a configuration that are listed; with a section missing, there are as many as it has keys."""
+
 T = TypeVar("T", bound=Section)
 
 
@@ -100,7 +103,9 @@ def validate(section: type[T], mapping: Mapping[str, Any]) -> T:
         # JSON mode is strict about types but still turns lists into tuples, which a frozen section needs.
         return section.model_validate_json(json.dumps(mapping))
     except pydantic.ValidationError as error:
-        raise ConfigError("\n".join(_explained(section, error.errors()))) from None
+        faults = list(_explained(section, error.errors()))
+        more = [f"and {len(faults) - MAX_FAULTS} more"] if len(faults) > MAX_FAULTS else []
+        raise ConfigError("\n".join(faults[:MAX_FAULTS] + more)) from None
 
 
 def nearest(word: str, candidates: Iterable[str]) -> str:

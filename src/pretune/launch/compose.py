@@ -61,10 +61,10 @@ def composed(file: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
     with hydra_for(file, overrides) as name:
         try:
             config = compose(name, [*QUIET, *overrides])
-        except (TypeError, ValueError, RecursionError) as error:
-            # Hydra lets through what OmegaConf objects to, such as a word in place of an index.
+        except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
+            # Hydra lets through what it trips over, such as an empty key, or a word in place of an index.
             raise ConfigError(
-                f"cannot apply {' '.join(overrides)} to {file.name}: {' '.join(str(error).split())}"
+                f"cannot compose {' '.join([file.name, *overrides])}: {' '.join(str(error).split())}"
             ) from None
         yield config
 

@@ -106,6 +106,8 @@ def _included(file: Path, defaults: yaml.Node) -> Iterator[Path]:
         for key, value in pairs:
             group, _, package = str(key.value).rpartition(" ")[2].partition("@") if key is not None else ("", "", "")
             for one in value.value if isinstance(value, yaml.SequenceNode) else [value]:
+                if not isinstance(one, yaml.ScalarNode):
+                    raise _at(file, item, "an entry of defaults is a name or `group: option`")
                 name, _, of_its_own = str(one.value).partition("@")
                 path = f"{group}/{name}".lstrip("/").removesuffix(".yaml")
                 if any(map(_is_hydras, (path, package, of_its_own))) or (not group and "${" in path):
