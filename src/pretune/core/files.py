@@ -46,7 +46,10 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
 
 def read_sealed(path: Path) -> dict[str, Any]:
     """The object that `write_sealed` wrote; ValueError if the fingerprint does not match."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
     if not isinstance(content, dict) or content.pop("fingerprint", None) != fingerprint(content):
         raise ValueError("its content is not what was written")
     return content

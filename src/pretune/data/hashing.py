@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pretune.core.files import fingerprint, measure, write_atomic
+from pretune.core.files import fingerprint, measure, read_sealed, write_sealed
 
 Integers = TypeVar("Integers", int, np.ndarray)
 
@@ -47,9 +47,9 @@ def hash_file(file: Path, known: Path) -> str:
     stat = file.stat()
     state = [str(file.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     note = known / fingerprint(state)
-    with contextlib.suppress(OSError):
-        return note.read_text()
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return read_sealed(note)["sha256"]
     digest = measure(file)["sha256"]
     with contextlib.suppress(OSError):  # a cache that cannot be written may still hold prepared data
-        write_atomic(note, digest)
+        write_sealed(note, {"sha256": digest})
     return digest

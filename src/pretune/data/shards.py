@@ -1,15 +1,15 @@
 """Prepare a source's token ids and write them to disk, shard by shard.
 
 Each shard is written atomically. A killed preparation resumes after the last complete shard, and writes the same bytes
-as an uninterrupted one.
+as an uninterrupted one. So does one that finds a damaged shard: it and those after it are prepared again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 
 from pretune.core.config import InputError
-from pretune.core.files import atomic_folder, exclusive, fingerprint, write_json
+from pretune.core.files import atomic_folder, exclusive, fingerprint
 from pretune.core.progress_bar import PreparationBar
 from pretune.data.config import DataConfig
 from pretune.data.contamination import contamination
 from pretune.data.encoding import SIZES, Encoded, Recipe, Sizes, encoded_chunks
 from pretune.data.formats.config import chat_format
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
+from pretune.data.shard_files import discard, find_shards, shard_folder, write_complete, write_shard_record
 from pretune.data.sources.rows import Split, check_apart, describe, empty_side, identity
 from pretune.data.tokenizer import Tokenizer
-from pretune.data.tokens import COMPLETE_FILE, SHARD_FILE, Counts, TokenData, shard_folder
+from pretune.data.tokens import Counts, TokenData
 
-VERSION = 3
+VERSION = 4
 """Increment when the layout on disk changes."""
 
 
@@ -110,16 +111,19 @@ class Job:
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
 
     def run(self, workers: int) -> dict[str, TokenData]:
-        """The tokens of each side; prepares them if they are missing."""
-        if not (self.folder / COMPLETE_FILE).is_file():
+        """The tokens of each side; prepares what is missing or damaged."""
+        found = find_shards(self.folder, self.depends_on, workers)
+        shards = found.shards
+        if not found.complete:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with _alone(self.folder):
-                    self._prepare(workers)
+                    shards = self._prepare(workers)
             except OSError as error:
-                raise InputError(f"cannot write prepared data to {self.folder}: {error.strerror or error}") from error
-        num_shards = json.loads((self.folder / COMPLETE_FILE).read_text())["num_shards"]
-        shards = [self._shard(number) for number in range(num_shards)]
+                raise InputError(
+                    f"cannot write prepared data to {self.folder}: {(error.strerror or str(error)).lower()}; free that "
+                    "place or set the environment variable PRETUNE_CACHE to another folder"
+                ) from error
         return {side: self._open(side, shards) for side in self.sides}
 
     def _open(self, side: str, shards: list[dict[str, Any]]) -> TokenData:
@@ -127,23 +131,29 @@ class Job:
         recipe = self.recipe
         return TokenData(self.folder, side, recipe.source, counts, recipe.dtype, recipe.tokenizer.eos_id)
 
-    def _shard(self, number: int) -> dict[str, Any]:
-        return json.loads((shard_folder(self.folder, number) / SHARD_FILE).read_text())
-
-    def _prepare(self, workers: int) -> None:
-        number = start_row = 0
-        while shard_folder(self.folder, number).is_dir():
-            start_row = self._shard(number)["stop_row"]
-            number += 1
+    def _prepare(self, workers: int) -> list[dict[str, Any]]:
+        """Prepare the shards that are missing; return the content of every shard.json."""
+        found = find_shards(self.folder, self.depends_on, workers)  # again: another process may have been at work
+        shards = found.shards
+        if found.complete:
+            return shards
+        start_row = shards[-1]["stop_row"] if shards else 0
+        if found.fault is not None:
+            again = f"it is prepared again from row {start_row:,} on"
+            print(f"prepared data in {self.folder} is damaged ({found.fault}): {again}", file=sys.stderr)
+            discard(self.folder, len(shards))
         title = describe(self.recipe.source)
         with PreparationBar(title) as bar, encoded_chunks(self.recipe, start_row, workers) as chunks:
             for first in chunks:
-                start_row = self._write_shard(number, start_row, chain([first], chunks), bar)
-                number += 1
-        write_json(self.folder / COMPLETE_FILE, {"num_shards": number, "num_rows": start_row} | self.depends_on)
+                shards.append(self._write_shard(len(shards), start_row, chain([first], chunks), bar))
+                start_row = shards[-1]["stop_row"]
+        write_complete(self.folder, len(shards), start_row, self.depends_on)
+        return shards
 
-    def _write_shard(self, number: int, start_row: int, chunks: Iterator[Encoded], bar: PreparationBar) -> int:
-        """Fill one shard from `chunks` and publish it; return the number of the next row."""
+    def _write_shard(
+        self, number: int, start_row: int, chunks: Iterator[Encoded], bar: PreparationBar
+    ) -> dict[str, Any]:
+        """Fill one shard from `chunks` and publish it; return its rows and counts."""
         totals = {side: Counts() for side in self.sides}
         lengths: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
         hashes: dict[str, list[np.ndarray]] = {side: [] for side in self.sides}
@@ -167,9 +177,11 @@ class Job:
                 np.concatenate(hashes[side]).tofile(folder / f"{side}.hashes")
                 if totals[side].scored < totals[side].tokens:
                     np.packbits(np.concatenate(flags[side]), bitorder="little").tofile(folder / f"{side}.scored")
+                files[side].close()  # before it is measured
             sides = {side: total.to_json() for side, total in totals.items()}
-            write_json(folder / SHARD_FILE, {"start_row": start_row, "stop_row": stop_row, "sides": sides})
-        return stop_row
+            content = {"start_row": start_row, "stop_row": stop_row, "sides": sides}
+            write_shard_record(folder, self.folder.name, content)
+        return content
 
 
 @contextlib.contextmanager

@@ -5,8 +5,11 @@ tokens-<fingerprint>/
                   <side>.ends     int64: where each document ends, counted from the shard's first token
                   <side>.hashes   uint64: a hash of each document's ids
                   <side>.scored   one bit per token, little-endian; absent if every token is scored
-                  shard.json      counts, and the range of source rows that the shard covers
+                  shard.json      counts, the range of source rows that the shard covers, and the size and SHA-256 of
+                                  the other files; written last
     complete.json                 the number of shards; written last
+
+Both JSON files have a fingerprint of their own content; see shard_files.py.
 """
 
 from __future__ import annotations
@@ -21,11 +24,9 @@ from pathlib import Path
 import numpy as np
 
 from pretune.data.hashing import hash_bytes
+from pretune.data.shard_files import shard_folder
 from pretune.data.sources.config import SourceConfig
 from pretune.data.sources.rows import describe, locate
-
-SHARD_FILE = "shard.json"
-COMPLETE_FILE = "complete.json"
 
 
 @dataclass
@@ -190,8 +191,3 @@ class TokenData:
 
     def _file(self, shard: int, suffix: str) -> Path:
         return shard_folder(self.folder, shard) / f"{self.side}.{suffix}"
-
-
-def shard_folder(folder: Path, number: int) -> Path:
-    """The folder of a shard."""
-    return folder / f"shard-{number:05d}"
