@@ -44,8 +44,9 @@ def _main(argv: list[str]) -> int:
     from pretune.launch.compose import composed, plain, shown
     from pretune.launch.explain import naming_origins
     from pretune.launch.overrides import readable
+    from pretune.launch.place import placed
 
-    overrides = readable(asked.overrides, asked.multirun)
+    overrides = placed(file, readable(asked.overrides, asked.multirun))
     if asked.cfg:
         print(shown(file, overrides, asked.resolve))
         return 0

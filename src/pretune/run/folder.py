@@ -153,7 +153,7 @@ def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
             return self.represent_scalar("tag:yaml.org,2002:str", data, '"' if _BREAKS & set(data) else None)
 
     Dumper.add_representer(str, Dumper.represent_str)
-    text = yaml.dump(_escaped(mapping), Dumper=Dumper, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(escaped(mapping), Dumper=Dumper, sort_keys=False, allow_unicode=True)
     write_atomic(path, "# The resolved configuration of this run; `python src/main.py --config` takes it.\n" + text)
 
 
@@ -172,12 +172,12 @@ def read_config(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in mapping.items()}
 
 
-def _escaped(value: Any) -> Any:
+def escaped(value: Any) -> Any:
     """The value with `${` escaped wherever it is text: the configuration is resolved, and stays so when it is read."""
     if isinstance(value, Mapping):
-        return {key: _escaped(inner) for key, inner in value.items()}
+        return {key: escaped(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_escaped(inner) for inner in value]
+        return [escaped(inner) for inner in value]
     return re.sub(r"(\\*)\$\{", r"\1\1\${", value) if isinstance(value, str) else value
 
 
