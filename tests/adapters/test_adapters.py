@@ -44,7 +44,7 @@ TOKENS = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(1
 def adapted(kind: str, seed: int = 0, model_seed: int = 0, **changes: Any) -> Any:
     """A tiny model with an adapter moved away from its initial values."""
     model = tiny_model(model_seed)
-    attach(model, adapter_section(kind, **changes), seed)
+    attach(model, adapter_section(kind, **changes), seed, f"weights of seed {model_seed}")
     perturb(model)
     return model
 
@@ -275,7 +275,7 @@ def test_what_peft_saves_is_loaded_and_merged(kind: str, tmp_path: Path) -> None
     expected = theirs(TOKENS).detach()
     torch.testing.assert_close(hidden(model), expected, rtol=1e-5, atol=1e-5)
     plain = tiny_model()
-    files.attach_saved_adapter(tmp_path / "theirs", plain)
+    files.attach_saved_adapter(tmp_path / "theirs", plain, "weights of seed 0")
     merge(plain)
     torch.testing.assert_close(hidden(plain), expected, rtol=1e-5, atol=1e-5)
 
@@ -286,7 +286,7 @@ def test_going_on_from_an_adapter(kind: str, init: str | None, tmp_path: Path) -
     model = adapted(kind, **changes)
     folder = save(model, tmp_path / "adapter")
     other = tiny_model()
-    attach(other, adapter_section(kind, **changes), seed=99)
+    attach(other, adapter_section(kind, **changes), seed=99, base="weights of seed 0")
     files.load_adapter(folder, other)
     assert torch.equal(hidden(other), hidden(model))
 
@@ -314,7 +314,7 @@ def test_an_adapter_for_other_weights_of_the_same_shape_is_refused(tmp_path: Pat
     with pytest.raises(InputError, match="trained on other weights"):
         files.load_adapter(folder, adapted("lora", model_seed=1))
     with pytest.raises(InputError, match="trained on other weights"):
-        files.attach_saved_adapter(folder, tiny_model(1))
+        files.attach_saved_adapter(folder, tiny_model(1), "weights of seed 1")
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,11 @@ def test_an_adapter_of_another_form_is_refused(changes: dict[str, Any], message:
 def test_folders_without_a_whole_adapter_are_refused(tmp_path: Path) -> None:
     model = adapted("lora")
     folder = save(model, tmp_path / "adapter")
-    for load in (lambda one: files.load_adapter(one, model), lambda one: files.attach_saved_adapter(one, tiny_model())):
+    base = "weights of seed 0"
+    for load in (
+        lambda one: files.load_adapter(one, model),
+        lambda one: files.attach_saved_adapter(one, tiny_model(), base),
+    ):
         with pytest.raises(InputError, match="holds no adapter"):
             load(tmp_path / "nowhere")
         for name, content in ((ADAPTER_WEIGHTS, b"\x00" * 20), (ADAPTER_CONFIG, b"{"), (ADAPTER_CONFIG, b"[]")):

@@ -4,7 +4,6 @@ change theirs."""
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
 from typing import assert_never
 
@@ -32,21 +31,22 @@ _NO_ROLE = ".value_gate"
 it."""
 
 
-def attach(model: nn.Module, config: AdapterConfig, seed: int) -> None:
+def attach(model: nn.Module, config: AdapterConfig, seed: int, base: str | None = None) -> None:
     """Freeze `model` and attach the adapter that `config` describes; do nothing for kind = none.
 
     Load the initial weights before, and compile and build the optimizer after. The same seed gives the same adapter.
+    `base` identifies the initial weights: an adapter fits no others.
     Raises ConfigError, listing the available layers, for a target that matches nothing.
     """
     if not isinstance(config, NoAdapterConfig):
-        inject(model, _peft_config(config, target_names(model, config.targets)), seed)
+        inject(model, _peft_config(config, target_names(model, config.targets)), seed, base)
 
 
-def inject(model: nn.Module, config: peft.PeftConfig, seed: int) -> None:
+def inject(model: nn.Module, config: peft.PeftConfig, seed: int, base: str | None) -> None:
     """Attach an adapter to `model` from peft's own configuration; ValueError if that matches no layer."""
     assert not adapted_layers(model), "a model has one adapter"
     # peft's field for the version of the base model: it records which weights a saved adapter was trained on.
-    config.revision = _fingerprint(model)
+    config.revision = base
     with torch.random.fork_rng(devices=[]), quiet():  # peft's warnings are about arguments that we do not pass
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
@@ -170,19 +170,3 @@ def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targ
 
 def _has_gradient(parameter: Tensor) -> bool:
     return parameter.requires_grad and parameter.grad is not None and bool(parameter.grad.any())
-
-
-def _fingerprint(model: nn.Module) -> str | None:
-    """A fingerprint (16 hex digits) of the base weights; None for tensors without values (meta device).
-
-    It covers the first values of the weights that adapters never touch: full training changes them, whereas merging an
-    adapter, whose last bits depend on the machine, does not.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.named_parameters()):
-        if tensor.is_meta:
-            return None
-        if tensor.ndim == 1 or "layers." not in name:
-            digest.update(f"{name}{list(tensor.shape)}".encode())
-            digest.update(tensor.detach().flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()[:16]

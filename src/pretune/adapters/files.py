@@ -75,23 +75,24 @@ def check_adapter(folder: Path, model: nn.Module) -> None:
             f"the adapter in {folder} has {key} = {theirs[key]}, but this run's adapter section has {ours.get(key)}; "
             "set it to the value that the adapter was trained with"
         )
-    _check_base(folder, theirs, str(ours["revision"]))
+    _check_base(folder, theirs, ours["revision"])
     _check_tensors(folder, _tensors(folder), model)
 
 
-def attach_saved_adapter(folder: Path, model: nn.Module) -> None:
+def attach_saved_adapter(folder: Path, model: nn.Module, base: str | None = None) -> None:
     """Attach the adapter in `folder`, of any kind, to a plain model; `attach.merge` can then merge it into the weights.
 
-    Raises InputError if there is none, or if it was made for another model.
+    `base` identifies the model's weights. Raises InputError if there is no adapter, or if it was made for another model
+    or for other weights.
     """
     content = _content(folder)
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
-        inject(model, config, seed=0)
+        inject(model, config, seed=0, base=base)
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"the adapter in {folder} was made for another model: {error}") from None
-    _check_base(folder, content, str(config.revision))
+    _check_base(folder, content, base)
     tensors = _tensors(folder)
     _check_tensors(folder, tensors, model)
     copy_over(tensors, adapter_tensors(model))
@@ -121,12 +122,12 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         raise InputError(f"cannot read {folder / ADAPTER_WEIGHTS} ({error})") from None
 
 
-def _check_base(folder: Path, theirs: Mapping[str, Any], base: str) -> None:
+def _check_base(folder: Path, theirs: Mapping[str, Any], base: str | None) -> None:
     # peft itself leaves the field empty.
     if theirs.get("revision") not in (None, base):
         raise InputError(
-            f"the adapter in {folder} was trained on other weights than this model has; set stage.init_from to what "
-            "the adapter's run started from"
+            f"the adapter in {folder} was trained on other weights than this model has; set stage.init_from to the run "
+            "that it was trained on (with its adapter on top, that run's weights would be others)"
         )
 
 

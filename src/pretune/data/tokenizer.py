@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pretune.core.config import ConfigError, InputError, nearest
-from pretune.core.files import atomic_folder, fingerprint, write_atomic, write_json
+from pretune.core.files import atomic_folder, fingerprint, write_atomic
 from pretune.data.config import (
     DataConfig,
     FileTokenizer,
@@ -32,16 +33,27 @@ from pretune.data.segment_encoding import SegmentEncoder
 from pretune.data.sources import hub
 from pretune.data.sources.rows import Split, identity
 from pretune.data.token_bytes import token_bytes
+from pretune.data.tokenizer_files import (
+    ABOUT,
+    CHAT_TEMPLATE,
+    SEAL,
+    TOKENIZER,
+    is_as_sealed,
+    is_sealed,
+    read_about,
+    saved_template,
+    token,
+    write_about,
+)
 
 if TYPE_CHECKING:
     import tokenizers
 
-VERSION = 1
-"""Increment when training on the same texts would give a different tokenizer: it is part of the cache key."""
+VERSION = 2
+"""Increment when training on the same texts would give a different tokenizer, or other files: it is part of the cache
+key."""
 
 TRAINED_EOS = "<|endoftext|>"
-
-_FILE, _ABOUT, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 
 
 class Tokenizer:
@@ -137,8 +149,8 @@ class Tokenizer:
         }
         if self.chat_template is not None:
             write_atomic(folder / CHAT_TEMPLATE, self.chat_template)
-        write_atomic(folder / _FILE, self.backend.to_str(pretty=True))
-        write_json(folder / _ABOUT, about)
+        write_atomic(folder / TOKENIZER, self.backend.to_str(pretty=True))
+        write_about(folder, about)
 
 
 def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> Tokenizer:
@@ -159,19 +171,29 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
             raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
 
 
+def saved_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to `folder`; InputError unless all its files are as they were."""
+    if not is_sealed(folder):
+        raise InputError(
+            f"the tokenizer in {folder} is damaged: its files are not what was written; restore them from a copy, or "
+            "delete the folder if data.tokenizer still says which tokenizer it was"
+        )
+    return load_tokenizer(FileTokenizer(kind="file", path=str(folder), eos=None), data, folder)
+
+
 def _find_file(path: str) -> Path:
     found = Path(path).expanduser()
-    found = found / _FILE if found.is_dir() else found
+    found = found / TOKENIZER if found.is_dir() else found
     if not found.is_file():
         raise InputError(f"no tokenizer at '{path}': expected a tokenizer.json, or a folder that contains one")
     return found
 
 
 def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> Tokenizer:
-    path = hub.download_file(config.path, _FILE)
+    path = hub.download_file(config.path, TOKENIZER)
     if chat_format(data.format) and template is None:
-        about = hub.download_file(config.path, _ABOUT)
-        if _saved_template(about.parent, _about(about.parent)) is None:
+        about = hub.download_file(config.path, ABOUT)
+        if saved_template(about.parent, read_about(about.parent)) is None:
             hub.download_file(config.path, CHAT_TEMPLATE)
     return _from_file(path, config.eos, template)
 
@@ -180,44 +202,23 @@ def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
     """The tokenizer at `path`; eos and chat template come from the arguments or, if None, from the files beside it."""
     import tokenizers
 
-    about = _about(path.parent)
-    eos = _token(about, "eos_token") if eos is None else eos
+    about = read_about(path.parent)
+    if not is_as_sealed(path.parent, about):
+        raise InputError(
+            f"the tokenizer in {path.parent} is damaged: its files are not what was written; restore them from a copy "
+            f"or, if you meant to change them, delete {SEAL} from {ABOUT}"
+        )
+    eos = token(about, "eos_token") if eos is None else eos
     if eos is None:
         raise ConfigError(
-            f"data.tokenizer.eos is null and {path.parent / _ABOUT} does not say it; set it to the token's text"
+            f"data.tokenizer.eos is null and {path.parent / ABOUT} does not say it; set it to the token's text"
         )
     try:
         backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # `tokenizers` raises plain Exception
         raise InputError(f"{path} is not a tokenizer.json: {hub.error_summary(error)}") from error
-    template = _saved_template(path.parent, about) if template is None else template
-    return Tokenizer(backend, eos, _token(about, "bos_token") or "", template)
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    """The content of tokenizer_config.json; empty if there is none."""
-    try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return about if isinstance(about, dict) else {}
-
-
-def _token(about: dict[str, Any], name: str) -> str | None:
-    token = about.get(name)
-    token = token.get("content") if isinstance(token, dict) else token  # older files store a token as a mapping
-    return token if isinstance(token, str) else None
-
-
-def _saved_template(folder: Path, about: dict[str, Any]) -> str | None:
-    """The chat template from its own file or from tokenizer_config.json, where it may be the default of several."""
-    if (folder / CHAT_TEMPLATE).is_file():
-        return (folder / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    template = about.get("chat_template")
-    if isinstance(template, list):
-        named = {one.get("name"): one.get("template") for one in template if isinstance(one, dict)}
-        template = named.get("default")
-    return template if isinstance(template, str) else None
+    template = saved_template(path.parent, about) if template is None else template
+    return Tokenizer(backend, eos, token(about, "bos_token") or "", template)
 
 
 def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: str | None) -> Tokenizer:
@@ -229,12 +230,15 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
         "held_out": asdict(Split.of(data)) if data.validation.fraction else None,
     }
     folder = cache / "tokenizers" / fingerprint(depends_on)
-    if not (folder / _FILE).is_file():
+    if not is_sealed(folder):
+        if folder.exists():
+            print(f"the tokenizer in {folder} is damaged: it is trained again", file=sys.stderr)
+            shutil.rmtree(folder)
         texts = training_texts(data, build_formatter(data.format, TemplateTokens(template, "", TRAINED_EOS, ())))
         backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)
-    return _from_file(folder / _FILE, TRAINED_EOS, template)
+    return _from_file(folder / TOKENIZER, TRAINED_EOS, template)
 
 
 def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:

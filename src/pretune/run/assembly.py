@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from pretune.checkpoint.identity import newest_state
 from pretune.compute.device import pick_device
 from pretune.compute.precision import dtype_of
 from pretune.core.batch import Batch
 from pretune.core.config import ConfigError, InputError
-from pretune.data.config import FileTokenizer
 from pretune.data.shards import prepare
-from pretune.data.tokenizer import Tokenizer, load_tokenizer
+from pretune.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from pretune.model.transformer import Transformer
 from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
@@ -77,18 +77,26 @@ def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -
 def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     """The run's tokenizer: the saved one; else, if inherited, that of the run it starts from; else as configured.
 
-    Raises ConfigError if it has more tokens than the model's vocabulary.
+    Raises InputError if its files are damaged or the run was trained with another one, ConfigError if it has more
+    tokens than the model's vocabulary.
     """
     section, folder = config.data.tokenizer, own_folder(config)
     if folder.tokenizer.is_dir():
-        section = FileTokenizer(kind="file", path=str(folder.tokenizer), eos=None)
+        tokenizer = saved_tokenizer(folder.tokenizer, config.data)
     elif section.kind == "inherited":
         start = start_run(config)
         assert start is not None  # RunConfig ensures it
         if not start.tokenizer.is_dir():
             raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
-        section = FileTokenizer(kind="file", path=str(start.tokenizer), eos=None)
-    tokenizer = load_tokenizer(section, config.data, cache_folder())
+        tokenizer = saved_tokenizer(start.tokenizer, config.data)
+    else:
+        tokenizer = load_tokenizer(section, config.data, cache_folder())
+    state = newest_state(folder.checkpoints)
+    if state is not None and state.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
+        raise InputError(
+            f"{folder.path} was trained with another tokenizer than {folder.tokenizer} or data.tokenizer gives now; "
+            "restore it"
+        )
     if tokenizer.vocab_size > config.model.vocab_size:
         raise ConfigError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {config.model.vocab_size}; "

@@ -40,29 +40,31 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
             model = Transformer(config.model)
             attach_adapter(config, model, newest)
         return model
-    model = Transformer(config.model)
+    model, base = Transformer(config.model), None
     if newest is None or config.adapter.freezes:
-        fill(config, model, start_run(config))
+        base = fill(config, model, start_run(config))
     if config.neftune_alpha is not None:
         add_embedding_noise(model.embedding, config.neftune_alpha)
     model.to(device)
-    attach_adapter(config, model, newest)
+    attach_adapter(config, model, newest, base)
     return model
 
 
 def merged_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
-    """A plain model with the weights of a run, its adapter merged, or with random weights for None."""
+    """A plain model with the weights of the run that `config` describes, its adapter merged, or with random weights for
+    None."""
     model = Transformer(config.model)
-    fill(config, model, weights)
+    fill(config, model, weights, config.stage.init_from)
     return model.to(device)
 
 
-def fill(config: RunConfig, model: Transformer, weights: RunFolder | None) -> None:
-    """Load the weights of a run or, for None, random weights, which depend only on `seed`, on any device."""
-    if weights is None:
-        model.reset_parameters(torch.Generator().manual_seed(config.seed))
-    else:
-        load_run(model, weights, config.output_dir)
+def fill(config: RunConfig, model: Transformer, weights: RunFolder | None, init_from: str | None = None) -> str | None:
+    """Load the weights of a run and return what identifies them; or, for None, random weights, which depend only on
+    `seed`, on any device. `init_from`: see load_run."""
+    if weights is not None:
+        return load_run(model, weights, init_from)
+    model.reset_parameters(torch.Generator().manual_seed(config.seed))
+    return None
 
 
 def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
@@ -87,10 +89,11 @@ def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> 
     return model
 
 
-def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -> None:
+def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None, base: str | None = None) -> None:
     """Freeze the model and attach the run's adapter: a new one, or the one from adapter.init_from; nothing for none.
 
-    `newest`: see adapted_model. On the meta device, adapter.init is ignored, because some initializations need values.
+    `newest`: see adapted_model. `base` identifies the model's weights. On the meta device, adapter.init is ignored,
+    because some initializations need values.
     """
     section = config.adapter
     if section.kind == "none":
@@ -102,13 +105,15 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None) -
         start = {"init": "zero"} if "init" in type(section).model_fields else {}
         attach(model, section.model_copy(update=start), config.seed)
         return
-    attach(model, section, config.seed)
+    attach(model, section, config.seed, base)
     if newest is not None:
         check_adapter(newest, model)
     elif section.init_from is not None:
         folder = Path(section.init_from)
         if not (folder / ADAPTER_CONFIG).is_file():
             folder = chosen_checkpoint(find_run(section.init_from, config.output_dir))
+        if (folder / checkpoint.STATE).is_file():
+            checkpoint.check(folder)
         load_adapter(folder, model)
 
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import shutil
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 
 from pretune.compute.precision import autocast
 from pretune.core.config import InputError
-from pretune.core.files import atomic_folder, fingerprint
+from pretune.core.files import atomic_folder, fingerprint, measure, read_sealed, write_sealed
 from pretune.core.progress_bar import PreparationBar
 from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
@@ -31,10 +34,11 @@ from pretune.run.folder import cache_folder
 from pretune.run.model import adapted_model, apply_precision, quantize
 from pretune.run.parts import Parts, Reference
 
-VERSION = 1
-"""Increment when the same weights and pairs would give different log-probabilities: it is part of the cache key."""
+VERSION = 2
+"""Increment when the same weights and pairs would give different log-probabilities, or other files: it is part of the
+cache key."""
 
-_TABLE = "log_probs.npy"
+_TABLE, _RECORD = "log_probs.npy", "complete.json"
 
 
 def with_reference(config: RunConfig, parts: Parts) -> Parts:
@@ -100,16 +104,28 @@ def _with_table(
         "sequences": [config.data.sequence_length, config.data.packing.model_dump()],
     }
     folder = cache_folder() / f"reference-{fingerprint(depends_on)}"
-    if not (folder / _TABLE).is_file():
+    if not _is_whole(folder):
         table = _log_probs(config, device, reference, data)
         try:
+            if folder.exists():
+                print(f"the reference's log-probabilities in {folder} were damaged: computed again", file=sys.stderr)
+                shutil.rmtree(folder)
             with atomic_folder(folder) as temporary:
                 np.save(temporary / _TABLE, table)
+                write_sealed(temporary / _RECORD, measure(temporary / _TABLE))
         except OSError as error:
             raise InputError(f"cannot write the reference's log-probabilities to {folder}: {error.strerror}") from None
     found = copy.copy(data)
     found.reference_log_probs = np.load(folder / _TABLE, mmap_mode="r")
     return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a table is there, and its content is what was written."""
+    try:
+        return read_sealed(folder / _RECORD) == measure(folder / _TABLE)
+    except (OSError, ValueError):
+        return False
 
 
 def _log_probs(config: RunConfig, device: torch.device, reference: Reference, data: TokenData) -> np.ndarray:

@@ -15,8 +15,9 @@ from pretune.objectives.config import ObjectiveConfig
 class StageConfig(Section):
     kind: Literal["pretrain", "finetune", "dpo"]
     """Stage of training; also wandb's job_type. All stages use the same loop."""
-    init_from: FilePath | None
-    """Weights to start from: a run's name or folder; null starts from random weights."""
+    init_from: Annotated[FilePath | None, MAY_DIFFER]
+    """Weights to start from: a run's name or folder; null starts from random weights. A resume may name another place
+    of the same weights."""
     objective: ObjectiveConfig
     """The training objective."""
 

@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 def said(config: RunConfig, seconds_a_step: float, steps: int = 3, device: torch.device = CPU) -> str:
     """All messages over the first steps of a run."""
-    state, tokens = TrainingState({}), config.batch.tokens
+    state, tokens = TrainingState({}, None, ""), config.batch.tokens
     watch, lines = Monitor(config, device, state), []
     for _ in range(steps):
         state.step, state.seconds = state.step + 1, state.seconds + seconds_a_step
@@ -78,8 +78,8 @@ def test_cores_that_others_use_are_noticed(tiny: Compose, tmp_path: Path) -> Non
     config = timed(tiny)
     for waited, expected in ((28.0, True), (1.0, False)):
         fake.have(100.0, 100.0)
-        watch = Monitor(config, CPU, TrainingState({}), CoreShare(tmp_path))
-        state = TrainingState({}, step=9, seconds=6.0)
+        watch = Monitor(config, CPU, TrainingState({}, None, ""), CoreShare(tmp_path))
+        state = TrainingState({}, None, "", step=9, seconds=6.0)
         fake.have(114.0, 100.0 + waited)
         line = "".join(watch.warnings(state))
         assert ("other processes use these cores" in line) == expected
@@ -90,9 +90,9 @@ def test_cores_that_others_use_are_noticed(tiny: Compose, tmp_path: Path) -> Non
 def test_on_a_gpu_the_cores_may_idle(tiny: Compose, tmp_path: Path) -> None:
     fake = FakeThreads(tmp_path)
     fake.have(1.0, 1.0)
-    watch = Monitor(timed(tiny), torch.device("meta"), TrainingState({}), CoreShare(tmp_path))
+    watch = Monitor(timed(tiny), torch.device("meta"), TrainingState({}, None, ""), CoreShare(tmp_path))
     fake.have(2.0, 50.0)
-    assert "".join(watch.warnings(TrainingState({}, step=9, seconds=60.0))) == ""
+    assert "".join(watch.warnings(TrainingState({}, None, "", step=9, seconds=60.0))) == ""
 
 
 def test_without_the_schedulers_account_the_main_thread_tells(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_without_the_schedulers_account_the_main_thread_tells(tmp_path: Path) ->
 
 def test_more_than_the_peak_is_the_peak(tiny: Compose) -> None:
     window = Window(mfu=1e-4, sums={"loss": torch.tensor(6.0)}, scored=2, tokens=40_000, scored_tokens=2)
-    watch = Monitor(timed(tiny), CPU, state := TrainingState({}, step=0, window=window))
+    watch = Monitor(timed(tiny), CPU, state := TrainingState({}, None, "", step=0, window=window))
     figures = window.metrics(2.0, 1e-3, torch.tensor(1.0))  # 20,000 tokens/s: twice what had been measured
     assert figures["train/mfu"] == pytest.approx(1.0)
     assert "faster than it was measured" in "".join(watch.warnings(state))

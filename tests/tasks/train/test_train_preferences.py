@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from recorded import rows, series
 from safetensors.torch import load_file
 
 from pretune.core.config import ConfigError, InputError
+from pretune.core.files import measure, write_sealed
 from pretune.dispatch import run
 from pretune.run.folder import cache_folder
 
@@ -115,6 +117,7 @@ def test_what_is_cached_is_read_and_a_reference_that_is_not_the_start_is_found_o
     assert len(tables) == 2  # of training and validation
     for table in tables:
         np.save(table, np.load(table) + np.float32([1.0, 0.0]))  # another model, which likes what was chosen better
+        write_sealed(table.with_name("complete.json"), measure(table))
     with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
         run(dpo("name=wrong", *settings))
 
@@ -207,3 +210,29 @@ def test_preferences_are_learned_under_rounding_too(more: tuple[str, ...], dpo: 
     assert run(dpo("name=qat", *QAT, *more, "task=evaluate")) == 0
     evaluated = json.loads((tmp_path / "runs" / "qat" / "evaluation.json").read_text())
     assert evaluated["val/loss"] == pytest.approx(figures["val/loss"], abs=1e-3)
+
+
+def test_it_goes_on_against_the_reference_that_it_began_with(
+    dpo: Compose, tiny: Compose, power_cut: PowerCut, tmp_path: Path
+) -> None:
+    power_cut(dpo("name=one"), 4)
+    shutil.rmtree(tmp_path / "runs" / "base")
+    assert run(tiny("name=base", "budget.steps=4", "model.max_sequence_length=256", "seed=5")) == 0
+    with pytest.raises(InputError, match=r"one started from other weights than .*base has now"):
+        run(dpo("name=one"))
+
+
+@pytest.mark.parametrize("damage", [lambda content: content[:-9], lambda content: b"", lambda content: content[::-1]])
+def test_damaged_log_probabilities_of_the_reference_are_computed_again(
+    damage: Callable[[bytes], bytes], dpo: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(dpo("name=one", "stage.objective.reference=cached", "budget.steps=2")) == 0
+    whole = {path: path.read_bytes() for path in cache_folder().glob("reference-*/*")}
+    assert len(whole) == 4
+    for path, content in whole.items():
+        path.write_bytes(damage(content))
+        again = dpo("name=one", "stage.objective.reference=cached", "budget.steps=2", "task=evaluate")
+        capsys.readouterr()
+        assert run(again) == 0
+        assert capsys.readouterr().err.count("were damaged: computed again") == 1
+        assert path.read_bytes() == content

@@ -5,25 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pretune.core.files import write_atomic
 from pretune.data.formats.config import chat_format
-from pretune.data.tokenizer import CHAT_TEMPLATE, Tokenizer
+from pretune.data.tokenizer import Tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.endings import Endings, run_endings
 
 
 def write_tokenizer(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> None:
     """Write the tokenizer's files, with data.format.variables in the chat template: clients do not pass them."""
-    tokenizer.save(folder)
     section = chat_format(config.data.format)
     if section is None or tokenizer.chat_template is None or not section.variables:
+        tokenizer.save(folder)
         return
     given = "".join(
         f"{{% if {name} is not defined %}}{{% set {name} = {value!r} %}}{{% endif %}}"
         for name, value in section.variables.items()
     )
     # An empty expression at the end, because Jinja removes a newline after a block.
-    write_atomic(folder / CHAT_TEMPLATE, f"{given}{{{{ '' }}}}{tokenizer.chat_template}")
+    template = f"{given}{{{{ '' }}}}{tokenizer.chat_template}"
+    Tokenizer(tokenizer.backend, tokenizer.eos, tokenizer.bos, template).save(folder)
 
 
 def what_ends_a_text(config: RunConfig, tokenizer: Tokenizer) -> dict[str, Any]:

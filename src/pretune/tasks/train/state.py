@@ -25,6 +25,10 @@ class TrainingState:
 
     data: dict[str, str]
     """Fingerprints of the data that it trains and measures on, by set and side."""
+    start: str | None
+    """What identifies the weights that the run started from; None for random ones."""
+    tokenizer: str
+    """The fingerprint of the tokenizer."""
     step: int = 0
     tokens: int = 0
     """Input tokens read."""

@@ -19,7 +19,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
-from pretune.run.weights import own_folder, start_run
+from pretune.run.weights import own_folder, start_identity, start_run
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import report
 from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
@@ -64,11 +64,13 @@ def _train(
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     replayed = replayed_steps(config)
-    check_start(config, start_run(config))
     newest = checkpoint.newest(folder.checkpoints)
+    start = start_identity(config, newest)
+    if newest is None:
+        check_start(config, start_run(config))
     training = assemble_training(config, newest)
     parts, data = training.parts, training.parts.data.fingerprints()
-    state = TrainingState(data)
+    state = TrainingState(data, start, parts.tokenizer.fingerprint)
     loader = training_loader(parts.data, config.data, config.seed)
     if newest is not None:
         averaged = training.ema and training.ema.model
