@@ -27,7 +27,7 @@ class PrecisionConfig(Section):
     emulate: Annotated[bool, MAY_DIFFER]
     """With float8: round like hardware with 8-bit products, but multiply in float32. Runs on any device, slower than
     without; to try on a small model whether it still learns."""
-    tf32: bool
+    tf32: Annotated[bool, MAY_DIFFER]
     """With float32 on NVIDIA GPUs since Ampere: round the inputs of matrix products to 10 bits of mantissa
     (TensorFloat-32), eight times as fast on an A100. It has no effect elsewhere."""
     compile: Annotated[bool, MAY_DIFFER]

@@ -6,12 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pretune.core.config import Count, Section
+from pretune.core.config import MAY_DIFFER, Count, Section
 
 
 class ObjectiveBase(Section):
-    chunk_tokens: Count
-    """Number of positions whose float32 logits are in memory at a time; fewer saves memory, too few costs speed."""
+    chunk_tokens: Annotated[Count, MAY_DIFFER]
+    """Number of positions whose float32 logits are in memory at a time; fewer saves memory, too few costs speed. Of the
+    results, it affects only the last bits."""
     compares_pairs: ClassVar[bool] = False
     """Whether an item is a pair of answers to one prompt, not a token."""
 

@@ -14,7 +14,7 @@ from pretune.model.transformer import Transformer
 from pretune.run.config import RunConfig
 
 _SMALLER = {
-    "train": "a smaller evaluation.micro_batch, optimizer=muon, ",
+    "train": "a smaller evaluation.micro_batch, or in a new run (name=...) optimizer=muon, ",
     "evaluate": "a smaller evaluation.micro_batch or evaluation.answers.batch_size, ",
     "generate": "a smaller generate.batch_size or generate.max_new_tokens, ",
 }

@@ -49,9 +49,9 @@ class BatchWarmupConfig(Section):
 class BatchConfig(Section):
     tokens: Annotated[int, Field(ge=1, le=2**28)]
     """Input tokens per optimizer step, over all ranks; a multiple of sequence_length * micro_batch."""
-    micro_batch: Count | Literal["auto"]
+    micro_batch: Annotated[Count | Literal["auto"], MAY_DIFFER]
     """Sequences per forward and backward pass; gradients are accumulated over the batch. auto takes as many as fit into
-    memory, and fewer if memory runs out."""
+    memory, and fewer if memory runs out. It affects only memory, speed and the last bits of sums."""
     warmup: BatchWarmupConfig | None
     """Smaller batches at the start, when gradients agree and a large batch is wasted; null keeps the size constant."""
 

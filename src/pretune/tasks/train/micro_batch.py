@@ -45,8 +45,8 @@ class MicroBatch:
         """
         if self.path is None or self.size == 1:
             remedy = (
-                "precision.activation_checkpointing=true, a smaller model, a shorter data.sequence_length or a smaller "
-                "stage.objective.chunk_tokens may fit"
+                "precision.activation_checkpointing=true or a smaller stage.objective.chunk_tokens may fit; so may a "
+                "new run (name=...) of a smaller model or with a shorter data.sequence_length"
                 if self.size == 1
                 else f"set batch.micro_batch={_divisor(num_sequences, self.size // 2)}, or auto"
             )
