@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core.config import InputError
-from pretune.core.files import write_atomic
+from pretune.core.files import check_writable, write_atomic
 from pretune.core.progress_bar import counted
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.config import FilesSource
@@ -32,7 +32,11 @@ def answer_file(
         raise InputError(f"generate.file: {path} has no prompts")
     prompts = [generator.ids(segments(generator, path, at, row, section.template)) for at, row in enumerate(rows)]
     output = Path(section.output) if section.output else folder / f"{path.stem}-{model}.jsonl"
-    check_writable(output)
+    try:
+        check_writable(output)  # before anything is computed
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"generate.output: cannot write {output} ({reason}); choose another path") from None
     done: dict[int, dict[str, Any]] = {}
     code = 0
     try:
@@ -42,7 +46,8 @@ def answer_file(
         code = EXIT_STOPPED
     with interrupts.shielded():
         lines = (json.dumps(done[at], ensure_ascii=False) for at in sorted(done))
-        write_atomic(output, "".join(f"{line}\n" for line in lines))
+        # Lone surrogates are valid in JSON files, but not in UTF-8.
+        write_atomic(output, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
     print(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
     return code
 
@@ -75,13 +80,3 @@ def is_chat(messages: Any) -> bool:
         isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
         for message in messages
     )
-
-
-def check_writable(output: Path) -> None:
-    """Raise InputError if the output cannot be written; called before anything is computed."""
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        output.open("a").close()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"generate.output: cannot write {output} ({reason}); choose another path") from None

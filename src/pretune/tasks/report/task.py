@@ -60,8 +60,7 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     header = [column.header for column in columns]
     body = [[column.text(group) for column in columns] for group in groups]
     try:
-        destination.mkdir(parents=True, exist_ok=True)
-        (destination / "curves.png").write_bytes(picture)
+        write_atomic(destination / "curves.png", picture)
         write_atomic(destination / "report.csv", as_csv(columns, runs))
         write_atomic(destination / "report.md", as_markdown(header, body))
         image = base64.b64encode(picture).decode()
