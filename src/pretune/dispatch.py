@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pretune.compute.allocator import is_out_of_memory
-from pretune.core.config import InputError, validate
+from pretune.core.config import validate
+from pretune.core.system_errors import explained
 from pretune.run.config import RunConfig
 
 if TYPE_CHECKING:
     from pretune.tasks.train.loop import Instruments
-
-DISK_FAULTS = (
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOTDIR
-)  # fmt: skip
-"""System errors that only the user can fix."""
 
 
 def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
@@ -25,20 +20,17 @@ def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> i
     instruments: what training is timed, measured and watched with, where that is not the usual.
 
     Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, for
-    memory that is too small, and for a disk that cannot be written.
+    memory that is too small, and for anything that the system refuses (a full disk, a name that is too long).
     """
     config = validate(RunConfig, mapping)
     try:
         return _do(config, mapping, instruments)
     except OSError as error:
-        # Raised by any write, in training or in another task.
-        if error.errno not in DISK_FAULTS:
+        # From whatever is read or written, in training or in another task.
+        told = explained(error, config.output_dir)
+        if told is None or isinstance(error, BrokenPipeError):
             raise
-        where = error.filename2 or error.filename or config.output_dir
-        raise InputError(
-            f"{where}: {(error.strerror or '').lower()}; free some space on that disk or fix its permissions, then run "
-            "the same command again: saved work is kept"
-        ) from None
+        raise told from None
     except RuntimeError as error:
         if not is_out_of_memory(error):
             raise

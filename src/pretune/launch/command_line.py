@@ -4,11 +4,13 @@ saved)."""
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from pretune.core.config import ConfigError, UserError, nearest
+from pretune.core.system_errors import explained
 from pretune.launch.groups import groups, options, run_files, run_names
 from pretune.training.signals import EXIT_STOPPED
 
@@ -27,6 +29,16 @@ def main(argv: list[str]) -> int:
         return _main(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        # Whoever reads the output has ended (`| head`). Python would try once more to write it, when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 2
+    except OSError as error:
+        told = explained(error, " ".join(argv))
+        if told is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         # Training has its own signal handlers; nothing else needs to be saved.

@@ -14,6 +14,7 @@ from typing import Any
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths, nearest
 from pretune.core.files import exclusive, write_atomic
+from pretune.core.system_errors import explained
 from pretune.run.config import RunConfig
 
 _BREAKS = {"\x85", "\u2028", "\u2029", "\ufeff"}
@@ -139,7 +140,8 @@ class RunFolder:
             yield
 
     def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"cannot write to {self.path}: {error.strerror}; choose another output_dir=...")
+        told = explained(error, str(self.path))
+        return told or InputError(f"cannot write to {self.path} ({error}); choose another output_dir=...")
 
 
 def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
