@@ -12,6 +12,8 @@ from typing import Any, Self, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from pretune.core.terminal import shown
+
 SHOW_AFTER_SECONDS = 2.0
 
 T = TypeVar("T")
@@ -25,7 +27,7 @@ class Bar:
         self._progress = Progress(
             TextColumn("{task.description}"), BarColumn(20), *columns, console=console, transient=True
         )
-        self._task = self._progress.add_task(title, total=total, **fields)
+        self._task = self._progress.add_task(shown(title), total=total, **fields)
         self._started = time.monotonic()
 
     def __enter__(self) -> Self:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pretune.core.config import ConfigError, UserError, nearest
 from pretune.core.system_errors import explained
+from pretune.core.terminal import say, warn
 from pretune.launch.groups import groups, options, run_files, run_names
 from pretune.training.signals import EXIT_STOPPED
 
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> int:
     try:
         return _main(argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         return 2
     except BrokenPipeError:
         # Whoever reads the output has ended (`| head`). Python would try once more to write it, when it exits.
@@ -38,18 +39,18 @@ def main(argv: list[str]) -> int:
         told = explained(error, " ".join(argv))
         if told is None:
             raise
-        print(f"error: {told}", file=sys.stderr)
+        warn(f"error: {told}")
         return 2
     except KeyboardInterrupt:
         # Training has its own signal handlers; nothing else needs to be saved.
-        print("stopped", file=sys.stderr)
+        warn("stopped")
         return EXIT_STOPPED
 
 
 def _main(argv: list[str]) -> int:
     asked = _parse(argv)
     if asked.help or not argv:
-        print(_overview())
+        say(_overview())
         return 0
     file = _run_file(asked.config)
     # Hydra is slow to import, so import it only when needed.
@@ -60,7 +61,7 @@ def _main(argv: list[str]) -> int:
 
     overrides = placed(file, readable(asked.overrides, asked.multirun))
     if asked.cfg:
-        print(shown(file, overrides, asked.resolve))
+        say(shown(file, overrides, asked.resolve))
         return 0
     if asked.multirun:
         from pretune.launch.sweep import sweep

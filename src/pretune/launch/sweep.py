@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,6 +15,7 @@ from omegaconf import DictConfig
 
 from pretune.core.config import UserError
 from pretune.core.files import fingerprint
+from pretune.core.terminal import warn
 from pretune.dispatch import run
 from pretune.launch.compose import QUIET, hydra_for, plain
 from pretune.launch.explain import naming_origins
@@ -57,7 +57,7 @@ def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
         with naming_origins(file, overrides):
             code = run(mapping)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        warn(f"error: {error}")
         raise JobFailed(2) from None
     if code == EXIT_STOPPED:
         raise SystemExit(code)  # not an Exception, because Hydra would continue with the next job

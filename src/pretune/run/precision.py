@@ -4,7 +4,6 @@ whether to compile. The precision chosen when a run began is kept by all later t
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pretune.compute.hardware import measure_product
 from pretune.compute.precision import check_float8, set_tf32
 from pretune.compute.threads import use_threads
 from pretune.core.config import ConfigError
+from pretune.core.terminal import warn
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder, read_config
 
@@ -98,7 +98,7 @@ def resolved_config(config: RunConfig, run: RunFolder | None) -> RunConfig:
 def print_notes(found: Resolved) -> None:
     """Print the notes for the user."""
     for note in found.notes:
-        print(f"note: {note}", file=sys.stderr)
+        warn(f"note: {note}")
 
 
 def _set_process(config: RunConfig, device: torch.device) -> None:

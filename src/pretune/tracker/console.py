@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
@@ -12,12 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
+from pretune.core.terminal import printable
 from pretune.core.units import duration, short
 from pretune.tracker.metrics import error_of, metric
 
 _REFRESH_SECONDS = 0.2
 _SAMPLE_WIDTH = 240  # characters; samples.jsonl has the whole text
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 class Screen:
@@ -104,12 +103,6 @@ class Screen:
 
     def _printable(self, text: str) -> str:
         return printable(text, self._console.encoding)
-
-
-def printable(text: str, encoding: str | None) -> str:
-    """`text` without control characters and characters that the encoding lacks: models generate anything."""
-    encoding = encoding or "utf-8"
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text).encode(encoding, "replace").decode(encoding)
 
 
 def open_screen(title: str, file: TextIO | None = None) -> Screen:

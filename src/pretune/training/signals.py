@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Self
 
+from pretune.core.terminal import say
+
 EXIT_STOPPED = 75
 """Exit code of a run that was stopped by a signal and that the same command resumes (EX_TEMPFAIL)."""
 
@@ -91,7 +93,7 @@ def stoppable(work: Callable[[Interrupts], int], stopped: str) -> int:
             return work(interrupts)
     except Stop:
         interrupts.restore()  # Stop may have been raised inside __exit__, before it restored the handlers
-        print(stopped)
+        say(stopped)
         return EXIT_STOPPED
 
 

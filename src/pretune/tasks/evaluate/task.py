@@ -14,6 +14,7 @@ from rich.table import Table
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import Batch
 from pretune.core.files import write_json
+from pretune.core.terminal import say
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems
 from pretune.data.loader import Loader
@@ -43,7 +44,7 @@ def evaluate_run(config: RunConfig) -> int:
     step = checkpoint.step_of(folder.checkpoint)
     trained_on = checkpoint.state_of(folder.checkpoint).get("data", {}).get("train")
     if trained_on not in (None, parts.data.train.fingerprint):
-        print(f"{folder.name} was trained on other documents than now: those that are held out now may be among them")
+        say(f"{folder.name} was trained on other documents than now: those that are held out now may be among them")
     metrics = Evaluator(config, parts).metrics(parts.model)
     kind = config.quantization.kind
     write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **metrics})
@@ -52,9 +53,9 @@ def evaluate_run(config: RunConfig) -> int:
     for name, value in metrics.items():
         table.add_row(name, metric(name).text(value))
     Console().print(table)
-    print(f"written to {folder.path / 'evaluation.json'}")
+    say(f"written to {folder.path / 'evaluation.json'}")
     if config.evaluation.answers.measure:
-        print(f"generated answers: {folder.path / 'evaluations' / 'answers.jsonl'}")
+        say(f"generated answers: {folder.path / 'evaluations' / 'answers.jsonl'}")
     return 0
 
 
@@ -66,7 +67,7 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: RunConfig, parts: Parts, compiled: bool = False, say: Callable[[str], None] = print
+        self, config: RunConfig, parts: Parts, compiled: bool = False, say: Callable[[str], None] = say
     ) -> None:
         self._config, self._parts = config, parts
         self._say = say if compiled else None

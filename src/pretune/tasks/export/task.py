@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -10,6 +9,7 @@ from safetensors import SafetensorError
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError, InputError
 from pretune.core.files import ADAPTER_WEIGHTS, atomic_folder, write_json
+from pretune.core.terminal import say, warn
 from pretune.quantization.config import FakeQuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
@@ -46,15 +46,15 @@ def export(config: RunConfig) -> int:
             if cost is not None:
                 write_json(folder / "quantization.json", {"kind": config.quantization.kind, **cost})
     except Stop:
-        print("\nstopped; nothing was exported.", file=sys.stderr)
+        warn("\nstopped; nothing was exported.")
         return EXIT_STOPPED
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"cannot write to {output}: {reason}; choose another export.output") from None
     use = use.replace("{output}", str(output))
-    print(f"{run.name} at step {checkpoint.step_of(path):,} is in {output}. {use}")
+    say(f"{run.name} at step {checkpoint.step_of(path):,} is in {output}. {use}")
     if cost is not None:
-        print(
+        say(
             f"validation loss: {cost['val_float/loss']:.4f} without quantization, {cost['val/loss']:.4f} with "
             f"quantization={config.quantization.kind} ({output / 'quantization.json'})"
         )

@@ -8,9 +8,9 @@ import sys
 from typing import Any
 
 from pretune.core.config import InputError
+from pretune.core.terminal import say
 from pretune.run.config import RunConfig
 from pretune.run.generator import TextGenerator
-from pretune.tracker.console import printable
 from pretune.training.signals import Interrupts, Stop
 
 NEW, QUIT = "/new", "/quit"
@@ -21,7 +21,7 @@ def chat(generator: TextGenerator, config: RunConfig) -> int:
     chat."""
     template = config.generate.template
     turns = template and generator.formatter.has_turns
-    print(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the chat" + (
+    say(f"{config.name}: ask something. Ctrl-C ends an answer, Ctrl-D or {QUIT} ends the chat" + (
         f", {NEW} starts another." if turns else "; each question stands alone, as in the run's data."
     ))  # fmt: skip
     start: list[dict[str, Any]] = [{"role": "system", "content": config.generate.system}]
@@ -38,9 +38,9 @@ def chat(generator: TextGenerator, config: RunConfig) -> int:
                 if template
                 else generator.prompt_segments(question, template)
             )
-            answer = say(generator, generator.ids(prompt))
+            answer = answer_aloud(generator, generator.ids(prompt))
         except InputError as error:
-            print(f"{error}; {NEW} starts another chat")
+            say(f"{error}; {NEW} starts another chat")
             messages.pop()
             continue
         messages.append({"role": "assistant", "content": answer})
@@ -55,10 +55,10 @@ def ask() -> str | None:
         try:
             line = input("\n> " if sys.stdin.isatty() else "").strip()
         except (EOFError, KeyboardInterrupt):
-            print()
+            say()
             return None
         except UnicodeDecodeError as error:
-            print(f"cannot read that as text ({error.reason})")
+            say(f"cannot read that as text ({error.reason})")
             continue
         if line == QUIT:
             return None
@@ -66,15 +66,15 @@ def ask() -> str | None:
             return line
 
 
-def say(generator: TextGenerator, prompt: list[int]) -> str:
+def answer_aloud(generator: TextGenerator, prompt: list[int]) -> str:
     """Stream an answer to the terminal until it ends or is interrupted; return the text so far."""
     answer = ""
     with Interrupts():
         try:
             for piece in generator.stream(prompt):
-                print(printable(piece.text, sys.stdout.encoding), end="", flush=True)
+                say(piece.text, end="")
                 answer += piece.text
         except Stop:
-            print(" ...", end="")
-    print()
+            say(" ...", end="")
+    say()
     return answer.strip(" ")

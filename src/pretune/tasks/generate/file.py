@@ -9,6 +9,7 @@ from typing import Any
 from pretune.core.config import InputError
 from pretune.core.files import check_writable, write_atomic
 from pretune.core.progress_bar import counted
+from pretune.core.terminal import say
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.config import FilesSource
 from pretune.data.sources.local_files import listed
@@ -48,7 +49,7 @@ def answer_file(
         lines = (json.dumps(done[at], ensure_ascii=False) for at in sorted(done))
         # Lone surrogates are valid in JSON files, but not in UTF-8.
         write_atomic(output, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
-    print(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
+    say(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
     return code
 
 

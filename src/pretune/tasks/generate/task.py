@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -11,9 +10,9 @@ import torch
 from pretune.checkpoint import store as checkpoint
 from pretune.compute.device import pick_device
 from pretune.core.config import ConfigError, InputError
+from pretune.core.terminal import say, warn
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.decode import LanguageModel
-from pretune.generation.texts import Piece
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
@@ -24,7 +23,6 @@ from pretune.run.precision import resolved_config
 from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.generate.chat import chat
 from pretune.tasks.generate.file import answer_file
-from pretune.tracker.console import printable
 from pretune.training.signals import EXIT_STOPPED, Interrupts, Stop
 
 
@@ -53,7 +51,7 @@ def generate(config: RunConfig) -> int:
                 if section.prompt:
                     return answer_prompt(generator, section.prompt, section.template)
         except Stop:
-            print("\nstopped.", file=sys.stderr)
+            warn("\nstopped.")
             return EXIT_STOPPED
     # A chat handles Ctrl-C itself: the first one ends an answer, not the chat.
     with generator.autocast():
@@ -93,18 +91,11 @@ def answer_prompt(generator: TextGenerator, prompt: str, template: bool) -> int:
     pieces = generator.stream(generator.ids(segments))
     first = next(pieces)  # before printing anything, because it raises InputError if the prompt is too long
     if "".join(segment.text for segment in segments) == prompt.rstrip(" "):
-        print(printable(prompt, sys.stdout.encoding), end="", flush=True)
-    for text in shown([first], pieces):
-        print(text, end="", flush=True)
-    print()
+        say(prompt, end="")
+    for piece in chain([first], pieces):
+        say(piece.text, end="")
+    say()
     return 0
-
-
-def shown(*pieces: Iterable[Piece]) -> Iterator[str]:
-    """The text of pieces, made printable on the terminal."""
-    for some in pieces:
-        for piece in some:
-            yield printable(piece.text, sys.stdout.encoding)
 
 
 def sample(config: RunConfig, parts: Parts) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
+from pretune.core.terminal import shown
 from pretune.core.units import duration, memory, short
 from pretune.tasks.plan.estimate import Plan
 from pretune.tasks.plan.family import Biggest
@@ -16,7 +17,7 @@ def show(plan: Plan, console: Console | None = None) -> None:
     for table in (_parameters(plan), _memory(plan), _budget(plan), _biggest(plan)):
         console.print(table)
     for note in plan.notes:
-        console.print(f"Note: {note}.", highlight=False)
+        console.print(shown(f"Note: {note}."), highlight=False)
 
 
 def _parameters(plan: Plan) -> Table:
@@ -35,7 +36,8 @@ def _memory(plan: Plan) -> Table:
     for part, size in plan.memory.items():
         table.add_row(part, memory(size), "")
     table.add_section()
-    table.add_row("all", memory(sum(plan.memory.values())), f"of {memory(plan.usable_memory)} on {plan.device.name}")
+    where = shown(f"of {memory(plan.usable_memory)} on {plan.device.name}")
+    table.add_row("all", memory(sum(plan.memory.values())), where)
     table.add_row("largest micro-batch", str(plan.largest_micro_batch or "none"), "that fits and divides a step")
     table.add_row("decoding, 1,000 tokens", memory(1000 * plan.cache_bytes_per_token), "keys and values, bfloat16")
     return table

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from pretune.core.config import InputError
 from pretune.core.files import write_json
+from pretune.core.terminal import say
 from pretune.run.config import RunConfig
 from pretune.tasks.plan.estimate import make_plan, planned_precision
 from pretune.tasks.plan.table import show
@@ -24,5 +25,5 @@ def plan(config: RunConfig) -> int:
             write_json(Path(config.plan.file), made.as_json())
         except OSError as error:
             raise InputError(f"cannot write {config.plan.file}: {error.strerror}; choose another plan.file") from None
-        print(f"written to {config.plan.file}")
+        say(f"written to {config.plan.file}")
     return 0

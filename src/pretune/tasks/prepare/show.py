@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import re
 
 from rich.console import Console
 from rich.text import Text
 
+from pretune.core.terminal import printable
 from pretune.data.formats.special_tokens import spellings
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import TokenData
@@ -18,8 +18,6 @@ MARKS = ("[[", "]]")
 
 ESCAPE = "\\"
 """Put before text that spells a special token and is none."""
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def show_documents(
@@ -49,9 +47,7 @@ def marked(tokenizer: Tokenizer, tokens: list[int], scored: list[bool], console:
     pairs = zip(tokens, scored, strict=True)
     for is_scored, group in itertools.groupby(pairs, key=lambda pair: pair[1]):
         part = _written(tokenizer, [token for token, _ in group])
-        # Data may contain anything: replace control characters, and characters outside the terminal's encoding.
-        part = _CONTROL.sub("\N{REPLACEMENT CHARACTER}", part).encode(console.encoding, "replace")
-        part = part.decode(console.encoding)
+        part = printable(part, console.encoding)
         before, after = MARKS if is_scored and not console.is_terminal else ("", "")
         text.append(f"{before}{part}{after}", style=SCORED if is_scored else UNSCORED)
     return text

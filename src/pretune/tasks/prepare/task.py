@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
+from pretune.core.terminal import say, shown
 from pretune.data.config import DataConfig
 from pretune.data.formats.config import PromptCompletionFormat, TextFormat
 from pretune.data.loader import Loader
@@ -34,19 +35,15 @@ def _prepare_run(config: RunConfig) -> int:
         console.print(_table(name, section, part, config.seed))
         for side, tokens in (("train", part.train), ("validation", part.validation)):
             for reason in tokens.left_out():
-                _say(console, f"left out of {name}{side}: {reason}")
+                say(f"left out of {name}{side}: {reason}")
         for note in _notes(name, section, part):
-            _say(console, note)
+            say(note)
     for note in data.notes:
-        _say(console, note)
+        say(note)
     for name, section, part in sets:
         show_documents(console, f"{name}document", part.train, tokenizer, config.prepare.show, section.sequence_length)
-    print(f"in {data.folder}; train with the same command without task=prepare")
+    say(f"in {data.folder}; train with the same command without task=prepare")
     return 0
-
-
-def _say(console: Console, line: str) -> None:
-    console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _notes(name: str, section: DataConfig, data: Prepared) -> Iterator[str]:
@@ -63,7 +60,7 @@ def _notes(name: str, section: DataConfig, data: Prepared) -> Iterator[str]:
 
 def _table(name: str, section: DataConfig, data: Prepared, seed: int) -> Table:
     """The size of a data set, by side."""
-    table = Table("", f"{name}train", f"{name}validation")
+    table = Table("", shown(f"{name}train"), shown(f"{name}validation"))
     sides = (data.train, data.validation)
     loaders = [Loader(side, section, seed) for side in sides]
     reports = [loader.report for loader in loaders]

@@ -16,6 +16,7 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
+from pretune.core.terminal import say, shown
 from pretune.core.units import memory, short
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run, read_config
@@ -42,7 +43,7 @@ def verify(folders: Sequence[Path]) -> int:
     """Print whether each run has learned; return 0 if all have, else 1."""
     verdicts = [verdict(run.name, run.rows, run.summary) for run in map(read_run, folders)]
     for learned, line in verdicts:
-        print(line, file=sys.stdout if learned else sys.stderr)
+        say(line, file=sys.stdout if learned else sys.stderr)
     return 0 if all(learned for learned, _ in verdicts) else 1
 
 
@@ -71,8 +72,8 @@ def report(folders: Sequence[Path], destination: Path) -> None:
         ) from None
     show_table(header, body)
     if len(groups) < len(runs):
-        print("± of several seeds is the standard deviation between them; report.csv has each run.")
-    print(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
+        say("± of several seeds is the standard deviation between them; report.csv has each run.")
+    say(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
 
 
 @dataclass(frozen=True)
@@ -254,8 +255,8 @@ def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    names = [line[0] for line in body]
+    names = [shown(line[0]) for line in body]
     table = Table("", *names, box=None, pad_edge=False, header_style="bold")
     for index, title in enumerate(header[1:], start=1):
-        table.add_row(f"[dim]{title}[/dim]", *[line[index] for line in body])
+        table.add_row(f"[dim]{shown(title)}[/dim]", *[shown(line[index]) for line in body])
     Console(highlight=False).print(table)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pretune.checkpoint import store as checkpoint
+from pretune.core.terminal import say
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_loader
 from pretune.model.counts import count_parameters
@@ -42,9 +43,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     mapping = resolved.recorded(mapping)
     folder.check(mapping, config.resume)
     if (finished := folder.complete()) is not None:
-        print(
-            f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}"
-        )
+        say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
     print_notes(resolved)
     stopped = "stopped with nothing lost; run the same command to resume."
@@ -105,7 +104,7 @@ def _train(
         with interrupts.shielded():  # what is complete has a report
             tracker.finish(metrics)
             report([folder.path], folder.path)
-    print(next_commands(folder))
+    say(next_commands(folder))
     return 0
 
 
