@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
-    """Run the configured task; return the exit code (0 done, 75 stopped by a signal with everything saved).
+    """Run the configured task; return the exit code: 0 done, 1 a check failed, 3 diverged, 75 stopped by a signal with
+    everything saved.
 
     instruments: what training is timed, measured and watched with, where that is not the usual.
 

@@ -377,7 +377,7 @@ def test_weights_that_are_not_there_or_unreadable(tmp_path: Path):
 def test_a_checkpoint_without_its_weights_says_so_and_what_to_delete(tmp_path: Path):
     path = saved(tmp_path)
     (path / "model.safetensors").unlink()
-    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors .*; delete its folder to resume"):
+    with pytest.raises(InputError, match=r"cannot read .*model\.safetensors .*; choose another with"):
         checkpoint.load_weights(path, Model())
 
 

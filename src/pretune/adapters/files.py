@@ -16,7 +16,7 @@ from pretune.adapters.layers import ADAPTER
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from pretune.core.named_tensors import copy_over, misfit
+from pretune.core.named_tensors import check_finite, copy_over, misfit
 
 PREFIX = "base_model.model."
 """peft's prefix for the names of a model's layers."""
@@ -116,10 +116,13 @@ def _content(folder: Path) -> dict[str, Any]:
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
+    path = folder / ADAPTER_WEIGHTS
     try:
-        return load_file(folder / ADAPTER_WEIGHTS)
+        tensors = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot read {folder / ADAPTER_WEIGHTS} ({error})") from None
+        raise InputError(f"cannot read {path} ({error})") from None
+    check_finite(tensors, path)
+    return tensors
 
 
 def _check_base(folder: Path, theirs: Mapping[str, Any], base: str | None) -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pretune.checkpoint.optimizer_state import load_optimizer, optimizer_state
-from pretune.checkpoint.tensors import DAMAGED, plain_name, read_tensors, write_tensors
+from pretune.checkpoint.tensors import DAMAGED, fitting, named_weights, trained_weights, write_tensors
 from pretune.core.config import InputError
 from pretune.core.files import (
     ADAPTER_CONFIG,
@@ -34,7 +34,7 @@ from pretune.core.files import (
     write_json,
     write_sealed,
 )
-from pretune.core.named_tensors import copy_over, misfit
+from pretune.core.named_tensors import check_finite, copy_over
 
 if TYPE_CHECKING:
     import torch
@@ -74,18 +74,18 @@ def save(
     those saved with a loss, are never deleted. Raises InputError if it cannot be written (disk full, read-only); older
     checkpoints are then untouched.
     """
-    path = folder / f"step_{step:08d}"
+    path = folder_of(folder, step)
     aside = folder / f".{path.name}.replaced.tmp"
     random = random_state(model) if random is None else random
     try:
         with atomic_folder(path) as temporary:
             if adapter is None:
-                write_tensors(temporary / WEIGHTS, _weights(averaged or model), {})
+                write_tensors(temporary / WEIGHTS, named_weights(averaged or model), {})
             else:
                 write_tensors(temporary / ADAPTER_WEIGHTS, adapter.tensors, {})
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
             if averaged is not None:
-                write_tensors(temporary / RAW, _trained(model), {})
+                write_tensors(temporary / RAW, trained_weights(model), {})
             write_tensors(temporary / OPTIMIZER, *optimizer_state(model, optimizer, random))
             files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
             known = loss if loss is not None and math.isfinite(loss) else None
@@ -126,6 +126,16 @@ def pick(folder: Path, use: str | int) -> Path | None:
     return _lowest(losses) or next(iter(there), None)
 
 
+def folder_of(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies, or would lie."""
+    return folder / f"step_{step:08d}"
+
+
+def is_saved(folder: Path, step: int) -> bool:
+    """Whether there is a complete checkpoint of that step."""
+    return (folder_of(folder, step) / STATE).is_file()
+
+
 def step_of(path: Path) -> int:
     """The step in the name of a checkpoint's folder."""
     return int(path.name.removeprefix("step_"))
@@ -151,10 +161,10 @@ def load(
     missing, damaged or does not fit; no weights are loaded then.
     """
     content = check(path)
-    own = _weights(averaged or model) if adapter is None else adapter.tensors
-    weights = _fit(path / (WEIGHTS if adapter is None else ADAPTER_WEIGHTS), own)
-    trained = {} if averaged is None else _trained(model)
-    raw = {} if averaged is None else _fit(path / RAW, trained)
+    own = named_weights(averaged or model) if adapter is None else adapter.tensors
+    weights = fitting(path / (WEIGHTS if adapter is None else ADAPTER_WEIGHTS), own)
+    trained = {} if averaged is None else trained_weights(model)
+    raw = {} if averaged is None else fitting(path / RAW, trained)
     if optimizer is not None:
         set_random_state(model, load_optimizer(path / OPTIMIZER, model, optimizer))
     copy_over(weights, own)
@@ -173,7 +183,7 @@ def check(path: Path) -> dict[str, Any]:
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load only weights into `model`: from a checkpoint, the newest checkpoint in a folder, or a safetensors file.
 
-    Raises InputError if there are none, or if they are damaged or do not fit.
+    Raises InputError if there are none, or if they are damaged, are not finite or do not fit.
     """
     if path.is_dir():
         checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
@@ -184,8 +194,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
         path = checkpoint / WEIGHTS
         if (checkpoint / STATE).is_file():
             _check(path, _read_state(checkpoint)["files"][WEIGHTS])
-    own = _weights(model)
-    copy_over(_fit(path, own), own)
+    own = named_weights(model)
+    stored = fitting(path, own)
+    check_finite(stored, path)
+    copy_over(stored, own)
 
 
 def random_state(model: nn.Module) -> dict[str, Tensor]:
@@ -209,46 +221,20 @@ def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
         torch.get_device_module(device).set_rng_state(random[device.type])
 
 
-# --- weights
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by name; a tensor with several names is listed under its first."""
-    named: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            named[plain_name(name)] = tensor
-    return named
-
-
-def _trained(model: nn.Module) -> dict[str, Tensor]:
-    return {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def _fit(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a weights file, after checking that names and shapes match `own`."""
-    stored, _ = read_tensors(path)
-    if faults := misfit(stored, own, "is in the file but not in the model"):
-        raise InputError(
-            f"the weights in {path} do not fit this model: {faults}; "
-            "the model section must be that of the run that wrote them"
-        )
-    return stored
-
-
 # --- files
 
 
 def _read_state(path: Path) -> dict[str, Any]:
     file = path / STATE
     try:
-        return read_sealed(file)
+        content = read_sealed(file)
     except FileNotFoundError:
         raise InputError(f"{path} is not a complete checkpoint: it has no {STATE}") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{file} is damaged ({error}); {DAMAGED}") from None
+    if _NAME.fullmatch(path.name) and path != (right := folder_of(path.parent, content["step"])):
+        raise InputError(f"{path} is the checkpoint of step {content['step']:,}; rename it to {right.name}")
+    return content
 
 
 def _check(path: Path, expected: Mapping[str, Any]) -> None:
@@ -263,12 +249,16 @@ def _check(path: Path, expected: Mapping[str, Any]) -> None:
         raise InputError(f"cannot read {path} ({error.strerror}); {DAMAGED}") from None
 
 
-def _checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, newest first, sorted numerically: 10000 comes after 9500."""
+def step_folders(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, newest first, sorted numerically: 10000 comes after 9500."""
     if not folder.is_dir():
         return []
-    found = (path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / STATE).is_file())
-    return sorted(found, key=step_of, reverse=True)
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    return [path for path in step_folders(folder) if (path / STATE).is_file()]
 
 
 def _lowest(losses: Mapping[Path, float | None]) -> Path | None:

@@ -1,4 +1,5 @@
-"""Read and write safetensors files, and convert 8-bit optimizer state to plain tensors and back."""
+"""Read and write safetensors files, name a model's tensors, and convert 8-bit optimizer state to plain tensors and
+back."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretune.core.config import InputError
+from pretune.core.named_tensors import misfit
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
-DAMAGED = "delete its folder to resume from an older checkpoint, or restore it from a copy"
+DAMAGED = "choose another with checkpoint.use, or restore it from a copy; training goes on from the newest whole one"
 """Advice for a checkpoint file that cannot be read."""
 
 
@@ -36,6 +38,33 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return file.get_tensors(), file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise InputError(f"cannot read {path} ({error}); {DAMAGED}") from None
+
+
+def fitting(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a weights file; InputError unless names and shapes are those of `own`."""
+    stored, _ = read_tensors(path)
+    if faults := misfit(stored, own, "is in the file but not in the model"):
+        raise InputError(
+            f"the weights in {path} do not fit this model: {faults}; "
+            "the model section must be that of the run that wrote them"
+        )
+    return stored
+
+
+def named_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name; a tensor with several names is listed under its first."""
+    named: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            named[plain_name(name)] = tensor
+    return named
+
+
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """Trained parameters by name."""
+    return {plain_name(name): parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def packed(name: str, value: Tensor) -> dict[str, Tensor]:

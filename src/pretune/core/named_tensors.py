@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+from pretune.core.config import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +24,20 @@ def misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], extra: str) 
     ]
     more = f" (and {len(faults) - 3} more)" if len(faults) > 3 else ""
     return "; ".join(faults[:3]) + more if faults else None
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor with a value that is not finite, or None."""
+    return next((name for name, one in tensors.items() if one.is_floating_point() and not one.isfinite().all()), None)
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError if a tensor that was read from `path` has a value that is not finite."""
+    if name := not_finite(tensors):
+        raise InputError(
+            f"the weights in {path} are not finite ({name}): their run had diverged; choose an earlier checkpoint with "
+            "checkpoint.use=STEP, or train again with a lower optimizer.lr"
+        )
 
 
 def copy_over(stored: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:

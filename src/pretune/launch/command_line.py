@@ -1,5 +1,5 @@
-"""The command line: one run or a sweep, with exit code 0 (done), 1 (a check failed), 2 (bad input) or 75 (stopped and
-saved)."""
+"""The command line: one run or a sweep, with exit code 0 (done), 1 (a check failed), 2 (bad input), 3 (diverged) or 75
+(stopped and saved)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from pretune.run.sections import (
 )
 from pretune.run.task_config import ExportConfig, GenerateConfig, PlanConfig, PrepareConfig, ReportConfig
 from pretune.tracker.config import TrackerConfig
-from pretune.training.config import EarlyStoppingConfig, EMAConfig
+from pretune.training.config import DivergenceConfig, EarlyStoppingConfig, EMAConfig
 
 
 class RunConfig(Section):
@@ -92,6 +92,8 @@ class RunConfig(Section):
     """How the model is evaluated on the validation set."""
     early_stopping: EarlyStoppingConfig
     """When a run ends before its budget is used up."""
+    divergence: Annotated[DivergenceConfig, MAY_DIFFER]
+    """When a run is given up, because its numbers are no longer finite."""
     samples: Annotated[SamplesConfig, MAY_DIFFER]
     """Texts that the model generates during training."""
     checkpoint: Annotated[CheckpointConfig, MAY_DIFFER]

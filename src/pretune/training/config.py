@@ -1,4 +1,4 @@
-"""Configuration of early stopping and of the weight average (EMA)."""
+"""Configuration of early stopping, of divergence and of the weight average (EMA)."""
 
 from __future__ import annotations
 
@@ -25,3 +25,9 @@ class EarlyStoppingConfig(Section):
     """End the run after this many consecutive evaluations without an improvement of val/loss; null never does."""
     min_delta: Annotated[float, Field(ge=0)]
     """How much val/loss must fall, in nats, to count as an improvement."""
+
+
+class DivergenceConfig(Section):
+    patience: Count | None
+    """End the run with exit code 3 after this many steps in a row whose loss or gradient is not finite, at the next
+    report (log_every); null never does. In float16, a step that succeeds with a smaller loss scale is finite."""

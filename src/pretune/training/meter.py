@@ -56,7 +56,7 @@ class Stopwatch:
     def _split(self) -> float:
         assert self._mark is not None, "start it first"
         before, self._mark = self._mark, self._clock()
-        return self._mark - before
+        return max(self._mark - before, 0.0)  # a clock that is set back takes no time from the budget
 
 
 @dataclass
@@ -76,6 +76,8 @@ class Window:
     scored_tokens: int = 0
     skipped: Tensor | float = 0.0
     """The number of steps in the whole run that were skipped because their gradients were not finite."""
+    failed: Tensor | float = 0.0
+    """How many of the newest steps in a row had a loss or a gradient that is not finite."""
     shown_loss: float = math.nan
     """Training loss of the last report, in nats per scored token or pair."""
     speed: float = 0.0
@@ -87,6 +89,8 @@ class Window:
         """Add a step that read `tokens`: `sums` are over `scored` tokens or pairs; `skipped` is 1 if the step was
         skipped, else 0."""
         self.skipped = self.skipped + skipped
+        # On the device, like `skipped`: the host does not wait for it.
+        self.failed = (self.failed + 1) * torch.maximum(skipped, (~torch.isfinite(sums["loss"])).float())
         self.sums = {name: value + self.sums.get(name, 0) for name, value in sums.items()}
         self.scored += scored
         self.tokens += tokens
@@ -95,7 +99,7 @@ class Window:
     def stored(self) -> dict[str, Any]:
         """The window as JSON-serializable numbers: `Window(**stored)` continues with the same metrics."""
         sums = {name: float(value) for name, value in self.sums.items()}
-        return {**vars(self), "sums": sums, "skipped": float(self.skipped)}
+        return {**vars(self), "sums": sums, "skipped": float(self.skipped), "failed": float(self.failed)}
 
     def metrics(self, seconds: float, lr: float, norm: Tensor) -> dict[str, float]:
         """The metrics to report after `seconds` of training; begins a new window."""

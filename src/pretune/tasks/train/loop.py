@@ -6,6 +6,7 @@ checkpoints. A checkpoint holds all of the state: `TrainingState`, weights, opti
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from torch.optim import Optimizer
 from pretune.checkpoint import store as checkpoint
 from pretune.compute.config import Activations
 from pretune.compute.hardware import peak_flops
+from pretune.core.named_tensors import not_finite
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture
 from pretune.model.costs import training_flops
@@ -43,6 +45,7 @@ from pretune.tasks.train.monitor import Monitor
 from pretune.tasks.train.qat import as_deployed, float_metrics, start_fake_quantization
 from pretune.tasks.train.state import TrainingState, step_to_come
 from pretune.tracker.tracker import Tracker
+from pretune.training.divergence import Diverged
 from pretune.training.early_stopping import best, out_of_patience
 from pretune.training.ema import EMA
 from pretune.training.meter import Stopwatch
@@ -103,14 +106,17 @@ class Run:
             self.instruments.on_begin(self, kind)
             yield
 
-    def saved_at(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        newest = checkpoint.newest(self.folder.checkpoints)
-        return None if newest is None else checkpoint.step_of(newest)
+    @property
+    def saved(self) -> bool:
+        """Whether the run is saved as it is after its newest step."""
+        return checkpoint.is_saved(self.folder.checkpoints, self.state.step)
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget is spent (True) or a signal arrives (False); everything is saved in both cases."""
+    """Train until the budget is spent (True) or a signal arrives (False); everything is saved in both cases.
+
+    Raises Diverged where the loss or its gradient stays not finite; nothing of that is saved.
+    """
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state, say = checkpoint.random_state(model), run.tracker.message
     try:
@@ -188,8 +194,9 @@ def what_is_due(run: Run) -> Overhead | None:
         return "evaluation"
     if on_cadence(config.samples.every) and state.sampled_at != state.step:
         return "samples"
-    if (is_best or on_cadence(config.checkpoint.every)) and run.saved_at() != state.step:
-        return "checkpoint"
+    if (is_best or on_cadence(config.checkpoint.every)) and not run.saved:
+        # Weights that give no finite loss may be broken: the next good step shows whether they are.
+        return "checkpoint" if state.finished or not state.failed else None
     return None
 
 
@@ -210,6 +217,8 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
             state.validation = metrics
             state.losses.append((state.step, metrics["val/loss"]))
             run.tracker.report(state.step, {**state.totals(), **metrics})
+        if state.failed and not math.isfinite(metrics["val/loss"]):
+            raise Diverged("the loss is", state.step - state.failed + 1)
         state.stopped_early = not state.finished and out_of_patience(
             state.losses, config.early_stopping.patience, config.early_stopping.min_delta
         )
@@ -230,9 +239,13 @@ def used_parts(run: Run) -> Parts:
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
-    """Save the run as it is after its newest step, unless it is already saved."""
+    """Save the run as it is after its newest step, unless it is already saved. Raises Diverged for weights that are
+    not finite: what is saved is good."""
     with run.interrupts.shielded():
-        if run.saved_at() != run.state.step:
+        if not run.saved:
+            models = {id(model): model for model in (run.parts.model, used_parts(run).model)}.values()
+            if any(not_finite(dict(model.named_parameters())) for model in models):
+                raise Diverged("weights are", run.state.step)
             state, section, model = run.state, run.config.checkpoint, run.parts.model
             averaged = run.ema and run.ema.model
             evaluated = section.keep_best and state.evaluated_at == state.step

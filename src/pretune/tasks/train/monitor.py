@@ -1,5 +1,5 @@
 """Warnings during training, a line each: other processes use the cores, the budget buys hardly any steps, steps were
-skipped, or the device is faster than it was measured to be.
+skipped, or the device is faster than it was measured to be. And the end of a run that has diverged.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pretune.compute.config import OPTIONS
 from pretune.compute.threads import CROWDED, CoreShare
 from pretune.run.config import RunConfig
 from pretune.tasks.train.state import TrainingState
+from pretune.training.divergence import Diverged
 from pretune.training.meter import Window
 
 FEW_STEPS = 100
@@ -33,7 +34,11 @@ class Monitor:
         self._skipped, self._mfu = float(state.window.skipped), state.window.mfu
 
     def warnings(self, state: TrainingState) -> Iterator[str]:
-        """Warnings after the newest step: usually none."""
+        """Warnings after the newest step: usually none. Raises Diverged at a report, which waits for the device anyway,
+        when there have been as many bad steps in a row as divergence.patience allows."""
+        patience, reports = self._config.divergence.patience, state.step % self._config.log_every == 0 or state.finished
+        if patience is not None and reports and state.failed >= patience:
+            raise Diverged("the loss or its gradient is", state.step - state.failed + 1)
         warmed_up = state.seconds - self._since > _WARM_UP_SECONDS
         if self._looks_at_budget and state.token_seconds and (warmed_up or state.step >= 3):
             self._looks_at_budget = False
@@ -41,7 +46,7 @@ class Monitor:
         if self._looks_at_cores and warmed_up:
             self._looks_at_cores = False
             yield from self._crowded_cores()
-        if state.step % self._config.log_every == 0 or state.finished:
+        if reports:
             yield from self._odd_metrics(state.window)
 
     def _crowded_cores(self) -> Iterator[str]:

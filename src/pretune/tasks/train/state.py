@@ -59,6 +59,11 @@ class TrainingState:
     recorded: dict[str, int] = field(default_factory=dict)
     """Rows that the tracker had recorded when the run was saved."""
 
+    @property
+    def failed(self) -> int:
+        """How many of the newest steps in a row had a loss or a gradient that is not finite; waits for the device."""
+        return int(self.window.failed)
+
     def stored(self) -> dict[str, Any]:
         """The state as JSON-like values, for a checkpoint."""
         return {**asdict(self), "window": self.window.stored()}
@@ -121,7 +126,7 @@ class TrainingState:
         try:
             yield
         finally:
-            seconds = clock() - started
+            seconds = max(clock() - started, 0.0)
             self.overhead[kind] += seconds
             if kind != "compilation":
                 self.ending[kind] = seconds

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from pretune.checkpoint import store as checkpoint
-from pretune.core.terminal import say
+from pretune.checkpoint.recovery import newest_whole
+from pretune.core.terminal import say, warn
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_loader
 from pretune.model.counts import count_parameters
@@ -27,6 +28,7 @@ from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
 from pretune.tasks.train.qat import check_start, converted_metrics
 from pretune.tasks.train.state import TrainingState, replayed_steps
 from pretune.tracker.tracker import Tracker
+from pretune.training.divergence import EXIT_DIVERGED, Diverged, what_to_try
 from pretune.training.early_stopping import best, why_stopped
 from pretune.training.meter import peak_memory
 from pretune.training.signals import EXIT_STOPPED, Interrupts, stoppable
@@ -35,8 +37,8 @@ from pretune.training.signals import EXIT_STOPPED, Interrupts, stoppable
 def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
     """Train the run that `config` describes, from its newest checkpoint if it has one.
 
-    Returns 0 when the run is complete and EXIT_STOPPED when a signal ended it with everything saved. Raises
-    ConfigError and InputError, before anything is written, for what the user can mend.
+    Returns 0 when the run is complete, EXIT_STOPPED when a signal ended it with everything saved, and EXIT_DIVERGED
+    when it has diverged. Raises ConfigError and InputError, before anything is written, for what the user can mend.
     """
     folder = own_folder(config)
     resolved = resolve(config, folder)
@@ -48,7 +50,12 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     print_notes(resolved)
     stopped = "stopped with nothing lost; run the same command to resume."
     watched_with = instruments or Instruments()
-    return stoppable(lambda interrupts: _train(resolved, mapping, folder, interrupts, watched_with), stopped)
+    try:
+        return stoppable(lambda interrupts: _train(resolved, mapping, folder, interrupts, watched_with), stopped)
+    except Diverged as error:
+        newest = checkpoint.newest(folder.checkpoints)
+        warn(what_to_try(error, newest and checkpoint.step_of(newest), config.name))
+        return EXIT_DIVERGED
 
 
 def _train(
@@ -63,7 +70,9 @@ def _train(
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     replayed = replayed_steps(config)
-    newest = checkpoint.newest(folder.checkpoints)
+    newest, said = newest_whole(folder.checkpoints)
+    for line in said:
+        warn(line)
     start = start_identity(config, newest)
     if newest is None:
         check_start(config, start_run(config))
