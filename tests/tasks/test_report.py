@@ -70,7 +70,7 @@ def test_stages_are_compared_in_every_form(tmp_path: Path, capsys: pytest.Captur
     first = write_run(
         tmp_path / "pre",
         falling(200),
-        summary_json='{"parameters": 4200000}',
+        summary_json='{"step": 20, "parameters": 4200000}',
         samples_jsonl=json.dumps({"step": 3, "prompt": "<b>", "text": "</pre><script>x</script>"}) + "\n",
     )
     accuracy = {"mathqa/accuracy": 0.525, "mathqa/accuracy_error": 0.02, "mathqa/chance": 0.2}
@@ -102,7 +102,7 @@ def test_stages_are_compared_in_every_form(tmp_path: Path, capsys: pytest.Captur
 def test_runs_that_differ_by_their_seed_stand_together(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     runs = []
     for seed, loss in ((1, 4.0), (2, 4.2), (3, 4.4)):
-        summary = {"parameters": 1000, "trainable_parameters": 20, "peak_memory_bytes": 2**30}
+        summary = {"step": 20, "parameters": 1000, "trainable_parameters": 20, "peak_memory_bytes": 2**30}
         rows = falling(100, loss, **{"mathqa/accuracy": loss / 10, "mathqa/accuracy_error": 0.02})
         rows[-1] |= {"train/tokens_per_second": 900.0, "train/scored_tokens_per_second": 90.0}
         run = write_run(tmp_path / f"lora_s{seed}", rows, "finetune", summary_json=json.dumps(summary))

@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pretune.core.config import ConfigError, UserError, nearest
 from pretune.core.system_errors import explained
 from pretune.core.terminal import say, warn
 from pretune.launch.groups import groups, options, run_files, run_names
-from pretune.training.signals import EXIT_STOPPED
+from pretune.training.signals import EXIT_STOPPED, Interrupts
 
 FLAGS = {
     "--config": "the run file",
@@ -22,6 +24,17 @@ FLAGS = {
     "--resolve": "with --cfg: replace interpolations by their values",
     "-h, --help": "print this help",
 }
+
+
+def program(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run `main` with the program's arguments, and end with its exit code: a run that is stopped ends with that code,
+    however many more signals arrive."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # for what has no handlers of its own, like SIGINT
+    code = main(sys.argv[1:])
+    if code == EXIT_STOPPED:
+        for number in Interrupts.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+    sys.exit(code)
 
 
 def main(argv: list[str]) -> int:

@@ -13,7 +13,7 @@ from typing import Any
 
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths, nearest
-from pretune.core.files import exclusive, write_atomic
+from pretune.core.files import exclusive, read_sealed, write_atomic
 from pretune.core.system_errors import explained
 from pretune.run.config import RunConfig
 
@@ -71,6 +71,8 @@ class RunFolder:
             return None
         try:
             metrics = json.loads(self.summary.read_text(encoding="utf-8"))
+            if "fingerprint" in metrics:  # which earlier versions did not write
+                metrics = read_sealed(self.summary)
             return {"step": metrics["step"], **metrics}
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(

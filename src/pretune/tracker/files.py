@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,35 @@ class JsonLines:
             while data:
                 data = data[file.write(data) :]
 
-    def count(self) -> int:
-        """The number of rows."""
-        return self.path.read_bytes().count(b"\n") if self.path.is_file() else 0
+    def recorded(self) -> dict[str, int]:
+        """The number of rows and the CRC-32 of their bytes, by the name of the file."""
+        lines = self._lines()
+        return {self.path.stem: len(lines), f"{self.path.stem}_crc32": zlib.crc32(b"".join(lines))}
 
-    def rewind(self, step: int, count: int | None = None) -> None:
-        """Drop the rows after `step`, those after the first `count`, and a last line that a crash cut short.
+    def holds(self, recorded: Mapping[str, int]) -> bool:
+        """Whether the file begins with what was `recorded`: an earlier answer of that method, perhaps among others."""
+        count, known = recorded.get(self.path.stem), recorded.get(f"{self.path.stem}_crc32")
+        return known is None or known == zlib.crc32(b"".join(self._lines()[:count]))
 
-        Atomically. No file, nothing to do.
+    def rewind(self, step: int, recorded: Mapping[str, int] | None = None) -> bool:
+        """Drop the rows after `step`, those after what was `recorded`, and a last line that a crash cut short. Returns
+        whether the file still held what was recorded.
+
+        Atomically. No file, nothing to drop.
         """
+        recorded = recorded or {}
+        whole, count = self.holds(recorded), recorded.get(self.path.stem)
+        if self.path.is_file():
+            kept = [row for row in read_rows(self.path)[:count] if row["step"] <= step]
+            text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
+            write_atomic(self.path, text)
+        return whole
+
+    def _lines(self) -> list[bytes]:
+        """Whole lines, with their ends."""
         if not self.path.is_file():
-            return
-        kept = [row for row in read_rows(self.path)[:count] if row.get("step", 0) <= step]
-        text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
-        write_atomic(self.path, text)
+            return []
+        return [line + b"\n" for line in self.path.read_bytes().split(b"\n")[:-1]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -61,9 +77,15 @@ def _parse(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number} is not JSON ({error.msg}); delete that line") from None
-        if not isinstance(row, dict):
-            raise InputError(f"{path}, line {number} is not a JSON object; delete that line")
+        if not isinstance(row, dict) or not _is_row(row):
+            raise InputError(f"{path}, line {number} is not a row of a run; delete that line")
         yield row
+
+
+def _is_row(row: Mapping[str, Any]) -> bool:
+    """Whether it has a step, and otherwise numbers, nulls and texts."""
+    step = row.get("step")
+    return type(step) is int and all(value is None or type(value) in (int, float, str) for value in row.values())
 
 
 def json_ready(value: Any) -> Any:

@@ -7,12 +7,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pretune.core.files import write_json
+from pretune.core.files import write_sealed
 from pretune.tracker.config import TrackerConfig
 from pretune.tracker.console import Screen, open_screen
 from pretune.tracker.environment import environment
 from pretune.tracker.files import JsonLines, json_ready, read_rows
 from pretune.tracker.wandb_run import STOPPED, WandbRun
+
+RECORDED = "recorded"
+"""The key of summary.json for how much was recorded."""
+
+
+def changed_since(folder: Path, recorded: Mapping[str, int]) -> list[Path]:
+    """The files of rows in a run's folder that no longer hold what was recorded there."""
+    files = (JsonLines(folder / "metrics.jsonl"), JsonLines(folder / "samples.jsonl"))
+    return [file.path for file in files if not file.holds(recorded)]
 
 
 class Tracker:
@@ -50,14 +59,15 @@ class Tracker:
         self._close({}, 1 if isinstance(error, Exception) else STOPPED)
 
     def recorded(self) -> dict[str, int]:
-        """How much has been recorded: what `rewind` wants to know, JSON-like."""
-        return {"metrics": self._metrics.count(), "samples": self._samples.count()}
+        """How much has been recorded, and its checksums: what `rewind` wants to know, JSON-like."""
+        return {name: value for file in (self._metrics, self._samples) for name, value in file.recorded().items()}
 
     def rewind(self, step: int, recorded: Mapping[str, int]) -> None:
         """Forget what was recorded after `step`, on a resume from there, or later than `recorded`, for some of a step's
         rows may be older than a checkpoint of it and others not; -1 forgets everything."""
-        self._metrics.rewind(step, recorded.get("metrics"))
-        self._samples.rewind(step, recorded.get("samples"))
+        for file in (self._metrics, self._samples):
+            if not file.rewind(step, recorded):
+                self.message(f"note: {file.path} is not what the run wrote: what is missing there stays missing")
         rows = read_rows(self._metrics.path) if self._metrics.path.is_file() else []
         for row in rows:
             self._screen.remember(row)
@@ -96,7 +106,8 @@ class Tracker:
         `summary["device"]` (`cpu`, `cuda:0`...) is where it was computed.
         """
         record = json_ready({"name": self._name, "stage": self._job_type, **summary})
-        write_json(self._folder / "summary.json", {**record, **environment(record.get("device"))})
+        record_of_files = {RECORDED: self.recorded()}
+        write_sealed(self._folder / "summary.json", {**record, **environment(record.get("device")), **record_of_files})
         self._close(record, 0)
 
     def _close(self, summary: Mapping[str, Any], exit_code: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import os
 import re
 import sys
@@ -16,16 +15,20 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
-from pretune.core.terminal import say, shown
+from pretune.core.terminal import say, shown, warn
 from pretune.core.units import memory, short
 from pretune.run.config import RunConfig
-from pretune.run.folder import find_run, read_config
+from pretune.run.folder import RunFolder, find_run, read_config
 from pretune.tasks.report.figure import Curves, draw
 from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report.page import Section, page
 from pretune.tasks.report.verdict import verdict
 from pretune.tracker.files import read_rows
 from pretune.tracker.metrics import error_of, is_task_share, metric
+from pretune.tracker.tracker import RECORDED, changed_since
+
+PAGE = "report.html"
+"""The last of its files."""
 
 
 def report_runs(config: RunConfig) -> int:
@@ -65,7 +68,7 @@ def report(folders: Sequence[Path], destination: Path) -> None:
         write_atomic(destination / "report.csv", as_csv(columns, runs))
         write_atomic(destination / "report.md", as_markdown(header, body))
         image = base64.b64encode(picture).decode()
-        write_atomic(destination / "report.html", page(image, header, body, sections))
+        write_atomic(destination / PAGE, page(image, header, body, sections))
     except OSError as error:
         raise InputError(
             f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
@@ -73,7 +76,7 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     show_table(header, body)
     if len(groups) < len(runs):
         say("± of several seeds is the standard deviation between them; report.csv has each run.")
-    say(f"report: {destination / 'report.html'}, curves: {destination / 'curves.png'}")
+    say(f"report: {destination / PAGE}, curves: {destination / 'curves.png'}")
 
 
 @dataclass(frozen=True)
@@ -140,9 +143,10 @@ def grouped(runs: Sequence[RunRecord]) -> list[Group]:
 
 def read_run(folder: Path) -> RunRecord:
     """The records in `folder`; InputError if there are none."""
-    metrics, samples, summary, config = (
-        folder / name for name in ("metrics.jsonl", "samples.jsonl", "summary.json", "config.yaml")
-    )
+    metrics, samples, config = (folder / name for name in ("metrics.jsonl", "samples.jsonl", "config.yaml"))
+    summary = RunFolder(folder).complete() or {}
+    for file in changed_since(folder, summary.get(RECORDED, {})):
+        warn(f"note: {file} is not what the run wrote: what is reported from it may be incomplete or wrong")
     rows = read_rows(metrics) if metrics.is_file() else []
     if not rows:
         raise InputError(f"{folder} has no metrics yet (metrics.jsonl is missing or empty); train the run first")
@@ -153,7 +157,7 @@ def read_run(folder: Path) -> RunRecord:
         config=mapping,
         rows=rows,
         samples=read_rows(samples) if samples.is_file() else [],
-        summary=json.loads(summary.read_text()) if summary.is_file() else {},
+        summary=summary,
         config_text=config.read_text() if config.is_file() else "",
     )
 

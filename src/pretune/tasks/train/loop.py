@@ -249,7 +249,7 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
             state, section, model = run.state, run.config.checkpoint, run.parts.model
             averaged = run.ema and run.ema.model
             evaluated = section.keep_best and state.evaluated_at == state.step
-            state.recorded = run.tracker.recorded()
+            state.recorded = run.tracker.recorded() | run.trace.recorded()
             with run.timed("checkpoint"):
                 checkpoint.save(
                     run.folder.checkpoints,

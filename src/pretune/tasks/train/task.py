@@ -10,6 +10,7 @@ import torch
 
 from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.recovery import newest_whole
+from pretune.core.files import atomic_folder
 from pretune.core.terminal import say, warn
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_loader
@@ -23,7 +24,7 @@ from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
 from pretune.run.weights import own_folder, start_identity, start_run
 from pretune.tasks.evaluate.task import Evaluator
-from pretune.tasks.report.task import report
+from pretune.tasks.report.task import PAGE, report
 from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
 from pretune.tasks.train.qat import check_start, converted_metrics
 from pretune.tasks.train.state import TrainingState, replayed_steps
@@ -45,6 +46,8 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     mapping = resolved.recorded(mapping)
     folder.check(mapping, config.resume)
     if (finished := folder.complete()) is not None:
+        if not (folder.path / PAGE).is_file():  # the run was killed between the two
+            report([folder.path], folder.path)
         say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
     print_notes(resolved)
@@ -92,10 +95,13 @@ def _train(
         Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
     ):
         with interrupts.shielded():
-            parts.tokenizer.save(folder.tokenizer)
+            if not folder.tokenizer.is_dir():
+                with atomic_folder(folder.tokenizer) as temporary:
+                    parts.tokenizer.save(temporary)
         tracker.rewind(state.step if newest else -1, state.recorded)
         trace = Trace(folder.progress)
-        trace.rewind(state.step)
+        if not trace.rewind(state.step, state.recorded):
+            tracker.message(f"note: {folder.progress} is not what the run wrote: the run cannot be replayed exactly")
         tracker.message(opening(resolved, parts, loader, state))
         # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
         compiled = config.precision.compile and parts.device.type != "cpu"
