@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -21,6 +20,7 @@ import numpy as np
 from pretune.core.config import InputError
 from pretune.core.files import atomic_folder, exclusive, fingerprint
 from pretune.core.progress_bar import PreparationBar
+from pretune.core.terminal import warn
 from pretune.data.config import DataConfig
 from pretune.data.contamination import contamination
 from pretune.data.encoding import SIZES, Encoded, Recipe, Sizes, encoded_chunks
@@ -140,7 +140,7 @@ class Job:
         start_row = shards[-1]["stop_row"] if shards else 0
         if found.fault is not None:
             again = f"it is prepared again from row {start_row:,} on"
-            print(f"prepared data in {self.folder} is damaged ({found.fault}): {again}", file=sys.stderr)
+            warn(f"prepared data in {self.folder} is damaged ({found.fault}): {again}")
             discard(self.folder, len(shards))
         title = describe(self.recipe.source)
         with PreparationBar(title) as bar, encoded_chunks(self.recipe, start_row, workers) as chunks:

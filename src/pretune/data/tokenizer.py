@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from functools import cached_property
@@ -15,6 +14,7 @@ import numpy as np
 
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.files import atomic_folder, fingerprint, write_atomic
+from pretune.core.terminal import warn
 from pretune.data.config import (
     DataConfig,
     FileTokenizer,
@@ -232,7 +232,7 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
     folder = cache / "tokenizers" / fingerprint(depends_on)
     if not is_sealed(folder):
         if folder.exists():
-            print(f"the tokenizer in {folder} is damaged: it is trained again", file=sys.stderr)
+            warn(f"the tokenizer in {folder} is damaged: it is trained again")
             shutil.rmtree(folder)
         texts = training_texts(data, build_formatter(data.format, TemplateTokens(template, "", TRAINED_EOS, ())))
         backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)

@@ -10,7 +10,6 @@ import copy
 import dataclasses
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -23,6 +22,7 @@ from pretune.compute.precision import autocast
 from pretune.core.config import InputError
 from pretune.core.files import atomic_folder, fingerprint, measure, read_sealed, write_sealed
 from pretune.core.progress_bar import PreparationBar
+from pretune.core.terminal import warn
 from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
 from pretune.data.tokens import TokenData
@@ -108,7 +108,7 @@ def _with_table(
         table = _log_probs(config, device, reference, data)
         try:
             if folder.exists():
-                print(f"the reference's log-probabilities in {folder} were damaged: computed again", file=sys.stderr)
+                warn(f"the reference's log-probabilities in {folder} were damaged: computed again")
                 shutil.rmtree(folder)
             with atomic_folder(folder) as temporary:
                 np.save(temporary / _TABLE, table)
