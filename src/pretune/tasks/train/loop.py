@@ -113,10 +113,7 @@ class Run:
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget is spent (True) or a signal arrives (False); everything is saved in both cases.
-
-    Raises Diverged where the loss or its gradient stays not finite; nothing of that is saved.
-    """
+    """Train until the budget is spent (True) or a signal arrives (False), all saved; or raise Diverged, saving nothing."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state, say = checkpoint.random_state(model), run.tracker.message
     try:
