@@ -108,6 +108,16 @@ def validate(section: type[T], mapping: Mapping[str, Any]) -> T:
         raise ConfigError("\n".join(faults[:MAX_FAULTS] + more)) from None
 
 
+def missing_keys(section: type[Section], mapping: Mapping[str, Any]) -> list[str]:
+    """The keys that `mapping` lacks, as dotted paths; a section that is lacking as a whole is one of them."""
+    try:
+        section.model_validate_json(json.dumps(mapping))
+    except pydantic.ValidationError as error:
+        paths = (_drop_union_tags(section, fault["loc"])[0] for fault in error.errors() if fault["type"] == "missing")
+        return [".".join(map(str, path)) for path in paths]
+    return []
+
+
 def nearest(word: str, candidates: Iterable[str]) -> str:
     """`; did you mean ...?` for a misspelt word, or an empty string when no candidate is close."""
     found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.5)

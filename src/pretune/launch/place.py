@@ -20,9 +20,10 @@ def placed(file: Path, overrides: Sequence[str]) -> list[str]:
     A run that was renamed, moved or copied is the one where it lies now. `name` and `output_dir` on the command line go
     before. Raises ConfigError for a folder whose name cannot be the name of a run.
     """
-    folder = file.parent.resolve()
-    if file.name != RunFolder(folder).config.name or not RunFolder(folder).started():
+    run = run_at(file)
+    if run is None:
         return list(overrides)
+    folder = run.path
     given = {override.partition("=")[0].lstrip("+") for override in overrides}
     found = []
     if "name" not in given:
@@ -32,6 +33,12 @@ def placed(file: Path, overrides: Sequence[str]) -> list[str]:
         place = str(folder.parent) if relative.startswith("..") else relative
         found.append(f"output_dir={quoted(escaped(place))}")
     return [*found, *overrides]
+
+
+def run_at(file: Path) -> RunFolder | None:
+    """The run whose own config.yaml `file` is, or None for any other file."""
+    run = RunFolder(file.parent.resolve())
+    return run if file.name == run.config.name and run.started() else None
 
 
 def _name(folder: Path) -> str:

@@ -19,6 +19,7 @@ from pretune.core.terminal import warn
 from pretune.dispatch import run
 from pretune.launch.compose import QUIET, hydra_for, plain
 from pretune.launch.explain import naming_origins
+from pretune.launch.older import completed
 from pretune.run.folder import RunFolder
 from pretune.training.signals import EXIT_STOPPED
 
@@ -51,7 +52,7 @@ def sweep(file: Path, overrides: Sequence[str]) -> int:
 def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
     """Run one job. Return what a sweeper minimizes: the final validation loss for task=train, else None."""
     try:
-        mapping = plain(config, file)
+        mapping = completed(plain(config, file), file)
         overrides = HydraConfig.get().overrides.task
         mapping["name"] = job_name(mapping["name"], overrides, fixed)
         with naming_origins(file, overrides):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,13 +90,16 @@ class RunFolder:
         if self.started():
             if resume == "never":
                 raise ConfigError(f"{self.path} already holds a run and resume=never; choose another name=...")
-            differing = list(differences(read_config(self.config), mapping))
+            before = read_config(self.config)
+            differing = list(differences(before, mapping))
             if differing:
                 raise ConfigError(
                     f"{self.path} belongs to a run with another configuration:\n"
                     + "\n".join(f"  {line}" for line in differing)
                     + "\nrestore the old values to resume it, or choose another name=..."
                 )
+            if newer := [f"{key}={value}" for key, value in _flatten(mapping) if _is_newer(key, before)]:
+                print(f"note: {self.config} said nothing of {', '.join(newer)}: from here on it does", file=sys.stderr)
         elif resume == "must":
             raise ConfigError(f"resume=must, but {self.path} holds no run to resume; correct name or output_dir")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
@@ -196,8 +201,25 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]
             words = ["data", *words[3:]]
         if any(".".join(words[:n]) in free for n in range(1, len(words) + 1)):
             continue
-        if before.get(key) != after.get(key):
+        if before.get(key) != after.get(key) and not _is_newer(key, old):
             yield f"{key}: {before.get(key)} -> {after.get(key)}"
+
+
+def _is_newer(key: str, old: Mapping[str, Any]) -> bool:
+    """Whether a key of this version of Pretune is lacking in `old`, which a version wrote that did not have it."""
+    words, section = key.split("."), old
+    for n, word in enumerate(words, start=1):
+        if word not in section:
+            return ".".join(words[:n]) in _known_keys()
+        section = section[word]
+        if not isinstance(section, Mapping):
+            return False
+    return False
+
+
+@functools.cache
+def _known_keys() -> frozenset[str]:
+    return frozenset(path for path, _ in field_paths(RunConfig))
 
 
 def free_keys() -> set[str]:

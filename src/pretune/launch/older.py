@@ -1,0 +1,63 @@
+"""A run's config.yaml that lacks keys: an older version wrote it, which did not have them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from pretune.core.config import ConfigError, missing_keys
+from pretune.launch.compose import composed
+from pretune.launch.groups import CONFIGS, is_group, options
+from pretune.launch.place import run_at
+
+
+def completed(mapping: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """`mapping`, with the keys that it lacks where `file` is a run's own config.yaml; one line says which, and their
+    values, which are those that every option of their group agrees on.
+
+    Raises ConfigError for a key on whose value the options differ: it has to be given.
+    """
+    from pretune.run.config import RunConfig
+
+    found: dict[str, Any] = json.loads(json.dumps(mapping))
+    lacking = missing_keys(RunConfig, found) if run_at(file) is not None else []
+    if not lacking:
+        return found
+    values = {key: list(_shipped(key, found)) for key in lacking}
+    unknown = [key for key, shipped in values.items() if len(shipped) != 1]
+    if unknown:
+        raise ConfigError(
+            f"{file} lacks {', '.join(unknown)}, of which its version of Pretune knew nothing or which somebody has "
+            f"deleted; add {' '.join(f'++{key}=VALUE' for key in unknown)}"
+        )
+    for key, (value,) in values.items():
+        *outer, last = key.split(".")
+        section = found
+        for name in outer:
+            section = section[name]
+        section[last] = value
+    said = ", ".join(f"{key}={json.dumps(value)}" for key, (value,) in values.items())
+    print(f"note: {file} lacks {len(values)} keys of this version of Pretune; taken as {said}", file=sys.stderr)
+    return found
+
+
+def _shipped(key: str, mapping: Mapping[str, Any]) -> Iterator[Any]:
+    """The values, each once, that `key` has in the options of its group that are of the same kind as in `mapping`."""
+    words = key.split(".")
+    group = next((words[:n] for n in range(len(words) - 1, 0, -1) if is_group("/".join(words[:n]))), None)
+    seen = set()
+    for override in [""] if group is None else [f"{'/'.join(group)}={option}" for option in options("/".join(group))]:
+        with composed(CONFIGS / "base.yaml", [override] if override else []) as config:
+            ours = OmegaConf.select(OmegaConf.create(dict(mapping)), f"{'.'.join(group or ())}.kind")
+            theirs = OmegaConf.select(config, f"{'.'.join(group or ())}.kind")
+            value = OmegaConf.select(config, key, default="???")
+            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        if (group is not None and ours != theirs) or value == "???" or json.dumps(value) in seen:
+            continue
+        seen.add(json.dumps(value))
+        yield value
