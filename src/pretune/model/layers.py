@@ -34,6 +34,8 @@ class MLP(nn.Module):
         self.activation: Activation = config.activation
         if config.activation in GATED:
             self.gate_up = nn.Linear(config.dim, 2 * config.mlp_dim, bias=config.bias.mlp)
+            # Optimizers that treat a matrix as a whole (Muon) must treat these as two.
+            self.gate_up.rows = (config.mlp_dim, config.mlp_dim)  # type: ignore[assignment]
         else:
             self.up = nn.Linear(config.dim, config.mlp_dim, bias=config.bias.mlp)
         self.down = nn.Linear(config.mlp_dim, config.dim, bias=config.bias.mlp)
