@@ -14,10 +14,11 @@ from typing import Any
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from pretune.core.config import InputError
 from pretune.dispatch import run
-from pretune.tasks.report.figure import Curves, draw
+from pretune.tasks.report.figure import Curves, draw, draw_losses
 from pretune.tasks.report.groups import common_name
 from pretune.tasks.report.task import report
 
@@ -247,3 +248,17 @@ def test_runs_are_judged_where_that_is_asked_for(
     assert run(tiny(*task, "report.verify=true")) == code
     out, err = capsys.readouterr()
     assert said in (err if code else out)
+
+
+def test_a_run_of_five_steps_has_a_curve_and_its_whole_axis() -> None:
+    rows = [
+        {"step": 0, "tokens": 0, "val/loss": 8.0},
+        {"step": 5, "tokens": 500, "train/loss": 7.9},
+        {"step": 5, "tokens": 500, "val/loss": 7.5},
+    ]
+    axes = Figure().subplots()
+    draw_losses(axes, [(Curves("a", "pretrain", rows, "a"), "red")])
+    assert axes.get_ylim()[0] < 7.5
+    assert axes.get_ylim()[1] > 8.0
+    training = [line for line in axes.lines if line.get_label() == "training"]
+    assert [line.get_marker() for line in training] == ["o"]

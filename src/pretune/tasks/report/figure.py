@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -90,13 +91,14 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
         group = [(run, colors[run.group]) for run in runs if run.stage == stage]
         pairs = any("preference/accuracy" in row for run, _ in group for row in run.rows)
         unit = "nats per pair" if pairs else metric("val/loss").unit
-        panels.append((f"{stage}: loss", unit, partial(_losses, group=group)))
+        panels.append((f"{stage}: loss", unit, partial(draw_losses, group=group)))
         for task in dict.fromkeys(task for run, _ in group for task in run.tasks()):
             panels.append((f"{stage}: {task} accuracy", "accuracy", partial(_accuracy, group=group, task=task)))
     return panels
 
 
-def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
+def draw_losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
+    """Draw training and validation losses of runs of one stage, each with its color."""
     heights: list[float] = []
     for run, color in group:
         prefix, first = _legend(run, group)
@@ -104,7 +106,8 @@ def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
         if x:
             label = f"{prefix}training" if first else None
             axes.plot(x, y, color=color, alpha=0.25, linewidth=0.8)
-            axes.plot(x, _smooth(y), color=color, alpha=0.7, linewidth=1.2, label=label)
+            point = "o" if len(x) == 1 else None  # a single report makes no line
+            axes.plot(x, _smooth(y), color=color, alpha=0.7, linewidth=1.2, marker=point, markersize=3.5, label=label)
             heights += _smooth(y)
         x, y = run.of("val/loss")
         if x:
@@ -113,7 +116,7 @@ def _losses(axes: Axes, group: Sequence[tuple[Curves, str]]) -> None:
             heights += y
     if heights:
         # The first steps start at ln(vocabulary) and would squeeze everything after them.
-        low, high = min(heights), sorted(heights)[int(0.98 * (len(heights) - 1))]
+        low, high = min(heights), sorted(heights)[math.ceil(0.98 * (len(heights) - 1))]
         margin = max(0.06 * (high - low), 1e-3)
         axes.set_ylim(low - margin, high + margin)
 
