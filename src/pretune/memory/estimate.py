@@ -8,6 +8,7 @@ what the partitioner says for one layer at a time.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -114,7 +115,8 @@ class Footprint:
         Both the peak and what is saved are nearly linear in the size, so that two small sizes tell which of the others
         need an exact estimate, which takes seconds.
         """
-        options = [size for size in range(1, num_sequences + 1) if num_sequences % size == 0]
+        small = [size for size in range(1, math.isqrt(num_sequences) + 1) if num_sequences % size == 0]
+        options = sorted({*small, *(num_sequences // size for size in small)})
         chunk = -(-self.config.stage.objective.chunk_tokens // self.config.data.sequence_length)
         # From one whole chunk of the loss on, whose logits are part of the peak whatever the size.
         high = min(max(2 * chunk, 16), num_sequences)

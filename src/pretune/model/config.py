@@ -13,6 +13,9 @@ Activation = Literal["swiglu", "geglu", "reglu", "relu_squared", "gelu", "silu",
 GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
 """Activations that multiply two projections; the others apply a function to one."""
 
+Width = Annotated[int, Field(ge=1, le=2**20)]
+"""A size of a matrix, within what tensors can be indexed with."""
+
 
 class NormConfig(Section):
     kind: Literal["rmsnorm", "layernorm"]
@@ -60,23 +63,23 @@ class WindowConfig(Section):
 
 
 class ModelConfig(Section):
-    num_layers: Count
+    num_layers: Annotated[int, Field(ge=1, le=1024)]
     """Number of transformer blocks."""
-    dim: Count
+    dim: Width
     """Width of the residual stream."""
-    num_heads: Count
+    num_heads: Annotated[int, Field(ge=1, le=4096)]
     """Number of query heads."""
     num_kv_heads: Count
     """Number of key and value heads; fewer than num_heads is grouped-query attention."""
-    head_dim: Annotated[int, Field(ge=2, multiple_of=2)]
+    head_dim: Annotated[int, Field(ge=2, le=2**17, multiple_of=2)]
     """Width of one head."""
-    mlp_dim: Count
+    mlp_dim: Width
     """Hidden width of the feed-forward network."""
-    vocab_size: Count
+    vocab_size: Annotated[int, Field(ge=1, le=2**24)]
     """Number of token ids; at least as many as the tokenizer has."""
-    vocab_multiple_of: Count
+    vocab_multiple_of: Width
     """The embedding table is padded to a multiple of this many rows (64 suits GPUs); padded ids are never sampled."""
-    max_sequence_length: Count
+    max_sequence_length: Annotated[int, Field(ge=1, le=2**20)]
     """Number of positions: the longest sequence, prompt and answer together."""
     activation: Activation
     """Feed-forward activation; swiglu, geglu and reglu are gated (three matrices), the others are not (two)."""
