@@ -61,7 +61,7 @@ def composed(file: Path, overrides: Sequence[str]) -> Iterator[DictConfig]:
     with hydra_for(file, overrides) as name:
         try:
             config = compose(name, [*QUIET, *overrides])
-        except (TypeError, ValueError, LookupError, AttributeError, AssertionError, RecursionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             # Hydra lets through what it trips over, such as an empty key, or a word in place of an index.
             raise ConfigError(
                 f"cannot compose {' '.join([file.name, *overrides])}: {' '.join(str(error).split())}"

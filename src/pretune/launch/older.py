@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from pretune.core.config import ConfigError, missing_keys
+from pretune.core.terminal import warn
 from pretune.launch.compose import composed
 from pretune.launch.groups import CONFIGS, is_group, options
 from pretune.launch.place import run_at
@@ -42,7 +42,7 @@ def completed(mapping: Mapping[str, Any], file: Path) -> dict[str, Any]:
             section = section[name]
         section[last] = value
     said = ", ".join(f"{key}={json.dumps(value)}" for key, (value,) in values.items())
-    print(f"note: {file} lacks {len(values)} keys of this version of Pretune; taken as {said}", file=sys.stderr)
+    warn(f"note: {file} lacks {len(values)} keys of this version of Pretune; taken as {said}")
     return found
 
 

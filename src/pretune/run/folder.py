@@ -7,7 +7,6 @@ import functools
 import json
 import os
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from pretune.checkpoint import store as checkpoint
 from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths, nearest
 from pretune.core.files import exclusive, read_sealed, write_atomic
 from pretune.core.system_errors import explained
+from pretune.core.terminal import warn
 from pretune.run.config import RunConfig
 
 _BREAKS = {"\x85", "\u2028", "\u2029", "\ufeff"}
@@ -99,7 +99,7 @@ class RunFolder:
                     + "\nrestore the old values to resume it, or choose another name=..."
                 )
             if newer := [f"{key}={value}" for key, value in _flatten(mapping) if _is_newer(key, before)]:
-                print(f"note: {self.config} said nothing of {', '.join(newer)}: from here on it does", file=sys.stderr)
+                warn(f"note: {self.config} said nothing of {', '.join(newer)}: from here on it does")
         elif resume == "must":
             raise ConfigError(f"resume=must, but {self.path} holds no run to resume; correct name or output_dir")
         existing = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
