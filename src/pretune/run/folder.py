@@ -176,8 +176,8 @@ def read_config(path: Path) -> dict[str, Any]:
     except Exception as error:
         fault = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({fault}); restore it or choose another name=...") from None
-    if not isinstance(mapping, dict):
-        raise InputError(f"{path} holds no configuration; restore it or choose another name=...")
+    if not isinstance(mapping, dict) or not path.stat().st_size:
+        raise InputError(f"{path} holds no run's configuration; restore it or choose another name=...")
     return {str(key): value for key, value in mapping.items()}
 
 

@@ -48,7 +48,7 @@ def start_identity(config: RunConfig, newest: Path | None) -> str | None:
         start = start_run(config)
         return None if start is None else _identity(start)
     own, now = own_folder(config), config.stage.init_from
-    then, recorded = read_config(own.config)["stage"]["init_from"], recorded_start(newest)
+    then, recorded = read_config(own.config).get("stage", {}).get("init_from"), recorded_start(newest)
     if (now is None) != (then is None):
         raise ConfigError(f"stage.init_from: {then} -> {now}: {own.path} did not start there; restore the old value")
     if now != then:
