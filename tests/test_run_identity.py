@@ -222,3 +222,15 @@ def test_weights_are_the_same_whatever_the_run_is_called(tiny: Compose, runs: Pa
     shutil.rmtree(runs / "base")
     (runs / "again").rename(runs / "base")
     assert loss_of(runs / "lora") == pytest.approx(rows(runs / "lora")[-1]["val/loss"], abs=1e-6)
+
+
+def test_results_of_one_checkpoint_do_not_replace_those_of_another(tiny: Compose, runs: Path) -> None:
+    assert run(tiny(*BASE, "checkpoint.every=2", "checkpoint.keep=null")) == 0
+    found = {loss_of(runs / "base", f"checkpoint.use={step}") for step in (2, 4)}
+    found.add(loss_of(runs / "base", "quantization=int8_int4", "quantization.group_size=16"))
+    found.add(loss_of(runs / "base", "data.sequence_length=16"))
+    kept = list((runs / "base" / "evaluations").glob("step-*.json"))
+    assert len(kept) == len(found) == 4
+    assert {json.loads(path.read_text())["val/loss"] for path in kept} == found
+    loss_of(runs / "base", "checkpoint.use=2")
+    assert set((runs / "base" / "evaluations").glob("step-*.json")) == set(kept)

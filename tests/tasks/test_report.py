@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -262,3 +263,22 @@ def test_a_run_of_five_steps_has_a_curve_and_its_whole_axis() -> None:
     assert axes.get_ylim()[1] > 8.0
     training = [line for line in axes.lines if line.get_label() == "training"]
     assert [line.get_marker() for line in training] == ["o"]
+
+
+def test_a_run_counts_once_however_often_it_is_named_or_copied(
+    tiny: Callable[..., dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = tmp_path / "runs"
+    for name, seed in (("one", 1), ("two", 2)):
+        assert run(tiny(f"name={name}", f"seed={seed}", "budget.steps=2", "samples.prompts=[]")) == 0
+    shutil.copytree(runs / "one", runs / "copy")
+    (runs / "link").symlink_to("one")
+    named = f"report.runs=[one,{runs / 'one'},link,two]"
+    capsys.readouterr()
+    assert run(tiny("name=both", "task=report", named)) == 0
+    assert "4 names of 2 runs" in capsys.readouterr().out
+    header = (runs / "both" / "report.md").read_text().splitlines()[0]
+    assert "(2 seeds)" in header
+    assert run(tiny("name=all", "task=report", "report.runs=[one,two,copy]")) == 0
+    header = (runs / "all" / "report.md").read_text().splitlines()[0]
+    assert "(2 seeds) | copy |" in header

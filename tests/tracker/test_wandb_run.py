@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import os
+import shutil
 import socket
 import struct
 import sys
@@ -225,3 +226,22 @@ def free_port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return taken.getsockname()[1]
+
+
+def test_a_moved_run_keeps_its_id_and_a_copy_gets_its_own(tmp_path: Path) -> None:
+    one = run_id(tmp_path / "a")
+    assert run_id(tmp_path / "a") == one
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    assert run_id(tmp_path / "copy") == (other := run_id(tmp_path / "copy")) != one
+    (tmp_path / "a").rename(tmp_path / "moved")
+    assert run_id(tmp_path / "moved") == one
+    shutil.copytree(tmp_path / "moved", tmp_path / "a")
+    assert run_id(tmp_path / "a") not in (one, other)
+    assert run_id(tmp_path / "moved") == one
+
+
+def test_an_id_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
+    run_id(tmp_path)
+    for content in ("", "[", "[]", '{"id": 3, "folder": "x"}', '{"id": "../../x", "folder": "x"}', "\x00"):
+        (tmp_path / "wandb" / "run_id.json").write_text(content)
+        assert len(run_id(tmp_path)) == 8

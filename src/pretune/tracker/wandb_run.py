@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import secrets
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretune.core.files import write_atomic
+from pretune.core.files import write_json
 from pretune.tracker.config import WandbConfig
 from pretune.tracker.metrics import METRICS
 
@@ -23,6 +25,8 @@ STOPPED = 75
 
 _SUMMARY = {"lower": "min,last", "higher": "max,last"}
 """What wandb's table of runs shows of a metric while the run goes on: the best value, and the newest."""
+
+_RUN_ID = Path("wandb", "run_id.json")
 
 _PROBE_SECONDS = 3.0
 _INIT_SECONDS = 30.0
@@ -189,11 +193,33 @@ def reachable(url: str, timeout: float) -> bool:
 
 
 def run_id(folder: Path) -> str:
-    """The id of this folder's run in wandb: made once and kept, so that a resumed run stays one run."""
-    path = folder / "wandb" / "run_id"
-    if not path.is_file():
-        write_atomic(path, secrets.token_hex(4) + "\n")
-    return path.read_text().strip()
+    """The id of this folder's run in wandb: made once and kept, so that a resumed run stays one run, moved or not. A
+    copy of a run's folder is another run: it gets an id of its own.
+
+    Raises OSError if it cannot be written.
+    """
+    known, here = _known_id(folder), folder.resolve()
+    if known is not None and known.folder == here:
+        return known.id
+    copied = known is not None and _known_id(known.folder) == known
+    own = secrets.token_hex(4) if known is None or copied else known.id
+    write_json(folder / _RUN_ID, {"id": own, "folder": str(here)})
+    return own
+
+
+class _RunId(NamedTuple):
+    id: str
+    folder: Path
+    """Where the run lay when it was last opened."""
+
+
+def _known_id(folder: Path) -> _RunId | None:
+    """The id in a run's folder, or None if there is none, or none that can be read."""
+    try:
+        known = json.loads((folder / _RUN_ID).read_text(encoding="utf-8"))
+        return _RunId(known["id"], Path(known["folder"])) if re.fullmatch(r"[0-9a-f]{8}", known["id"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _one_line(error: Exception) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -71,7 +72,9 @@ def test_prompt_file_and_chat_write_the_same(
     (tmp_path / "table.csv").write_text("prompt,id\nA dog and a house,1\nThe cat,2\n")
     generated = tmp_path / "runs" / "one" / "generated"
     printed(trained(f"generate.file={tmp_path}/prompts.txt"), capsys)
-    lines = rows(generated / "prompts-step-2.jsonl")
+    (written,) = generated.iterdir()
+    assert re.fullmatch(r"prompts-step-2-[0-9a-f]{8}\.jsonl", written.name)
+    lines = rows(written)
     assert [row["prompt"] for row in lines] == ["A dog and a house", "The cat"]
     assert "The cat" + lines[1]["text"] + "\n" == text
     assert (lines[1]["ended"], lines[1]["tokens"]) == ("length", 6)
@@ -200,3 +203,31 @@ def test_what_makes_no_sense_is_told(trained: Compose, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a\n")
     with pytest.raises(InputError, match="cannot write"):
         run(trained(f"generate.file={tmp_path}/p.txt", f"generate.output={tmp_path}/p.txt/o.jsonl"))
+
+
+def test_texts_of_one_prompt_file_do_not_replace_those_of_another(
+    trained: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [tmp_path / "a" / "q.txt", tmp_path / "b" / "q.txt", tmp_path / "b" / "q.jsonl"]
+    for number, place in enumerate(places):
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(json.dumps(f"The cat {number}") + "\n")
+        printed(trained(f"generate.file={place}"), capsys)
+    printed(trained(f"generate.file={places[0]}", "generate.max_new_tokens=3"), capsys)
+    generated = tmp_path / "runs" / "one" / "generated"
+    written = {path.name: path.read_text() for path in generated.iterdir()}
+    assert len(written) == 4
+    assert {rows(generated / name)[0]["tokens"] for name in written} == {3, 6}
+    printed(trained(f"generate.file={places[0]}", "generate.batch_size=1"), capsys)
+    assert written == {path.name: path.read_text() for path in generated.iterdir()}
+
+
+@pytest.mark.parametrize("way", ["itself", "a link to it"])
+def test_prompts_are_not_overwritten_by_their_texts(way: str, trained: Compose, tmp_path: Path) -> None:
+    prompts, output = tmp_path / "q.jsonl", tmp_path / "q.jsonl"
+    prompts.write_text('"The cat"\n')
+    if way != "itself":
+        (output := tmp_path / "link.jsonl").symlink_to(prompts)
+    with pytest.raises(InputError, match=r"generate\.output: .* is generate\.file itself"):
+        run(trained(f"generate.file={prompts}", f"generate.output={output}"))
+    assert prompts.read_text() == '"The cat"\n'

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -13,7 +15,7 @@ from rich.table import Table
 
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import Batch
-from pretune.core.files import write_json
+from pretune.core.files import fingerprint, write_atomic, write_json
 from pretune.core.terminal import say
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems
@@ -24,6 +26,7 @@ from pretune.objectives.objective import objective_of
 from pretune.quantization.config import FakeQuantizationConfig
 from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
+from pretune.run.folder import RunFolder
 from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
 from pretune.run.precision import resolved_config
@@ -47,16 +50,29 @@ def evaluate_run(config: RunConfig) -> int:
         say(f"{folder.name} was trained on other documents than now: those that are held out now may be among them")
     metrics = Evaluator(config, parts).metrics(parts.model)
     kind = config.quantization.kind
-    write_json(folder.path / "evaluation.json", {"step": step, "quantization": kind, **metrics})
+    kept = _keep(config, folder, {"step": step, "quantization": kind, **metrics})
     rounded = f", quantization={kind}" if isinstance(config.quantization, FakeQuantizationConfig) else ""
     table = Table("metric", "value", title=f"{folder.name} at step {step:,}{rounded}")
     for name, value in metrics.items():
         table.add_row(name, metric(name).text(value))
     Console().print(table)
-    say(f"written to {folder.path / 'evaluation.json'}")
+    say(f"written to {folder.path / 'evaluation.json'} and, to stay, {kept}")
     if config.evaluation.answers.measure:
         say(f"generated answers: {folder.path / 'evaluations' / 'answers.jsonl'}")
     return 0
+
+
+def _keep(config: RunConfig, run: RunFolder, result: dict[str, Any]) -> Path:
+    """Write a result as the newest one, and where only the same evaluation of the same checkpoint writes again; return
+    the latter. With it are the generated answers, if there are any."""
+    settings = [config.evaluation.model_dump(), config.data.model_dump(), config.precision.model_dump()]
+    rounding = "" if result["quantization"] == "none" else f"-{result['quantization']}"
+    folder, name = run.path / "evaluations", f"step-{result['step']}{rounding}-{fingerprint(settings)[:8]}"
+    write_json(folder / f"{name}.json", result)
+    if config.evaluation.answers.measure:
+        write_atomic(folder / f"{name}-answers.jsonl", (folder / "answers.jsonl").read_bytes())
+    write_json(run.path / "evaluation.json", result)
+    return folder / f"{name}.json"
 
 
 class Evaluator:

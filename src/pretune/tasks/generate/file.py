@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core.config import InputError
-from pretune.core.files import check_writable, write_atomic
+from pretune.core.files import check_writable, fingerprint, write_atomic
 from pretune.core.progress_bar import counted
 from pretune.core.terminal import say
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
@@ -23,7 +23,8 @@ def answer_file(
 ) -> int:
     """Write a row for each prompt in generate.file: `prompt` (as in the file), `text`, `ended`, `tokens`.
 
-    If generate.output is null, the output is in `folder`, named after the prompt file and `model`. On Ctrl-C, the
+    If generate.output is null, the output is in `folder`, named after the prompt file, `model` and, in eight hex
+    digits, the place of the prompt file and the settings: only the same command writes there again. On Ctrl-C, the
     finished texts are written.
     """
     assert section.file is not None
@@ -32,7 +33,10 @@ def answer_file(
     if not rows:
         raise InputError(f"generate.file: {path} has no prompts")
     prompts = [generator.ids(segments(generator, path, at, row, section.template)) for at, row in enumerate(rows)]
-    output = Path(section.output) if section.output else folder / f"{path.stem}-{model}.jsonl"
+    own = folder / f"{path.stem}-{model}-{_told_apart(path, section)}.jsonl"
+    output = Path(section.output) if section.output else own
+    if output.exists() and output.samefile(path):
+        raise InputError(f"generate.output: {output} is generate.file itself; choose another path for the texts")
     try:
         check_writable(output)  # before anything is computed
     except OSError as error:
@@ -51,6 +55,11 @@ def answer_file(
         write_atomic(output, "".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
     say(f"{len(done):,} of {len(prompts):,} texts, {sum(row['tokens'] for row in done.values()):,} tokens: {output}")
     return code
+
+
+def _told_apart(path: Path, section: GenerateConfig) -> str:
+    settings = section.model_dump(exclude={"prompt", "file", "output", "chat", "batch_size", "compile"})
+    return fingerprint([str(path.resolve()), settings])[:8]
 
 
 def segments(generator: TextGenerator, path: Path, at: int, row: Any, template: bool) -> list[Segment]:

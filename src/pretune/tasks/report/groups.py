@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,13 +20,18 @@ _SEED = re.compile(r"[-_.,+=]+(seed|s)?[-_.,+=]*\d*$")
 def same_but_for_the_seed(configs: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     """Indices of the configurations that are equal except for seed, name and keys that may differ on resume.
 
-    In the order in which they first come. A configuration that is empty, because it is unknown, equals no other.
+    In the order in which they first come. Two of a group have different seeds: a copy of a run, or its repetition, is
+    no second seed, and begins a group of its own. A configuration that is empty, because it is unknown, equals no
+    other.
     """
-    groups: dict[str, list[int]] = {}
+    groups: dict[tuple[str, int], list[int]] = {}
+    repeated: Counter[tuple[str, Any]] = Counter()
     free = free_keys()
     for place, config in enumerate(configs):
         what = {key: value for key, value in config.items() if key != "seed" and key not in free}
-        groups.setdefault(fingerprint(what) if what else str(place), []).append(place)
+        same = fingerprint(what) if what else str(place)
+        groups.setdefault((same, repeated[same, config.get("seed")]), []).append(place)
+        repeated[same, config.get("seed")] += 1
     return list(groups.values())
 
 

@@ -37,7 +37,10 @@ def report_runs(config: RunConfig) -> int:
     Returns 1 where report.verify is set and a run has not learned anything.
     """
     own = Path(config.output_dir) / config.name
-    folders = [find_run(name, config.output_dir).path for name in config.report.runs or (config.name,)]
+    named = [find_run(name, config.output_dir).path for name in config.report.runs or (config.name,)]
+    folders = list({folder.resolve(): folder for folder in named}.values())
+    if len(folders) < len(named):
+        say(f"{len(named)} names of {len(folders)} runs: each is in the report once")
     report(folders, own)
     return verify(folders) if config.report.verify else 0
 
