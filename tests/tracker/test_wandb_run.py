@@ -243,5 +243,5 @@ def test_a_moved_run_keeps_its_id_and_a_copy_gets_its_own(tmp_path: Path) -> Non
 def test_an_id_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
     run_id(tmp_path)
     for content in ("", "[", "[]", '{"id": 3, "folder": "x"}', '{"id": "../../x", "folder": "x"}', "\x00"):
-        (tmp_path / "wandb" / "run_id.json").write_text(content)
+        (tmp_path / "wandb" / "run_id").write_text(content)
         assert len(run_id(tmp_path)) == 8

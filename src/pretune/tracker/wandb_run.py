@@ -26,7 +26,7 @@ STOPPED = 75
 _SUMMARY = {"lower": "min,last", "higher": "max,last"}
 """What wandb's table of runs shows of a metric while the run goes on: the best value, and the newest."""
 
-_RUN_ID = Path("wandb", "run_id.json")
+_RUN_ID = Path("wandb", "run_id")
 
 _PROBE_SECONDS = 3.0
 _INIT_SECONDS = 30.0
