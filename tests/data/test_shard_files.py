@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_data import byte_tokenizer, data_config, files, write_lines, write_texts
+from small_data import MATHQA, byte_tokenizer, data_config, files, write_lines, write_texts
 
 from pretune.core.config import InputError
 from pretune.data.encoding import Sizes
 from pretune.data.shards import Prepared, prepare
+from pretune.data.tokenizer import load_tokenizer
 from pretune.data.tokens import TokenData
 
 SMALL = Sizes(shard_tokens=1500, chunk_characters=400)
@@ -154,3 +155,18 @@ def test_a_cache_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     config = data_config(source=files(write_texts(tmp_path, ["a", "b", "c"])))
     with pytest.raises(InputError, match=r"cannot write prepared data to .*PRETUNE_CACHE"):
         prepare(config, byte_tokenizer(), blocked)
+
+
+@pytest.mark.parametrize("damage", ["one bit", "truncated", "empty", "removed", "other bytes"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_trained_tokenizer_is_trained_again(
+    name: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = data_config(format=MATHQA)
+    before = load_tokenizer(config.tokenizer, config, tmp_path).fingerprint
+    (path,) = (tmp_path / "tokenizers").glob(f"*/{name}")
+    content = path.read_bytes()
+    DAMAGES[damage](path, random.Random(1))
+    assert load_tokenizer(config.tokenizer, config, tmp_path).fingerprint == before
+    assert path.read_bytes() == content
+    assert capsys.readouterr().err.count("is damaged: it is trained again") == 1
