@@ -140,7 +140,7 @@ def test_a_plan_for_the_device_at_hand(tiny: Compose) -> None:
 def test_what_does_not_fit_is_noted(tiny: Compose) -> None:
     # So many words that the narrowest model of them has more bytes than a T4.
     settings = ("plan.device=t4", "precision.compile=false", "precision.compute=bfloat16")
-    config = validate(RunConfig, tiny(*settings, f"model.vocab_size={2**31}"))
+    config = validate(RunConfig, tiny(*settings, f"model.vocab_size={2**24}", "model.dim=4096"))
     plan = make_plan(config)
     assert plan.largest_micro_batch is None
     assert all(one.model is None for one in plan.biggest)

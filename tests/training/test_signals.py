@@ -62,7 +62,8 @@ def run(code: str) -> tuple[int, str, str]:
         "for _ in range(10**9):\n            try: sum(range(1000))\n            except Exception: pass",
         "import torch; x = torch.rand(300, 300)\n        while True: x = (x @ x).softmax(-1)",
         "threading.Event().wait(30)",
-        "subprocess.run(['sleep', '30'])",
+        # Not with our pipes, which its own end would close, if the signal comes while it starts.
+        "subprocess.run(['sleep', '30'], stdout=-3, stderr=-3)",
     ],
     ids=["sleep", "loop", "torch", "lock", "subprocess"],
 )

@@ -27,8 +27,18 @@ def misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], extra: str) 
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a tensor with a value that is not finite, or None."""
-    return next((name for name, one in tensors.items() if one.is_floating_point() and not one.isfinite().all()), None)
+    """The name of a tensor with a value that is not finite, or None. Integers, packed ones too, are always finite."""
+    import torch
+
+    plain = (torch.Tensor, torch.nn.Parameter)  # others are quantized: they have a dtype, but no such values
+    return next(
+        (
+            name
+            for name, one in tensors.items()
+            if type(one) in plain and one.is_floating_point() and not one.isfinite().all()
+        ),
+        None,
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

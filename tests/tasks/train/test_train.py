@@ -100,7 +100,7 @@ class SimulatedTime:
         return Instruments(lambda: self.now, lambda device, precisions: 1e12, self.pass_by)
 
     def pass_by(self, run: Run, what: Step | Overhead) -> None:
-        if run.state.finished and run.saved_at() == run.state.step:
+        if run.state.finished and run.saved:
             return  # what evaluates the model as it is converted: here, nothing is
         self.now += self.seconds(what)
 

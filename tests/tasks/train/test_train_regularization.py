@@ -153,7 +153,7 @@ def test_a_power_cut_between_evaluation_and_end_still_ends_early(tiny: Compose, 
     mapping, folder = tiny("name=one", *OVERFITS), tmp_path / "runs" / "one"
 
     def cut(training: Run, _: object) -> None:
-        if training.state.finished and training.saved_at() == training.state.step:
+        if training.state.finished and training.saved:
             raise Killed
 
     with pytest.raises(Killed):
