@@ -54,7 +54,11 @@ def test_a_training_step_is_one_graph_compiled_once(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     settings = ["precision=bf16", "precision.compile=true", f"precision.activation_checkpointing={checkpointed}"]
     config = validate(RunConfig, tiny(*settings, "model.dropout=0.1"))
-    switches = {"window": {"size": 8, "pattern": "SL"}, "value_embeddings": True, "residual_scalars": True}
+    switches = {
+        "window": {"size": 8, "pattern": "SL", "full_last_layer": True},
+        "value_embeddings": True,
+        "residual_scalars": True,
+    }
     model = tiny_model(dropout=0.1, num_layers=3, qk_norm=True, **switches).train()
     apply_precision(config.precision, model)
     parts: Any = Parts(torch.device("cpu"), None, None, model)  # type: ignore[arg-type]

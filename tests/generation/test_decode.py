@@ -31,7 +31,12 @@ def greedy_without_cache(model: Transformer, prompt: list[int], steps: int, ends
     [
         {},
         {"num_kv_heads": 2, "qk_norm": True, "tied_embeddings": False, "softcap": 9.0},
-        {"num_layers": 3, "window": {"size": 3, "pattern": "SL"}, "value_embeddings": True, "residual_scalars": True},
+        {
+            "num_layers": 3,
+            "window": {"size": 3, "pattern": "SL", "full_last_layer": True},
+            "value_embeddings": True,
+            "residual_scalars": True,
+        },
     ],
 )
 @pytest.mark.parametrize("seed", range(3))

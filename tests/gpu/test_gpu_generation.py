@@ -15,7 +15,11 @@ from pretune.generation.decode import Compiled
 pytestmark = ON_THE_CARD
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {},
-    "grouped heads, windows": {"num_kv_heads": 2, "qk_norm": True, "window": {"size": 5, "pattern": "SL"}},
+    "grouped heads, windows": {
+        "num_kv_heads": 2,
+        "qk_norm": True,
+        "window": {"size": 5, "pattern": "SL", "full_last_layer": True},
+    },
 }
 
 

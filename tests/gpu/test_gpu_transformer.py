@@ -30,7 +30,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "activation": "relu_squared",
         "tied_embeddings": False,
     },
-    "windows, documents apart": {"num_kv_heads": 2, "window": {"size": 40, "pattern": "SL"}},
+    "windows, documents apart": {"num_kv_heads": 2, "window": {"size": 40, "pattern": "SL", "full_last_layer": True}},
 }
 both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 

@@ -100,7 +100,9 @@ def test_a_model_with_windows_and_documents_is_one_graph_with_blocks(checkpointe
         loss = loss_of(model, data, 64)
         return list(torch.autograd.grad(loss, [one for one in model.parameters() if one.requires_grad]))
 
-    model = tiny_model(num_layers=3, window={"size": 5, "pattern": "SL"}, qk_norm=True, num_kv_heads=2).train()
+    model = tiny_model(
+        num_layers=3, window={"size": 5, "pattern": "SL", "full_last_layer": True}, qk_norm=True, num_kv_heads=2
+    ).train()
     loss_of: Any = language_modeling
     expected = gradients(model, 0)
     model.__class__ = WithBlocks

@@ -43,7 +43,8 @@ def test_windows_are_those_of_transformers() -> None:
         )
     ).eval()
     theirs.load_state_dict(to_huggingface(plain.state_dict(), plain.config), strict=False)
-    windowed = with_weights_of(plain, window={"size": 5, "pattern": "SL"}, **shape)  # S, L, and the last layer is long
+    window = {"size": 5, "pattern": "SL", "full_last_layer": True}
+    windowed = with_weights_of(plain, window=window, **shape)  # S, L, and the last layer is long
     with torch.no_grad():
         torch.testing.assert_close(windowed.unembed(windowed(TOKENS)), theirs(TOKENS).logits, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(windowed(TOKENS)[:, 6:], plain(TOKENS)[:, 6:])
@@ -127,7 +128,7 @@ def test_what_switches_cost() -> None:
     assert parameters_by_part(values)["value embedding"] == 2 * 61 * 32
     gates = 2 * (4 * 32) * 2
     assert forward_flops(values, 20) == forward_flops(plain, 20) + gates
-    windowed = skeleton(tiny_config(num_layers=3, window={"size": 5, "pattern": "S"}))
+    windowed = skeleton(tiny_config(num_layers=3, window={"size": 5, "pattern": "S", "full_last_layer": True}))
     assert forward_flops(plain, 20) - forward_flops(windowed, 20) == 4 * 32 * 2 * 15  # two layers, 15 tokens fewer
 
 
@@ -135,3 +136,10 @@ def test_what_other_libraries_have_no_name_for_is_named() -> None:
     model = tiny_model(residual_scalars=True, softcap=5.0)
     with pytest.raises(ConfigError, match=r"no transformers .* model\.softcap = 5\.0; model\.residual_scalars"):
         to_huggingface(model.state_dict(), model.config)
+
+
+def test_the_last_layer_follows_the_pattern_where_it_need_not_be_long() -> None:
+    window = {"size": 5, "pattern": "S", "full_last_layer": False}
+    assert [tiny_config(window=window).window_of(layer) for layer in range(2)] == [5, 5]
+    window["full_last_layer"] = True
+    assert [tiny_config(window=window).window_of(layer) for layer in range(2)] == [5, None]

@@ -22,7 +22,11 @@ VARIANTS = {
     "layernorm": {"norm": {"kind": "layernorm", "eps": 1e-6, "learned": True}, "activation": "gelu", "bias": BIASES},
     "capped": {"softcap": 5.0, "tied_embeddings": False, "activation": "relu_squared", "vocab_multiple_of": 64},
     "half_rotated": {"rope": {"theta": 1e4, "fraction": 0.5}, "num_kv_heads": 1, "activation": "geglu"},
-    "windows": {"num_layers": 3, "window": {"size": 3, "pattern": "SL"}, "attention_scale": 1.4},
+    "windows": {
+        "num_layers": 3,
+        "window": {"size": 3, "pattern": "SL", "full_last_layer": True},
+        "attention_scale": 1.4,
+    },
     "values": {"num_layers": 3, "value_embeddings": True, "num_kv_heads": 2, "residual_scalars": True},
     "bare": {"norm": {"kind": "rmsnorm", "eps": 1e-6, "learned": False}, "qk_norm": True, "normalize_embedding": True},
 }

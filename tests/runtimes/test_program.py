@@ -26,7 +26,8 @@ SHAPE: dict[str, Any] = {
     "max_sequence_length": CONTEXT,
 }  # fmt: skip
 SWITCHES: dict[str, Any] = {
-    "num_layers": 2, "qk_norm": True, "softcap": 15.0, "window": {"size": 8, "pattern": "SL"}, "value_embeddings": True,
+    "num_layers": 2, "qk_norm": True, "softcap": 15.0, "value_embeddings": True,
+    "window": {"size": 8, "pattern": "SL", "full_last_layer": True},
     "residual_scalars": True, "normalize_embedding": True, "tied_embeddings": False, "activation": "relu_squared",
     "attention_scale": 1.2, "rope": {"theta": 1e4, "fraction": 0.5},
 }  # fmt: skip

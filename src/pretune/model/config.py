@@ -58,8 +58,9 @@ class WindowConfig(Section):
     size: Count
     """Number of tokens that a position in a short layer attends to, including itself."""
     pattern: Annotated[str, Field(pattern="^[SL]+$")]
-    """Pattern of short (S) and long (L) layers, repeated over the depth; long layers, and always the last layer, attend
-    to all previous tokens."""
+    """Pattern of short (S) and long (L) layers, repeated over the depth; long layers attend to all previous tokens."""
+    full_last_layer: bool
+    """Whether the last layer is long whatever the pattern says (nanochat); false follows the pattern (Mistral)."""
 
 
 class ModelConfig(Section):
@@ -139,7 +140,7 @@ class ModelConfig(Section):
 
     def window_of(self, layer: int) -> int | None:
         """The number of tokens that layer `layer`, counted from 0, attends to; None for all."""
-        if self.window is None or layer == self.num_layers - 1:
+        if self.window is None or (self.window.full_last_layer and layer == self.num_layers - 1):
             return None
         return self.window.size if self.window.pattern[layer % len(self.window.pattern)] == "S" else None
 

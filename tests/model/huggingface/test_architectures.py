@@ -92,7 +92,7 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
         ({"norm": {"kind": "layernorm", "eps": 1e-5, "learned": True}}, r"model\.norm\.kind = layernorm"),
         ({"rope": {"theta": 1e4, "fraction": 0.5}}, r"model\.rope\.fraction = 0\.5"),
         ({"bias": ALL, "qk_norm": True}, r"model\.bias\.mlp"),
-        ({"window": {"size": 8, "pattern": "SL"}}, r"model\.window"),
+        ({"window": {"size": 8, "pattern": "SL", "full_last_layer": True}}, r"model\.window"),
         ({"value_embeddings": True}, r"model\.value_embeddings"),
         ({"residual_scalars": True}, r"model\.residual_scalars"),
         ({**BARE, "softcap": 15.0, "attention_scale": 1.2}, r"model\.attention_scale = 1.2"),
