@@ -74,7 +74,7 @@ def test_transformers_loads_it_and_its_logits_are_ours(case: str, tmp_path: Path
         torch.testing.assert_close(loaded.eval()(tokens).logits, wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
 
 
-@pytest.mark.parametrize("case", [case for case, (kind, _) in CASES.items() if kind != "nanochat"])
+@pytest.mark.parametrize("case", CASES)
 def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
     model = tiny_model(**CASES[case][1] | {"vocab_multiple_of": 1})
     shape = portable_config(model.config)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from pretune.core.config import ConfigError
 from pretune.model.config import GATED, ModelConfig
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "swiglu": "silu",
     "geglu": "gelu_pytorch_tanh",
     "reglu": "relu",
@@ -16,6 +16,7 @@ _ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
 }
+"""Our activations, and transformers' name for the function in each."""
 
 
 class Architecture(NamedTuple):
@@ -26,6 +27,8 @@ class Architecture(NamedTuple):
 
 
 LLAMA = Architecture("llama", "LlamaForCausalLM")
+MISTRAL = Architecture("mistral", "MistralForCausalLM")
+QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
 QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
 ARCEE = Architecture("arcee", "ArceeForCausalLM")
 APERTUS = Architecture("apertus", "ApertusForCausalLM")
@@ -60,7 +63,7 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "num_key_value_heads": config.num_kv_heads,
         "head_dim": config.head_dim,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": _ACTIVATIONS[config.activation],
+        "hidden_act": ACTIVATIONS[config.activation],
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_sequence_length,
         "rms_norm_eps": config.norm.eps,

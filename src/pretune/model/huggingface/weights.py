@@ -1,13 +1,17 @@
-"""Convert weights between our names and Hugging Face's, for Llama, Mistral, Qwen2, Qwen3, Arcee and Apertus.
+"""Convert weights between our names and Hugging Face's.
 
-Both sides are plain mappings from names to tensors. Hugging Face has separate matrices for queries, keys and values
-(and for gate and up); we stack them into one, in that order. The rotary layout is the same, so no rows are permuted.
-Features that only we have are folded into the weights beforehand (folding.py).
+Both sides are plain mappings from names to tensors, and one table (`_names`) serves both directions. Hugging Face has
+separate matrices for queries, keys and values (and for gate and up); we stack them into one, in that order. The rotary
+layout is the same, so no rows are permuted, except NanoChat's: it rotates by the opposite angle, and swapping the two
+halves of each query and key makes the results equal. (It normalizes queries and keys after rotation, and we before;
+without learned weights that is the same.) Features that only we have are folded into the weights beforehand
+(folding.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,80 +19,118 @@ from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.architectures import APERTUS, NANOCHAT, architecture
-from pretune.model.huggingface.nanochat import to_nanochat
+from pretune.model.huggingface.architectures import APERTUS, NANOCHAT, Architecture, architecture
 
-_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+_OWN_NAMES: dict[Architecture, dict[str, str]] = {
+    APERTUS: {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"},
+    NANOCHAT: {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
+}
+"""Names within a block that an architecture has in place of Llama's."""
+
+_BUFFERS = ("rotary_emb.inv_freq",)
+"""Ends of the names of stored tensors that are not weights: they follow from config.json."""
 
 
-Shape = tuple[int, ...]
-Parts = list[tuple[str, Shape]]
-"""Names and shapes of the Hugging Face tensors that make up one of ours, stacked along the first axis."""
+class Part(NamedTuple):
+    """A Hugging Face tensor: name, shape, and the head width if the two halves of each head's rows are swapped."""
+
+    name: str
+    shape: tuple[int, ...]
+    swapped: int | None = None
+
+    def turned(self, tensor: Tensor) -> Tensor:
+        """The tensor from one layout in the other: [H K, D] -> [H K, D]; its own inverse."""
+        if self.swapped is None:
+            return tensor
+        return tensor.unflatten(0, (-1, 2, self.swapped // 2)).flip(1).flatten(0, 2)
 
 
-def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert a Hugging Face causal language model's weights for `Transformer.load_state_dict`.
+Parts = list[Part]
+"""The Hugging Face tensors that make up one of ours, stacked along the first axis."""
 
-    Padding rows of the embedding and head are zeros. Raises InputError for a weight that is missing, has another shape,
-    or has no place in the model; ConfigError for a model without a Hugging Face counterpart.
+
+def from_huggingface(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, kind: Architecture | None = None
+) -> dict[str, Tensor]:
+    """Convert a Hugging Face causal language model's weights for `Transformer.load_state_dict`, in their own dtypes.
+
+    `kind` is their architecture; without it, the one that an export of the model has. Padding rows of the embedding and
+    head are zeros. Each tensor of `state_dict` is looked up once, so that it may read them from files as they are
+    needed. Raises InputError for a weight that is missing, has another shape, or has no place in the model; ConfigError
+    for a model without a Hugging Face counterpart.
     """
-    _check_all_used(state_dict, config)
+    names = list(_names(config, kind or architecture(config)))
+    _check_all_used(state_dict, {part.name for _, parts in names for part in parts})
     ours: dict[str, Tensor] = {}
-    for name, parts in _names(config):
-        tensors = [_take(state_dict, part, shape) for part, shape in parts]
+    for name, parts in names:
+        tensors = [part.turned(_take(state_dict, part)) for part in parts]
         ours[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     for name in ("embedding.weight", "head.weight"):
-        if name in ours:
-            missing = config.padded_vocab_size - ours[name].shape[0]
+        if name in ours and (missing := config.padded_vocab_size - ours[name].shape[0]):
             ours[name] = F.pad(ours[name], (0, 0, 0, missing))
     return ours
 
 
-def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def to_huggingface(
+    state_dict: Mapping[str, Tensor], config: ModelConfig, kind: Architecture | None = None
+) -> dict[str, Tensor]:
     """The inverse of `from_huggingface`: padding rows are left out; tied weights appear once, as the embedding."""
-    if architecture(config) is NANOCHAT:
-        return to_nanochat(state_dict, config)
     theirs: dict[str, Tensor] = {}
-    for name, parts in _names(config):
-        rows = [shape[0] for _, shape in parts]
+    for name, parts in _names(config, kind or architecture(config)):
+        rows = [part.shape[0] for part in parts]
         tensors = state_dict[name][: sum(rows)].split(rows)
-        theirs.update((part, tensor) for (part, _), tensor in zip(parts, tensors, strict=True))
+        theirs.update((part.name, part.turned(tensor)) for part, tensor in zip(parts, tensors, strict=True))
     return theirs
 
 
 def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
     """For each of our linear layers, by name: the Hugging Face layers that it stacks, with their rows, in order."""
+    kind = architecture(config)
+    if kind is NANOCHAT:
+        raise ConfigError(
+            "adapters of a model with a softcap (NanoChat, which orders the rows of queries and keys in another way) "
+            "cannot be exported alone: use export.adapter=merge"
+        )
     return {
-        ours.removesuffix(".weight"): [(part.removesuffix(".weight"), shape[0]) for part, shape in parts]
-        for ours, parts in _names(config)
-        if len(parts[0][1]) == 2
+        ours.removesuffix(".weight"): [(part.name.removesuffix(".weight"), part.shape[0]) for part in parts]
+        for ours, parts in _names(config, kind)
+        if len(parts[0].shape) == 2
     }
 
 
-def _names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
-    if architecture(config) is NANOCHAT:
-        raise ConfigError("models with a softcap (NanoChat) and their adapters can be exported, but not imported")
-    yield "embedding.weight", [(_EMBEDDING, (config.vocab_size, config.dim))]
-    yield "norm.weight", [("model.norm.weight", (config.dim,))]
+def _names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str, Parts]]:
+    """Our tensors, each with its parts in a model of that architecture."""
+    yield "embedding.weight", [Part(EMBEDDING, (config.vocab_size, config.dim))]
     if not config.tied_embeddings:
-        yield "head.weight", [(_HEAD, (config.vocab_size, config.dim))]
+        yield "head.weight", [Part(HEAD, (config.vocab_size, config.dim))]
+    if config.norm.learned:
+        yield "norm.weight", [Part("model.norm.weight", (config.dim,))]
+    own = _OWN_NAMES.get(kind, {})
     for index in range(config.num_layers):
-        for ours, parts in _block_names(config):
-            yield f"layers.{index}.{ours}", [(f"model.layers.{index}.{part}", shape) for part, shape in parts]
+        for ours, parts in _block_names(config, kind):
+            renamed = []
+            for part in parts:
+                stem, end = part.name.rsplit(".", 1)
+                renamed.append(part._replace(name=f"model.layers.{index}.{own.get(stem, stem)}.{end}"))
+            yield f"layers.{index}.{ours}", renamed
 
 
-def _block_names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
-    norms = ("input_layernorm", "post_attention_layernorm")
-    if architecture(config) is APERTUS:
-        norms = ("attention_layernorm", "feedforward_layernorm")
-    yield "attention_norm.weight", [(f"{norms[0]}.weight", (config.dim,))]
-    yield "mlp_norm.weight", [(f"{norms[1]}.weight", (config.dim,))]
-    if config.qk_norm:
-        yield "attention.query_norm.weight", [("self_attn.q_norm.weight", (config.head_dim,))]
-        yield "attention.key_norm.weight", [("self_attn.k_norm.weight", (config.head_dim,))]
+def _block_names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str, Parts]]:
+    """The same within a block, by Llama's names."""
+    if config.norm.learned:
+        yield "attention_norm.weight", [Part("input_layernorm.weight", (config.dim,))]
+        yield "mlp_norm.weight", [Part("post_attention_layernorm.weight", (config.dim,))]
+    if config.norm.learned and config.qk_norm:
+        yield "attention.query_norm.weight", [Part("self_attn.q_norm.weight", (config.head_dim,))]
+        yield "attention.key_norm.weight", [Part("self_attn.k_norm.weight", (config.head_dim,))]
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
-    yield from _linear("attention.qkv", qkv, config.dim, config.bias.qkv)
+    for ours, parts in _linear("attention.qkv", qkv, config.dim, config.bias.qkv):
+        if kind is NANOCHAT:
+            parts = [*(part._replace(swapped=config.head_dim) for part in parts[:2]), parts[2]]
+        yield ours, parts
     yield from _linear("attention.output", [("self_attn.o_proj", config.dim)], queries, config.bias.attention_output)
     gate, up = ("mlp.gate_proj", config.mlp_dim), ("mlp.up_proj", config.mlp_dim)
     if config.activation in GATED:
@@ -99,26 +141,30 @@ def _block_names(config: ModelConfig) -> Iterator[tuple[str, Parts]]:
 
 
 def _linear(ours: str, parts: list[tuple[str, int]], columns: int, bias: bool) -> Iterator[tuple[str, Parts]]:
-    yield f"{ours}.weight", [(f"{part}.weight", (rows, columns)) for part, rows in parts]
+    yield f"{ours}.weight", [Part(f"{part}.weight", (rows, columns)) for part, rows in parts]
     if bias:
-        yield f"{ours}.bias", [(f"{part}.bias", (rows,)) for part, rows in parts]
+        yield f"{ours}.bias", [Part(f"{part}.bias", (rows,)) for part, rows in parts]
 
 
-def _take(state_dict: Mapping[str, Tensor], name: str, shape: Shape) -> Tensor:
-    if name not in state_dict:
-        raise InputError(f"the checkpoint has no weight '{name}', which the model's configuration requires")
-    if state_dict[name].shape != shape:
+def _take(state_dict: Mapping[str, Tensor], part: Part) -> Tensor:
+    if part.name not in state_dict:
+        raise InputError(f"the checkpoint has no weight '{part.name}', which the model's configuration requires")
+    tensor = state_dict[part.name]
+    if tensor.shape != part.shape:
         raise InputError(
-            f"the checkpoint's '{name}' has shape {list(state_dict[name].shape)}, but the model's configuration "
-            f"requires {list(shape)}"
+            f"the checkpoint's '{part.name}' has shape {list(tensor.shape)}, but the model's configuration "
+            f"requires {list(part.shape)}"
         )
-    return state_dict[name]
+    if not tensor.is_floating_point() or tensor.itemsize < 2:
+        raise InputError(
+            f"the checkpoint's '{part.name}' is {tensor.dtype}, so it is quantized: use the model's unquantized weights"
+        )
+    return tensor
 
 
-def _check_all_used(state_dict: Mapping[str, Tensor], config: ModelConfig) -> None:
+def _check_all_used(state_dict: Mapping[str, Tensor], known: set[str]) -> None:
     # If the configuration omitted a bias, ignoring it here would silently give a different model.
-    known = {part for _, parts in _names(config) for part, _ in parts} | {_HEAD}
-    unknown = [name for name in state_dict if name not in known and not name.endswith("rotary_emb.inv_freq")]
+    unknown = [name for name in state_dict if name not in known | {HEAD} and not name.endswith(_BUFFERS)]
     if unknown:
         raise InputError(
             f"the checkpoint has {len(unknown)} weights that the model's configuration has no place for, such as "

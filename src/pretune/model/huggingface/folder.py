@@ -1,0 +1,111 @@
+"""The folder of a Hugging Face model: config.json, and safetensors in one file or several."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pretune.core.config import InputError
+from pretune.model.config import ModelConfig
+from pretune.model.huggingface.architectures import Architecture
+from pretune.model.huggingface.config_json import read_config
+from pretune.model.huggingface.weights import EMBEDDING, HEAD
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """The tensors of a folder by name, in their stored dtype, read (or mapped into memory) when they are looked up.
+
+    A file of a model without its head leaves out the prefix `model.`; names here have it. Raises InputError for files
+    that are missing, damaged or pickled.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: dict[str, Any] = {}
+        self._places: dict[str, tuple[str, str]] = {}
+        for file, names in _files_of(folder).items():
+            try:
+                self._files[file] = opened = safe_open(folder / file, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise InputError(f"{folder / file} cannot be read ({error}); download it again") from None
+            stored = list(opened.keys())
+            absent = [name for name in names or () if name not in stored]
+            if absent:
+                raise InputError(f"{folder / file} has no {absent[0]}, which {INDEX} says is in it; download it again")
+            self._places |= {name: (file, name) for name in names or stored}
+        if not any(name.startswith("model.") for name in self._places):
+            self._places = {name if name == HEAD else f"model.{name}": at for name, at in self._places.items()}
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, stored = self._places[name]
+        return self._files[file].get_tensor(stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def rename(self, old: str, new: str) -> None:
+        """Give a tensor another name."""
+        self._places[new] = self._places.pop(old)
+
+
+class Found(NamedTuple):
+    """A model in a folder: `from_huggingface(tensors, config, kind)` are its weights by our names."""
+
+    kind: Architecture
+    config: ModelConfig
+    tensors: StoredTensors
+
+
+def open_folder(folder: Path) -> Found:
+    """The model in a folder; its weights are not read yet.
+
+    Where config.json says that the head is tied to the embedding and a head is stored as well, it is left out if the
+    two are equal, and otherwise the model is untied: a trained head is never dropped (transformers 5 does the same).
+    Raises InputError, in one line that names the file, for whatever cannot be read.
+    """
+    kind, config = read_config(folder)
+    tensors = StoredTensors(folder)
+    if config.tied_embeddings and HEAD in tensors:
+        if EMBEDDING not in tensors:
+            tensors.rename(HEAD, EMBEDDING)
+        elif not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
+            config = config.model_copy(update={"tied_embeddings": False})
+    return Found(kind, config, tensors)
+
+
+def _files_of(folder: Path) -> dict[str, list[str] | None]:
+    """The files with weights, and the names of the tensors to read from each; None for all."""
+    if (folder / WEIGHTS).is_file():
+        return {WEIGHTS: None}
+    if not (folder / INDEX).is_file():
+        pickled = sorted(one.name for end in ("*.bin", "*.pt", "*.pth") for one in folder.glob(end))
+        if pickled:
+            raise InputError(
+                f"{folder} has its weights only in {pickled[0]}, a pickle, which may run code when it is read. Convert "
+                f"it where you trust it: transformers.AutoModelForCausalLM.from_pretrained('{folder}')"
+                ".save_pretrained('NEW_FOLDER')"
+            )
+        raise InputError(f"{folder} has no weights: neither {WEIGHTS} nor {INDEX}")
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, list[str] | None] = {str(file): [] for file in places.values()}
+    except (ValueError, OSError, LookupError, TypeError, AttributeError):
+        raise InputError(f"{folder / INDEX} has no readable weight_map; download it again") from None
+    for file in files:
+        if Path(file).name != file or not (folder / file).is_file():
+            raise InputError(f"{folder} lacks {file}, which {INDEX} names; download it again")
+        files[file] = [name for name, place in places.items() if place == file]
+    return files

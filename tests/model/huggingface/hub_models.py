@@ -1,0 +1,58 @@
+"""Tiny models of transformers with random weights, one for each family that can be read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+ROPE = {"rope_parameters": {"rope_type": "default", "rope_theta": 5e5}}
+SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 96,
+    "initializer_range": 0.2,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "pad_token_id": None,
+    **ROPE,
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("Llama", {"tie_word_embeddings": False}),
+    "llama tied, wide heads": ("Llama", {"tie_word_embeddings": True, "head_dim": 16, "num_key_value_heads": 1}),
+    "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
+    "mistral 0.1": ("Mistral", {"sliding_window": 7}),
+    "mistral 0.3": ("Mistral", {"sliding_window": None, "head_dim": 16}),
+    "qwen2": ("Qwen2", {"tie_word_embeddings": True, "sliding_window": 4, "use_sliding_window": False}),
+    "qwen2 windows": ("Qwen2", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}),
+    "qwen3": ("Qwen3", {"head_dim": 16, "tie_word_embeddings": True}),
+    "qwen3 windows": (
+        "Qwen3",
+        {
+            "head_dim": 16,
+            "sliding_window": 5,
+            "use_sliding_window": True,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
+    "arcee": ("Arcee", {"mlp_bias": True}),
+    "apertus": ("Apertus", {"hidden_act": "relu2"}),
+    "nanochat": ("NanoChat", {"final_logit_softcapping": 4.0}),
+}
+
+
+def reference(case: str, **changes: Any) -> Any:
+    """transformers' model, in float32, in training mode (no dropout)."""
+    kind, settings = FAMILIES[case]
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(**SHAPE | settings | changes)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # norms start at one and biases at zero, which would hide many mistakes
+            torch.nn.init.normal_(parameter, 0.5, 0.3)
+    return model.float().train()

@@ -1,0 +1,186 @@
+"""Folders and config.json files that cannot be read: one line that says what and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from hub_models import FAMILIES, SHAPE, reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from tiny import tiny_model
+
+from pretune.core.config import InputError
+from pretune.model.config import ModelConfig
+from pretune.model.huggingface.architectures import huggingface_config
+from pretune.model.huggingface.config_json import FAMILIES as READ
+from pretune.model.huggingface.config_json import read_config
+from pretune.model.huggingface.folder import INDEX, WEIGHTS, open_folder
+from pretune.model.huggingface.folding import portable_config, portable_weights
+from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.transformer import Transformer
+
+
+def write(folder: Path, case: str, remove: tuple[str, ...] = (), **changes: Any) -> Path:
+    reference(case).save_pretrained(folder)
+    content = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({key: content[key] for key in content if key not in remove}))
+    return folder
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = open_folder(folder)
+    return from_huggingface(found.tensors, found.config, found.kind)
+
+
+def refused(folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        weights_of(folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "message"),
+    [
+        ("llama", {"model_type": "mamba"}, 'model_type = "mamba" is none of'),
+        ("llama", {"model_type": ["llama"]}, "model_type"),
+        ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "is not a language model"),
+        ("llama", {"sliding_window": 4}, "sliding_window is not known for llama and may change what"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved = true cannot be computed"),
+        ("llama", {"quantization_config": {"quant_method": "awq"}}, "unquantized"),
+        ("llama", {"hidden_act": "gelu"}, "hidden_act = gelu is not known"),
+        ("apertus", {"hidden_act": "xielu"}, "hidden_act = xielu is not known"),
+        ("llama", {"hidden_size": "32"}, 'hidden_size = "32" must be an integer'),
+        ("llama", {"hidden_size": True}, "hidden_size = true must be an integer"),
+        ("llama", {"num_hidden_layers": None}, "has no num_hidden_layers"),
+        ("llama", {"num_attention_heads": 0}, "num_attention_heads = 0"),
+        ("qwen2", {"num_hidden_layers": 2**50}, "must be from 1 to 1000"),
+        ("llama", {"num_key_value_heads": 3}, "num_kv_heads"),
+        ("llama", {"rope_theta": 1e4}, "contradict each other"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
+        ("llama", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 5e5}}, "rope_type spiral is not known"),
+        ("llama", {"rope_parameters": {"rope_theta": 5e5, "twist": 2}}, "twist is not known"),
+        ("qwen3", {"rope_parameters": None}, "has no rope_theta"),
+        ("qwen2 windows", {"layer_types": ["full_attention"]}, "layer_types must be 3 times"),
+        ("qwen2 windows", {"use_sliding_window": False}, "layer_types has sliding_attention, but"),
+        ("qwen2", {"intermediate_size": 50}, "'model.layers.0.mlp.gate_proj.weight' has shape [48, 32]"),
+        ("llama", {"num_hidden_layers": 4}, "no weight 'model.layers.3."),
+        ("llama", {"num_hidden_layers": 2}, "has no place for, such as 'model.layers.2."),
+        ("qwen2", {"tie_word_embeddings": False}, "no weight 'lm_head.weight'"),
+    ],
+)
+def test_a_config_that_cannot_be_computed_is_named(
+    case: str, changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    assert message in refused(write(tmp_path, case, **changes))
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    assert "no folder" in refused(tmp_path / "nothing")
+    assert "no config.json" in refused(tmp_path)
+    write(tmp_path, "llama")
+    whole = (tmp_path / WEIGHTS).read_bytes()
+    (tmp_path / WEIGHTS).write_bytes(whole[:-100])
+    assert WEIGHTS in refused(tmp_path)
+    (tmp_path / WEIGHTS).rename(tmp_path / "pytorch_model.bin")
+    assert "a pickle" in refused(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
+    assert "no weights" in refused(tmp_path)
+    (tmp_path / INDEX).write_text('{"weight_map": 5}')
+    assert "no readable weight_map" in refused(tmp_path)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    reference("llama").save_pretrained(tmp_path, max_shard_size="20KB")
+    index = json.loads((tmp_path / INDEX).read_text())
+    file = index["weight_map"]["lm_head.weight"]
+    tensors = load_file(tmp_path / file)
+    save_file({name: tensors[name] for name in tensors if name != "lm_head.weight"}, tmp_path / file)
+    assert f"{file} has no lm_head.weight" in refused(tmp_path)
+    (tmp_path / file).unlink()
+    assert f"lacks {file}" in refused(tmp_path)
+    index["weight_map"]["lm_head.weight"] = "../elsewhere.safetensors"
+    (tmp_path / INDEX).write_text(json.dumps(index))
+    assert "lacks " in refused(tmp_path)
+
+
+def test_quantized_weights_are_named(tmp_path: Path) -> None:
+    write(tmp_path, "llama")
+    tensors = load_file(tmp_path / WEIGHTS)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
+    save_file(tensors, tmp_path / WEIGHTS)
+    assert "'model.norm.weight' is torch.int8" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("family", READ)
+def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
+    """Where a key with a default is removed, the reading is that of transformers' own configuration."""
+    defaults = transformers.AutoConfig.for_model(family)
+    needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
+    values = {key: getattr(defaults, key) for key in needed} | {"rope_theta": 1e4, "hidden_act": "relu2"}
+    values |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "model_type": family}
+    if READ[family].gated:
+        values["hidden_act"] = "silu"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    _, config = read_config(tmp_path)
+    theirs = transformers.AutoConfig.for_model(**values)
+    assert config.num_kv_heads == (theirs.num_key_value_heads if family != "mistral" else 32)
+    assert config.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
+    assert config.tied_embeddings == theirs.tie_word_embeddings
+    assert config.softcap == getattr(theirs, "final_logit_softcapping", None)
+    assert (config.window and config.window.size) == getattr(theirs, "sliding_window", None)
+    assert config.bias.qkv == getattr(theirs, "attention_bias", family == "qwen2")
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "rope_type", "x"]), inner),
+    max_leaves=4,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
+@given(case=st.sampled_from(sorted(FAMILIES)), data=st.data())
+def test_any_value_of_a_key_is_read_or_refused_in_one_line(case: str, data: st.DataObject, tmp_path: Path) -> None:
+    kind, changes = FAMILIES[case]
+    content = getattr(transformers, f"{kind}Config")(**SHAPE | changes).to_dict()
+    key = data.draw(st.sampled_from(sorted(content)))
+    (tmp_path / "config.json").write_text(json.dumps(content | {key: data.draw(JSON)}))
+    try:
+        outcome = read_config(tmp_path)[1]
+    except InputError as error:
+        outcome = str(error)
+    assert isinstance(outcome, ModelConfig) or ("\n" not in outcome and str(tmp_path) in outcome)
+
+
+BARE = {"kind": "rmsnorm", "eps": 1e-5, "learned": False}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"qk_norm": True, "head_dim": 16},
+        {"activation": "relu_squared", "qk_norm": True, "norm": BARE, "normalize_embedding": True},
+        {"activation": "relu_squared", "bias": {"qkv": True, "attention_output": False, "mlp": False}},
+        {"activation": "geglu", "tied_embeddings": False},
+        {"activation": "gelu", "qk_norm": True, "norm": BARE, "normalize_embedding": True, "softcap": 9.0,
+         "tied_embeddings": False},
+    ],
+)  # fmt: skip
+def test_what_is_exported_comes_back(changes: dict[str, Any], tmp_path: Path) -> None:
+    model = tiny_model(**changes).eval()
+    shape = portable_config(model.config)
+    weights = to_huggingface(portable_weights(model.state_dict(), model.config), shape)
+    save_file({name: one.contiguous() for name, one in weights.items()}, tmp_path / WEIGHTS)
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config(shape, 0, "float32")))
+    found = open_folder(tmp_path)
+    back, tokens = Transformer(found.config), torch.arange(32)[None]
+    back.load_state_dict(from_huggingface(found.tensors, found.config, found.kind))
+    torch.testing.assert_close(back.unembed(back(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)

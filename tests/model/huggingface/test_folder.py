@@ -1,0 +1,137 @@
+"""Models that transformers saved, read from their folders: logits, gradients and texts are transformers'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hub_models import FAMILIES, reference
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pretune.model.huggingface.folder import WEIGHTS, Found, StoredTensors, open_folder
+from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.transformer import Transformer
+
+TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(1))
+
+
+def read(folder: Path) -> Transformer:
+    found = open_folder(folder)
+    model = Transformer(found.config)
+    model.load_state_dict(from_huggingface(found.tensors, found.config, found.kind))
+    return model
+
+
+def close(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+
+
+@pytest.fixture(params=FAMILIES)
+def both(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Any, Transformer, Found]:
+    theirs = reference(request.param)
+    theirs.save_pretrained(tmp_path)
+    return theirs, read(tmp_path), open_folder(tmp_path)
+
+
+def test_logits_and_gradients_are_those_of_transformers(both: tuple[Any, Transformer, Found]) -> None:
+    theirs, model, found = both
+    inputs, targets = TOKENS[:, :-1], TOKENS[:, 1:]
+    logits, wanted = model.unembed(model(inputs)), theirs(inputs).logits
+    close(logits, wanted)
+    for output in (logits, wanted):
+        F.cross_entropy(output.flatten(0, 1), targets.flatten()).backward()
+    gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
+    converted = to_huggingface(gradients, found.config, found.kind)
+    references = {name: one.grad for name, one in theirs.named_parameters() if one.grad is not None}
+    assert converted.keys() == references.keys()
+    for name, gradient in converted.items():
+        close(gradient, references[name])
+
+
+def test_packed_documents_are_what_each_is_alone(both: tuple[Any, Transformer, Found]) -> None:
+    theirs, model, _ = both
+    lengths = [4, 9, 12]
+    ids = torch.repeat_interleave(torch.arange(3), torch.tensor(lengths))[None]
+    row = TOKENS[:1]
+    with torch.no_grad():
+        logits = model.unembed(model(row, document_ids=ids))
+        for ours, document in zip(logits.split(lengths, 1), row.split(lengths, 1), strict=True):
+            close(ours, theirs(document).logits)
+
+
+def test_texts_of_a_batch_padded_on_the_left_are_those_of_transformers(both: tuple[Any, Transformer, Found]) -> None:
+    theirs, model, _ = both
+    starts = torch.tensor([0, 5, 11])
+    mask = torch.arange(25) >= starts[:, None]
+    prompts = TOKENS.masked_fill(~mask, 0)
+    # Logits, then 64 greedy tokens, one at a time from a cache.
+    model.eval()
+    theirs.eval()
+    with torch.no_grad():
+        wanted = theirs.generate(
+            prompts, attention_mask=mask.long(), do_sample=False, max_new_tokens=64, pad_token_id=0,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+        cache, new = model.new_cache(starts, 25 + 64), prompts
+        for step, logits in enumerate(wanted.logits):
+            cache.advance(new.shape[1])
+            ours = model.unembed(model(new, cache=cache)[:, -1])
+            close(ours, logits)
+            new = ours.argmax(-1, keepdim=True)
+            assert torch.equal(new[:, 0], wanted.sequences[:, 25 + step])
+
+
+def test_in_and_out_again_gives_the_same_tensors_bit_for_bit(
+    both: tuple[Any, Transformer, Found], tmp_path: Path
+) -> None:
+    _, model, found = both
+    back, stored = to_huggingface(model.state_dict(), found.config, found.kind), load_file(tmp_path / WEIGHTS)
+    assert back.keys() == stored.keys()
+    assert all(torch.equal(back[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_keep_their_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> None:
+    theirs = reference("qwen2").to(dtype)
+    theirs.save_pretrained(tmp_path)
+    found = open_folder(tmp_path)
+    weights = from_huggingface(found.tensors, found.config, found.kind)
+    assert {one.dtype for one in weights.values()} == {dtype}
+    model = Transformer(found.config)  # in float32, from those values
+    model.load_state_dict(weights)
+    close(model.unembed(model(TOKENS)), theirs.float()(TOKENS).logits)
+
+
+def test_shards_are_one_model(tmp_path: Path) -> None:
+    theirs = reference("llama")
+    theirs.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    close(read(tmp_path).unembed(read(tmp_path)(TOKENS)), theirs(TOKENS).logits)
+
+
+@pytest.mark.parametrize(("added", "tied"), [(0.0, True), (0.25, False)])
+def test_a_stored_head_is_left_out_only_where_it_is_the_embedding(added: float, tied: bool, tmp_path: Path) -> None:
+    theirs = reference("qwen3")
+    theirs.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / WEIGHTS)
+    head = tensors["model.embed_tokens.weight"] + added * TOKENS.float().std()
+    save_file({**tensors, "lm_head.weight": head}, tmp_path / WEIGHTS, {"format": "pt"})
+    found = open_folder(tmp_path)
+    assert found.config.tied_embeddings is tied
+    reloaded = type(theirs).from_pretrained(tmp_path)
+    close(read(tmp_path).unembed(read(tmp_path)(TOKENS)), reloaded(TOKENS).logits)
+
+
+def test_a_file_without_the_prefix_is_the_same_model(tmp_path: Path) -> None:
+    theirs = reference("llama tied, wide heads")
+    theirs.save_pretrained(tmp_path)
+    before = read(tmp_path).state_dict()
+    theirs.model.save_pretrained(tmp_path)  # the model without its head, which is tied: layers.0..., not model.layers.0
+    assert "embed_tokens.weight" in load_file(tmp_path / WEIGHTS)
+    after = read(tmp_path).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert len(StoredTensors(tmp_path)) == len(load_file(tmp_path / WEIGHTS))
