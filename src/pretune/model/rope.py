@@ -5,12 +5,13 @@ B rows, T tokens, H heads, K head width, R rotated width (R <= K, even).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from pretune.model.config import RopeConfig
+from pretune.model.config import LinearScaling, Llama3Scaling, RopeConfig, RopeScaling
 
 
 class Rope(nn.Module):
@@ -20,7 +21,7 @@ class Rope(nn.Module):
 
     def __init__(self, config: RopeConfig, head_dim: int, max_sequence_length: int) -> None:
         super().__init__()
-        self.theta, self.max_sequence_length = config.theta, max_sequence_length
+        self.config, self.max_sequence_length = config, max_sequence_length
         self.rotary_dim = int(head_dim * config.fraction) // 2 * 2
         self.register_buffer("table", self._make_table(), persistent=False)
 
@@ -37,7 +38,8 @@ class Rope(nn.Module):
         # torch's default device, the CPU, because MPS has no float64.
         exponents = torch.arange(0, self.rotary_dim, 2, dtype=torch.float64) / max(self.rotary_dim, 1)
         positions = torch.arange(self.max_sequence_length, dtype=torch.float64)
-        angles = torch.outer(positions, self.theta**-exponents)  # [positions, R/2]
+        frequencies = stretched(self.config.theta**-exponents, self.config.scaling)  # [R/2]
+        angles = torch.outer(positions, frequencies)  # [positions, R/2]
         return torch.stack((angles.cos(), angles.sin())).float()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
@@ -45,6 +47,23 @@ class Rope(nn.Module):
         # materialized from the meta device, the table would be uninitialized memory.
         self.table = self._make_table().to(fn(self.table).device)
         return self
+
+
+def stretched(frequencies: Tensor, scaling: RopeScaling | None) -> Tensor:
+    """Frequencies [R/2], in radians per position, of a model stretched to more positions.
+
+    Source of llama3: meta-llama/llama-models, models/llama3/model.py, apply_scaling.
+    """
+    match scaling:
+        case None:
+            return frequencies
+        case LinearScaling():
+            return frequencies / scaling.factor
+        case Llama3Scaling():
+            turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+            low, high = scaling.low_freq_factor, scaling.high_freq_factor
+            kept = ((turns - low) / (high - low)).clamp(0, 1)  # 0: divided, 1: kept
+            return frequencies * (kept + (1 - kept) / scaling.factor)
 
 
 def rotate(heads: Tensor, cos_sin: Tensor) -> Tensor:

@@ -22,9 +22,19 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": None,
     **ROPE,
 }
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 100.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama tied, wide heads": ("Llama", {"tie_word_embeddings": True, "head_dim": 16, "num_key_value_heads": 1}),
+    "llama 3.1": ("Llama", {"rope_parameters": LLAMA3, "head_dim": 16}),
+    "llama linear": ("Llama", {"rope_parameters": {"rope_type": "linear", "factor": 3.0, "rope_theta": 1e4}}),
     "llama biases": ("Llama", {"attention_bias": True, "mlp_bias": True}),
     "mistral 0.1": ("Mistral", {"sliding_window": 7}),
     "mistral 0.3": ("Mistral", {"sliding_window": None, "head_dim": 16}),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hub_models import FAMILIES, SHAPE, reference
+from hub_models import FAMILIES, LLAMA3, SHAPE, reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -66,6 +66,9 @@ def refused(folder: Path) -> str:
         ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("llama", {"rope_parameters": {"rope_type": "spiral", "rope_theta": 5e5}}, "rope_type spiral is not known"),
         ("llama", {"rope_parameters": {"rope_theta": 5e5, "twist": 2}}, "twist is not known"),
+        ("llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": None}}, "has no high_freq_factor"),
+        ("llama", {"rope_parameters": LLAMA3 | {"high_freq_factor": 0.5}}, "must exceed low_freq_factor"),
+        ("llama", {"rope_parameters": LLAMA3, "rope_scaling": LLAMA3 | {"factor": 2.0}}, "contradict each other"),
         ("qwen3", {"rope_parameters": None}, "has no rope_theta"),
         ("qwen2 windows", {"layer_types": ["full_attention"]}, "layer_types must be 3 times"),
         ("qwen2 windows", {"use_sliding_window": False}, "layer_types has sliding_attention, but"),
@@ -116,6 +119,19 @@ def test_quantized_weights_are_named(tmp_path: Path) -> None:
     tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int8)
     save_file(tensors, tmp_path / WEIGHTS)
     assert "'model.norm.weight' is torch.int8" in refused(tmp_path)
+
+
+def test_both_spellings_of_stretched_positions_are_read_alike(tmp_path: Path) -> None:
+    write(tmp_path, "llama 3.1")
+    new = read_config(tmp_path)
+    old = {key: value for key, value in LLAMA3.items() if key != "rope_theta"}
+    write(tmp_path, "llama 3.1", remove=("rope_parameters",), rope_theta=100.0, rope_scaling=old)
+    assert read_config(tmp_path) == new
+    named = {"type" if key == "rope_type" else key: value for key, value in old.items()}
+    write(tmp_path, "llama 3.1", remove=("rope_parameters",), rope_theta=100.0, rope_scaling=named)
+    assert read_config(tmp_path) == new
+    assert new[1].rope.scaling is not None
+    assert new[1].rope.scaling.kind == "llama3"
 
 
 @pytest.mark.parametrize("family", READ)
@@ -169,6 +185,7 @@ BARE = {"kind": "rmsnorm", "eps": 1e-5, "learned": False}
         {"qk_norm": True, "head_dim": 16},
         {"activation": "relu_squared", "qk_norm": True, "norm": BARE, "normalize_embedding": True},
         {"activation": "relu_squared", "bias": {"qkv": True, "attention_output": False, "mlp": False}},
+        {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": {"kind": "linear", "factor": 2.0}}},
         {"activation": "geglu", "tied_embeddings": False},
         {"activation": "gelu", "qk_norm": True, "norm": BARE, "normalize_embedding": True, "softcap": 9.0,
          "tied_embeddings": False},

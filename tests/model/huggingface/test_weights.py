@@ -18,7 +18,10 @@ QKV_BIAS = {"qkv": True, "attention_output": False, "mlp": False}
 ALL_BIASES = {"qkv": True, "attention_output": True, "mlp": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
-    "llama_grouped_wide_heads": ("Llama", {"num_kv_heads": 2, "head_dim": 16, "rope": {"theta": 5e5, "fraction": 1.0}}),
+    "llama_grouped_wide_heads": (
+        "Llama",
+        {"num_kv_heads": 2, "head_dim": 16, "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None}},
+    ),
     "llama_untied_biases": ("Llama", {"tied_embeddings": False, "bias": ALL_BIASES, "num_kv_heads": 1}),
     "qwen2": ("Qwen2", {"num_kv_heads": 2, "bias": QKV_BIAS}),
     "qwen3": ("Qwen3", {"num_kv_heads": 2, "head_dim": 16, "qk_norm": True, "tied_embeddings": False}),

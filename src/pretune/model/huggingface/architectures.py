@@ -54,6 +54,8 @@ def architecture(config: ModelConfig) -> Architecture:
 def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
     """The content of config.json for weights from `to_huggingface`, stored as `dtype`."""
     kind, bias = architecture(config), config.bias
+    scaling = {} if config.rope.scaling is None else config.rope.scaling.model_dump()
+    stretching = {"rope_type": scaling.pop("kind", "default"), **scaling}
     content = {
         "architectures": [kind.name],
         "model_type": kind.model_type,
@@ -67,7 +69,7 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.max_sequence_length,
         "rms_norm_eps": config.norm.eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope.theta},
+        "rope_parameters": stretching | {"rope_theta": config.rope.theta},
         "rope_theta": config.rope.theta,  # where programs look that do not know rope_parameters
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": bias.qkv,
@@ -79,6 +81,8 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "use_cache": True,
         "dtype": dtype,
     }
+    if config.rope.scaling is not None:
+        content["rope_scaling"] = stretching  # the same place
     if kind is NANOCHAT:
         content["final_logit_softcapping"] = config.softcap
     return content | ({"mlp_bias": bias.mlp} if kind in (LLAMA, ARCEE) else {})

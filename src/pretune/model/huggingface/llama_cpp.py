@@ -31,6 +31,8 @@ def obstacle(config: ModelConfig) -> str | None:
         return f"it has no {kind.model_type}"
     if config.activation != _ACTIVATIONS[kind]:
         return f"it would compute {_ACTIVATIONS[kind]} in place of model.activation = {config.activation}"
+    if kind is not LLAMA and config.rope.scaling is not None:
+        return f"its {kind.model_type} has no stretched positions (model.rope.scaling)"
     if kind is not LLAMA and (bias.qkv or bias.mlp):
         return f"its {kind.model_type} has no biases (model.bias)"
     return None

@@ -7,6 +7,18 @@ from typing import Any
 from pretune.core.config import InputError
 from pretune.model.huggingface.keys import Keys
 
+_SCALINGS: dict[str, dict[str, type]] = {
+    "default": {},
+    "linear": {"factor": float},
+    "llama3": {
+        "factor": float,
+        "low_freq_factor": float,
+        "high_freq_factor": float,
+        "original_max_position_embeddings": int,
+    },
+}
+"""The types of rope that are known, and their keys, all of which must be given: they have no defaults."""
+
 
 def read_rope(keys: Keys, default_theta: float | None) -> dict[str, Any]:
     """The section model.rope. Raises InputError for positions that are stretched in a way that is not known, spellings
@@ -20,15 +32,18 @@ def read_rope(keys: Keys, default_theta: float | None) -> dict[str, Any]:
     if not thetas and default_theta is None:
         raise InputError(f"{keys.path} has no rope_theta, neither on its own nor in rope_parameters")
     keys.must_be("partial_rotary_factor", 1.0, default=1.0)
+    scaling = None
     for one in given:
         one.must_be("partial_rotary_factor", 1.0, default=1.0)
         one.take("model_type", str)
         kind = one.take("type", str, default="default")
         kind = one.take("rope_type", str, default=kind)
+        if kind not in _SCALINGS:
+            raise InputError(f"{keys.path}: the rope_type {kind} is not known; {', '.join(_SCALINGS)} are")
         if kind != "default":
-            raise InputError(f"{keys.path}: the rope_type {kind} is not known; default is")
+            scaling = {"kind": kind, **{key: one.take(key, number) for key, number in _SCALINGS[kind].items()}}
         one.refuse_rest(())
-    return {"theta": thetas.pop() if thetas else default_theta, "fraction": 1.0}
+    return {"theta": thetas.pop() if thetas else default_theta, "fraction": 1.0, "scaling": scaling}
 
 
 def _shape(keys: Keys) -> dict[str, Any]:
