@@ -35,7 +35,7 @@ _TINY: dict[str, Any] = {
     "dropout": 0.0,
     "softcap": None,
     "init": {"std": 0.2, "embedding_std": 0.2, "head_std": 0.2, "output": "plain"},
-    "rope": {"theta": 1e4, "fraction": 1.0, "scaling": None},
+    "rope": {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "R"},
 }
 
 

@@ -20,7 +20,7 @@ def tiny_model() -> Transformer:
         "bias": {"qkv": False, "attention_output": False, "mlp": False}, "tied_embeddings": True, "dropout": 0.0,
         "softcap": None,
         "init": {"std": 0.5, "embedding_std": 0.5, "head_std": 0.5, "output": "plain"},
-        "rope": {"theta": 10000.0, "fraction": 1.0, "scaling": None},
+        "rope": {"theta": 10000.0, "fraction": 1.0, "scaling": None, "pattern": "R"},
     }  # fmt: skip
     model = Transformer(validate(ModelConfig, section))
     model.reset_parameters(torch.Generator().manual_seed(1))

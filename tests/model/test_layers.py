@@ -67,13 +67,15 @@ def test_rotary_table_is_exact_and_stays_float32_whatever_the_module_becomes() -
 
 
 def test_bf16_positions_are_all_distinct() -> None:
-    rope = Rope(validate(RopeConfig, {"theta": 1e4, "fraction": 1.0, "scaling": None}), 64, 512).bfloat16()
+    rope = Rope(
+        validate(RopeConfig, {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "R"}), 64, 512
+    ).bfloat16()
     assert len(rope.table[:, :, 0].T.unique(dim=0)) == 512
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
 def test_rotation_turns_complex_pairs_of_the_rotated_share(fraction) -> None:
-    rope = Rope(validate(RopeConfig, {"theta": 100.0, "fraction": fraction, "scaling": None}), 16, 10)
+    rope = Rope(validate(RopeConfig, {"theta": 100.0, "fraction": fraction, "scaling": None, "pattern": "R"}), 16, 10)
     heads = torch.randn(2, 10, 3, 16, generator=torch.Generator().manual_seed(0))
     turned, width = rotate(heads, rope.first(10)), int(16 * fraction)
     half = width // 2

@@ -22,7 +22,7 @@ VARIANTS = {
     "layernorm": {"norm": {"kind": "layernorm", "eps": 1e-6, "learned": True}, "activation": "gelu", "bias": BIASES},
     "capped": {"softcap": 5.0, "tied_embeddings": False, "activation": "relu_squared", "vocab_multiple_of": 64},
     "half_rotated": {
-        "rope": {"theta": 1e4, "fraction": 0.5, "scaling": None},
+        "rope": {"theta": 1e4, "fraction": 0.5, "scaling": None, "pattern": "R"},
         "num_kv_heads": 1,
         "activation": "geglu",
     },
@@ -64,7 +64,7 @@ def test_hidden_states_and_logits_have_their_shapes_and_no_position_sees_the_fut
 def test_order_matters_only_with_rotary_positions() -> None:
     # The last of three tokens sees the first two in either order; with one layer they have not seen each other.
     for fraction, differs in ((1.0, True), (0.0, False)):
-        model = tiny_model(num_layers=1, rope={"theta": 1e4, "fraction": fraction, "scaling": None})
+        model = tiny_model(num_layers=1, rope={"theta": 1e4, "fraction": fraction, "scaling": None, "pattern": "R"})
         there, back = model(torch.tensor([[5, 9, 7]]))[0, -1], model(torch.tensor([[9, 5, 7]]))[0, -1]
         assert torch.allclose(there, back, atol=1e-5) != differs
 

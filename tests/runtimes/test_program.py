@@ -29,7 +29,7 @@ SWITCHES: dict[str, Any] = {
     "num_layers": 2, "qk_norm": True, "softcap": 15.0, "value_embeddings": True,
     "window": {"size": 8, "pattern": "SL", "full_last_layer": True},
     "residual_scalars": True, "normalize_embedding": True, "tied_embeddings": False, "activation": "relu_squared",
-    "attention_scale": 1.2, "rope": {"theta": 1e4, "fraction": 0.5, "scaling": None},
+    "attention_scale": 1.2, "rope": {"theta": 1e4, "fraction": 0.5, "scaling": None, "pattern": "R"},
 }  # fmt: skip
 ROUNDED = Int8Int4Config(kind="int8_int4", group_size=32, embedding="int4", head="int4")
 PROMPT = [5, 7, 9, 11, 13]
@@ -89,7 +89,7 @@ def test_integers(tmp_path: Path) -> None:
         {"activation": "gelu", "norm": {"kind": "layernorm", "eps": 1e-5, "learned": False}, "num_kv_heads": 4},
         {
             "bias": {"qkv": True, "attention_output": True, "mlp": True},
-            "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None},
+            "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"},
         },
         {"activation": "reglu", "num_kv_heads": 1},
         {"activation": "silu", "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": False}},

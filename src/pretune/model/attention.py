@@ -162,7 +162,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.window = layer, config.window_of(layer)
+        self.layer, self.window, self.rotated = layer, config.window_of(layer), config.is_rotated(layer)
         self.scale = config.attention_scale / config.head_dim**0.5
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.dropout = config.dropout
@@ -186,8 +186,9 @@ class Attention(nn.Module):
         if self.query_norm is not None and self.key_norm is not None:
             q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
             q_k = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
-        # Rotate both at once: for a single token, the number of operations determines the time.
-        q, k = rotate(q_k, context.cos_sin).split([self.num_heads, self.num_kv_heads], dim=2)
+        if self.rotated:  # both at once: for a single token, the number of operations determines the time
+            q_k = rotate(q_k, context.cos_sin)
+        q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
         if self.value_embedding is not None and self.value_gate is not None:
             gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0
             table = self.value_embedding(context.tokens).unflatten(-1, (-1, self.head_dim))  # [B, T, G, K]

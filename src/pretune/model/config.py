@@ -89,6 +89,8 @@ class RopeConfig(Section):
     """Fraction of each head that is rotated; 0 turns rotary positions off."""
     scaling: RopeScaling | None
     """How the frequencies are stretched to more positions than the model was pretrained with; null: not at all."""
+    pattern: Annotated[str, Field(pattern="^[RN]+$")]
+    """Pattern of layers with rotary positions (R) and with none (N), repeated over the depth (RRRN in SmolLM3)."""
 
 
 class WindowConfig(Section):
@@ -180,6 +182,10 @@ class ModelConfig(Section):
         if self.window is None or (self.window.full_last_layer and layer == self.num_layers - 1):
             return None
         return self.window.size if self.window.pattern[layer % len(self.window.pattern)] == "S" else None
+
+    def is_rotated(self, layer: int) -> bool:
+        """Whether layer `layer`, counted from 0, has rotary positions."""
+        return self.rope.pattern[layer % len(self.rope.pattern)] == "R"
 
     def has_value_embedding(self, layer: int) -> bool:
         """Whether layer `layer`, counted from 0, has a value embedding."""

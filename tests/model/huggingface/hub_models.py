@@ -50,6 +50,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
         },
     ),
+    "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
+    "smollm3 by interval": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True}),
     "arcee": ("Arcee", {"mlp_bias": True}),
     "apertus": ("Apertus", {"hidden_act": "relu2"}),
     "nanochat": ("NanoChat", {"final_logit_softcapping": 4.0}),

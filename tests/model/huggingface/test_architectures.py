@@ -41,8 +41,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama grouped, wide heads, padded": ("llama", {"num_kv_heads": 2, "head_dim": 16, "vocab_multiple_of": 64}),
     "llama untied with biases": ("llama", {"tied_embeddings": False, "bias": ALL}),
     "llama geglu": ("llama", {"activation": "geglu"}),
-    "llama reglu": ("llama", {"activation": "reglu", "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None}}),
-    "llama 3.1": ("llama", {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": LLAMA3}}),
+    "llama reglu": (
+        "llama",
+        {"activation": "reglu", "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None, "pattern": "R"}},
+    ),
+    "llama 3.1": ("llama", {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": LLAMA3, "pattern": "R"}}),
     "biases as in qwen2": ("llama", {"bias": QKV, "num_kv_heads": 2}),
     "biases of the output alone": ("llama", {"bias": {"qkv": False, "attention_output": True, "mlp": True}}),
     "qwen3": ("qwen3", {"qk_norm": True, "head_dim": 16, "tied_embeddings": False}),
@@ -98,13 +101,17 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
     [
         ({"softcap": 15.0}, r"model\.softcap = 15"),
         ({"norm": {"kind": "layernorm", "eps": 1e-5, "learned": True}}, r"model\.norm\.kind = layernorm"),
-        ({"rope": {"theta": 1e4, "fraction": 0.5, "scaling": None}}, r"model\.rope\.fraction = 0\.5"),
+        ({"rope": {"theta": 1e4, "fraction": 0.5, "scaling": None, "pattern": "R"}}, r"model\.rope\.fraction = 0\.5"),
+        ({"rope": {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "RN"}}, r"model\.rope\.pattern = RN"),
         ({"bias": ALL, "qk_norm": True}, r"model\.bias\.mlp"),
         ({"window": {"size": 8, "pattern": "SL", "full_last_layer": True}}, r"model\.window"),
         ({"value_embeddings": True}, r"model\.value_embeddings"),
         ({"residual_scalars": True}, r"model\.residual_scalars"),
         ({**BARE, "softcap": 15.0, "attention_scale": 1.2}, r"model\.attention_scale = 1.2"),
-        ({"softcap": 15.0, "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None}}, r"softcap = 15.0; model\.rope"),
+        (
+            {"softcap": 15.0, "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"}},
+            r"softcap = 15.0; model\.rope",
+        ),
     ],
 )
 def test_what_no_architecture_has_is_named(changes: dict[str, Any], key: str) -> None:

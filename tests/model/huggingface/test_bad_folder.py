@@ -75,6 +75,9 @@ def refused(folder: Path) -> str:
         ("qwen2", {"intermediate_size": 50}, "'model.layers.0.mlp.gate_proj.weight' has shape [48, 32]"),
         ("llama", {"num_hidden_layers": 4}, "no weight 'model.layers.3."),
         ("llama", {"num_hidden_layers": 2}, "has no place for, such as 'model.layers.2."),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must have a 0 or 1 for each of 3 layers"),
+        ("smollm3", {"use_sliding_window": True}, "use_sliding_window = true cannot be computed"),
+        ("mistral 0.3", {"num_key_value_heads": 4}, "'model.layers.0.self_attn.k_proj.weight' has shape [32, 32]"),
         ("qwen2", {"tie_word_embeddings": False}, "no weight 'lm_head.weight'"),
     ],
 )
@@ -141,12 +144,14 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
     needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
     values = {key: getattr(defaults, key) for key in needed} | {"rope_theta": 1e4, "hidden_act": "relu2"}
     values |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "model_type": family}
+    if READ[family].grouped:
+        values["num_key_value_heads"] = 8
     if READ[family].gated:
         values["hidden_act"] = "silu"
     (tmp_path / "config.json").write_text(json.dumps(values))
     _, config = read_config(tmp_path)
     theirs = transformers.AutoConfig.for_model(**values)
-    assert config.num_kv_heads == (theirs.num_key_value_heads if family != "mistral" else 32)
+    assert config.num_kv_heads == theirs.num_key_value_heads
     assert config.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
     assert config.tied_embeddings == theirs.tie_word_embeddings
     assert config.softcap == getattr(theirs, "final_logit_softcapping", None)
@@ -185,7 +190,7 @@ BARE = {"kind": "rmsnorm", "eps": 1e-5, "learned": False}
         {"qk_norm": True, "head_dim": 16},
         {"activation": "relu_squared", "qk_norm": True, "norm": BARE, "normalize_embedding": True},
         {"activation": "relu_squared", "bias": {"qkv": True, "attention_output": False, "mlp": False}},
-        {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": {"kind": "linear", "factor": 2.0}}},
+        {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": {"kind": "linear", "factor": 2.0}, "pattern": "R"}},
         {"activation": "geglu", "tied_embeddings": False},
         {"activation": "gelu", "qk_norm": True, "norm": BARE, "normalize_embedding": True, "softcap": 9.0,
          "tied_embeddings": False},

@@ -27,7 +27,8 @@ def read(folder: Path) -> Transformer:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * theirs.abs().max().item())
+    # The bias of a key that is not rotated has no gradient but rounding: a softmax ignores what all logits share.
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-4 * max(theirs.abs().max().item(), 1e-3))
 
 
 @pytest.fixture(params=FAMILIES)

@@ -20,7 +20,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama_grouped_wide_heads": (
         "Llama",
-        {"num_kv_heads": 2, "head_dim": 16, "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None}},
+        {"num_kv_heads": 2, "head_dim": 16, "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None, "pattern": "R"}},
     ),
     "llama_untied_biases": ("Llama", {"tied_embeddings": False, "bias": ALL_BIASES, "num_kv_heads": 1}),
     "qwen2": ("Qwen2", {"num_kv_heads": 2, "bias": QKV_BIAS}),

@@ -30,6 +30,7 @@ LLAMA = Architecture("llama", "LlamaForCausalLM")
 MISTRAL = Architecture("mistral", "MistralForCausalLM")
 QWEN2 = Architecture("qwen2", "Qwen2ForCausalLM")
 QWEN3 = Architecture("qwen3", "Qwen3ForCausalLM")
+SMOLLM3 = Architecture("smollm3", "SmolLM3ForCausalLM")
 ARCEE = Architecture("arcee", "ArceeForCausalLM")
 APERTUS = Architecture("apertus", "ApertusForCausalLM")
 NANOCHAT = Architecture("nanochat", "NanoChatForCausalLM")
@@ -92,7 +93,12 @@ def _is_nanochat(config: ModelConfig) -> bool:
     plain = config.window is None and not config.value_embeddings and not config.residual_scalars
     bare = config.norm.kind == "rmsnorm" and not config.norm.learned and config.qk_norm and config.normalize_embedding
     biased = config.bias.qkv or config.bias.attention_output or config.bias.mlp
-    whole = config.rope.fraction == 1 and config.attention_scale == 1 and not config.tied_embeddings
+    whole = (
+        config.rope.fraction == 1
+        and "N" not in config.rope.pattern
+        and config.attention_scale == 1
+        and not config.tied_embeddings
+    )
     return config.softcap is not None and config.activation not in GATED and plain and bare and whole and not biased
 
 
@@ -108,6 +114,7 @@ def _check(config: ModelConfig) -> None:
         "model.residual_scalars": config.residual_scalars,
         "model.normalize_embedding": config.normalize_embedding,
         f"model.rope.fraction = {config.rope.fraction:g}": config.rope.fraction != 1,
+        f"model.rope.pattern = {config.rope.pattern}": "N" in config.rope.pattern,
         "model.bias.mlp = true with model.qk_norm = true": config.bias.mlp and config.qk_norm,
     }
     found = [fault for fault, there in faults.items() if there]

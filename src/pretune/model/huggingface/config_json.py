@@ -22,9 +22,10 @@ from pretune.model.huggingface.architectures import (
     NANOCHAT,
     QWEN2,
     QWEN3,
+    SMOLLM3,
     Architecture,
 )
-from pretune.model.huggingface.keys import Keys
+from pretune.model.huggingface.keys import REQUIRED, Keys
 from pretune.model.huggingface.rope_keys import read_rope
 
 IGNORED = frozenset({
@@ -55,8 +56,13 @@ class Family(NamedTuple):
     biases: str = "keys"
     """keys (attention_bias, mlp_bias), none, or qkv."""
     windows: str = "none"
-    """none, all (every layer has sliding_window) or layers (use_sliding_window, max_window_layers, layer_types)."""
+    """none, off (there are keys, which must say none), all (every layer has sliding_window) or layers
+    (use_sliding_window, max_window_layers, layer_types)."""
     qk_norm: bool = False
+    grouped: bool = True
+    """Whether num_key_value_heads must be given; else it is num_attention_heads, as in files older than the key."""
+    tied: bool = False
+    """Whether the head is tied to the embedding where tie_word_embeddings is left out."""
     theta: float | None = None
     """Base of the rotary frequencies where neither spelling gives one; None: it must be given."""
 
@@ -64,13 +70,14 @@ class Family(NamedTuple):
 FAMILIES = {
     family.kind.model_type: family
     for family in (
-        Family(LLAMA, theta=10000.0),  # the files of Llama 1 and 2 do not say it
+        Family(LLAMA, grouped=False, theta=10000.0),  # the files of Llama 1 and 2 do not say it
         Family(MISTRAL, biases="none", windows="all"),
         Family(QWEN2, biases="qkv", windows="layers"),
         Family(QWEN3, windows="layers", qk_norm=True),
-        Family(ARCEE, gated=False),
-        Family(APERTUS, gated=False, qk_norm=True),
-        Family(NANOCHAT, gated=False, biases="none", qk_norm=True),
+        Family(SMOLLM3, windows="off", tied=True),
+        Family(ARCEE, grouped=False, gated=False),
+        Family(APERTUS, grouped=False, gated=False, qk_norm=True),
+        Family(NANOCHAT, grouped=False, gated=False, biases="none", qk_norm=True),
     )
 }
 
@@ -137,7 +144,8 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "num_layers": num_layers,
         "dim": dim,
         "num_heads": num_heads,
-        "num_kv_heads": keys.take("num_key_value_heads", int, default=None) or num_heads,
+        "num_kv_heads": keys.take("num_key_value_heads", int, REQUIRED if family.grouped else None, none=True)
+        or num_heads,
         "head_dim": keys.take("head_dim", int, default=128 if family.kind is QWEN3 else None) or dim // num_heads,
         "mlp_dim": keys.take("intermediate_size", int),
         "vocab_size": keys.take("vocab_size", int),
@@ -152,11 +160,12 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "residual_scalars": False,
         "normalize_embedding": bare,
         "bias": _biases(keys, family),
-        "tied_embeddings": keys.take("tie_word_embeddings", bool, default=False),
+        "tied_embeddings": keys.take("tie_word_embeddings", bool, default=family.tied),
         "dropout": 0.0,
         "softcap": keys.take("final_logit_softcapping", float, default=15.0, none=True) if bare else None,
         "init": dict.fromkeys(("std", "embedding_std", "head_std"), std or 0.02) | {"output": "plain"},
-        "rope": read_rope(keys, family.theta),
+        "rope": read_rope(keys, family.theta)
+        | ({"pattern": _rotated_layers(keys, num_layers)} if family.kind is SMOLLM3 else {}),
     }
 
 
@@ -178,13 +187,30 @@ def _biases(keys: Keys, family: Family) -> dict[str, bool]:
     if family.biases == "qkv":
         return {"qkv": True, "attention_output": False, "mlp": False}
     attention = keys.take("attention_bias", bool, default=False)
-    mlp = family.kind in (LLAMA, ARCEE) and keys.take("mlp_bias", bool, default=False)
+    mlp = family.kind in (LLAMA, SMOLLM3, ARCEE) and keys.take("mlp_bias", bool, default=False)
     return {"qkv": attention, "attention_output": attention, "mlp": mlp}
+
+
+def _rotated_layers(keys: Keys, num_layers: int) -> str:
+    """The pattern of layers that are rotated: whatever its name says, a 1 in no_rope_layers means rotated."""
+    every = keys.take("no_rope_layer_interval", int, default=4)
+    rotated = keys.take("no_rope_layers", list, default=None)
+    if rotated is None:
+        rotated = [int(every < 1 or layer % every != 0) for layer in range(1, num_layers + 1)]
+    if len(rotated) < num_layers or any(one not in (0, 1) for one in rotated):
+        raise InputError(f"{keys.path}: no_rope_layers must have a 0 or 1 for each of {num_layers} layers (1: rotated)")
+    return "".join("R" if one else "N" for one in rotated[:num_layers])
 
 
 def _window(keys: Keys, windows: str, num_layers: int) -> dict[str, Any] | None:
     """A window of n is, as in transformers, the token itself and the n - 1 before it."""
     if windows == "none":
+        return None
+    if windows == "off":
+        keys.must_be("use_sliding_window", False, default=False)
+        keys.take("sliding_window", int, default=None)
+        if set(map(str, keys.take("layer_types", list, default=[]))) - {"full_attention"}:
+            raise InputError(f"{keys.path}: layer_types must be full_attention in every layer")
         return None
     size = keys.take("sliding_window", int, default=4096, none=True)
     if windows == "all":

@@ -43,7 +43,7 @@ def read_rope(keys: Keys, default_theta: float | None) -> dict[str, Any]:
         if kind != "default":
             scaling = {"kind": kind, **{key: one.take(key, number) for key, number in _SCALINGS[kind].items()}}
         one.refuse_rest(())
-    return {"theta": thetas.pop() if thetas else default_theta, "fraction": 1.0, "scaling": scaling}
+    return {"theta": thetas.pop() if thetas else default_theta, "fraction": 1.0, "scaling": scaling, "pattern": "R"}
 
 
 def _shape(keys: Keys) -> dict[str, Any]:
