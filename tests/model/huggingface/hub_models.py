@@ -52,6 +52,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
     "smollm3 by interval": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True}),
+    "phi3": ("Phi3", {"sliding_window": 6, "vocab_size": 128}),
     "arcee": ("Arcee", {"mlp_bias": True}),
     "apertus": ("Apertus", {"hidden_act": "relu2"}),
     "nanochat": ("NanoChat", {"final_logit_softcapping": 4.0}),

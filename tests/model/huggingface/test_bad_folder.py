@@ -77,6 +77,11 @@ def refused(folder: Path) -> str:
         ("llama", {"num_hidden_layers": 2}, "has no place for, such as 'model.layers.2."),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must have a 0 or 1 for each of 3 layers"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window = true cannot be computed"),
+        (
+            "phi3",
+            {"rope_parameters": {"type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}},
+            "the rope_type longrope is not known",
+        ),
         ("mistral 0.3", {"num_key_value_heads": 4}, "'model.layers.0.self_attn.k_proj.weight' has shape [32, 32]"),
         ("qwen2", {"tie_word_embeddings": False}, "no weight 'lm_head.weight'"),
     ],

@@ -20,6 +20,7 @@ from pretune.model.huggingface.architectures import (
     LLAMA,
     MISTRAL,
     NANOCHAT,
+    PHI3,
     QWEN2,
     QWEN3,
     SMOLLM3,
@@ -31,7 +32,8 @@ from pretune.model.huggingface.rope_keys import read_rope
 IGNORED = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "auto_map", "dtype", "torch_dtype", "use_cache",
     "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id", "sep_token_id",
-    "cls_token_id", "decoder_start_token_id", "attention_dropout", "pretraining_tp", "is_llama_config",
+    "cls_token_id", "decoder_start_token_id", "attention_dropout", "resid_pdrop", "embd_pdrop",
+    "pretraining_tp", "is_llama_config",
     "transformers.js_config", "id2label", "label2id", "problem_type", "task_specific_params",
     "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
     "chunk_size_feed_forward", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p",
@@ -75,6 +77,7 @@ FAMILIES = {
         Family(QWEN2, biases="qkv", windows="layers"),
         Family(QWEN3, windows="layers", qk_norm=True),
         Family(SMOLLM3, windows="off", tied=True),
+        Family(PHI3, biases="none", windows="all", grouped=False),
         Family(ARCEE, grouped=False, gated=False),
         Family(APERTUS, grouped=False, gated=False, qk_norm=True),
         Family(NANOCHAT, grouped=False, gated=False, biases="none", qk_norm=True),
@@ -101,6 +104,8 @@ def read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
     keys.must_be("model_type", name)
     _check_class(keys, family.kind)
     section = _section(keys, family)
+    if family.kind is PHI3 and section["rope"]["scaling"] is None:
+        keys.take("original_max_position_embeddings", int, default=None)  # counts only where positions are stretched
     for key, value in _NEUTRAL.items():
         keys.must_be(key, value, default=value)
     keys.refuse_rest(IGNORED)
@@ -155,7 +160,7 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "norm": {"kind": "rmsnorm", "learned": not bare, "eps": keys.take("rms_norm_eps", float)},
         "qk_norm": family.qk_norm,
         "attention_scale": 1.0,
-        "window": _window(keys, family.windows, num_layers),
+        "window": _window(keys, family, num_layers),
         "value_embeddings": False,
         "residual_scalars": False,
         "normalize_embedding": bare,
@@ -202,8 +207,9 @@ def _rotated_layers(keys: Keys, num_layers: int) -> str:
     return "".join("R" if one else "N" for one in rotated[:num_layers])
 
 
-def _window(keys: Keys, windows: str, num_layers: int) -> dict[str, Any] | None:
+def _window(keys: Keys, family: Family, num_layers: int) -> dict[str, Any] | None:
     """A window of n is, as in transformers, the token itself and the n - 1 before it."""
+    windows = family.windows
     if windows == "none":
         return None
     if windows == "off":
@@ -212,7 +218,7 @@ def _window(keys: Keys, windows: str, num_layers: int) -> dict[str, Any] | None:
         if set(map(str, keys.take("layer_types", list, default=[]))) - {"full_attention"}:
             raise InputError(f"{keys.path}: layer_types must be full_attention in every layer")
         return None
-    size = keys.take("sliding_window", int, default=4096, none=True)
+    size = keys.take("sliding_window", int, default=None if family.kind is PHI3 else 4096, none=True)
     if windows == "all":
         return None if size is None else {"size": size, "pattern": "S", "full_last_layer": False}
     used = keys.take("use_sliding_window", bool, default=False) and size is not None

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.architectures import APERTUS, NANOCHAT, Architecture, architecture
+from pretune.model.huggingface.architectures import APERTUS, NANOCHAT, PHI3, Architecture, architecture
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -127,6 +127,8 @@ def _block_names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str,
         yield "attention.key_norm.weight", [Part("self_attn.k_norm.weight", (config.head_dim,))]
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
+    if kind is PHI3:  # its matrices are stacked as ours are
+        qkv = [("self_attn.qkv_proj", queries + 2 * keys)]
     for ours, parts in _linear("attention.qkv", qkv, config.dim, config.bias.qkv):
         if kind is NANOCHAT:
             parts = [*(part._replace(swapped=config.head_dim) for part in parts[:2]), parts[2]]
@@ -134,7 +136,8 @@ def _block_names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str,
     yield from _linear("attention.output", [("self_attn.o_proj", config.dim)], queries, config.bias.attention_output)
     gate, up = ("mlp.gate_proj", config.mlp_dim), ("mlp.up_proj", config.mlp_dim)
     if config.activation in GATED:
-        yield from _linear("mlp.gate_up", [gate, up], config.dim, config.bias.mlp)
+        gate_up = [("mlp.gate_up_proj", 2 * config.mlp_dim)] if kind is PHI3 else [gate, up]
+        yield from _linear("mlp.gate_up", gate_up, config.dim, config.bias.mlp)
     else:
         yield from _linear("mlp.up", [up], config.dim, config.bias.mlp)
     yield from _linear("mlp.down", [("mlp.down_proj", config.dim)], config.mlp_dim, config.bias.mlp)
