@@ -37,7 +37,7 @@ SWITCHES: dict[str, tuple[str, ...]] = {
     "residual scalars": ("model.residual_scalars=true",),
     "all three": ("model.value_embeddings=true", "model.residual_scalars=true", "model.attention_scale=1.44"),
     "softcap 15": ("model.softcap=15",),
-    "windows of 64, every other layer": ("model.window={size: 64, pattern: SL}",),
+    "windows of 64, every other layer": ("model.window={size: 64, pattern: SL, full_last_layer: true}",),
     "4 layers, not 3": ("model.num_layers=4",),
     "6 layers": ("model.num_layers=6",),
     "4 heads of 64, not 2 of 128": ("model.num_heads=4", "model.num_kv_heads=4", "model.head_dim=64"),
