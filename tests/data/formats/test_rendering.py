@@ -30,6 +30,20 @@ def test_a_template_that_does_not_end_is_stopped(text: str) -> None:
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
 
 
+def test_an_error_in_handling_the_end_of_the_time_is_the_end_of_the_time() -> None:
+    def fails() -> None:
+        try:
+            while True:
+                pass
+        except TimeoutError as error:
+            raise TypeError("no line number") from error
+
+    with pytest.raises(TimeoutError, match=r"takes longer than 0\.05 s"), time_limit(0.05):
+        fails()
+    with pytest.raises(TypeError, match="no number"), time_limit(60):
+        raise TypeError("no number")
+
+
 @pytest.mark.parametrize("size", [CHARACTERS + 1, 2**62], ids=["long", "endless"])
 def test_a_template_that_writes_too_much_is_refused(size: int) -> None:
     with pytest.raises(
