@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from preference_data import write_preferences
+from preference_data import preference_data, write_preferences
 from recorded import rows, series
 
 from pretune.core.config import ConfigError, InputError, UserError, validate
@@ -264,14 +264,7 @@ def test_pairs_go_on_with_smaller_chunks(tiny: Compose, composed: Compose, power
         "batch.tokens=512",
         "model.max_sequence_length=256",
     )
-    mapping["data"] |= {
-        "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
-        "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
-        "format": composed("smoke", "data=ultrafeedback")["data"]["format"],
-        "tokenizer": {"kind": "inherited"},
-        "sequence_length": 256,
-        "packing": {"mode": "pairs", "too_long": "cut", "isolate": True},
-    }
+    mapping["data"] |= preference_data(file, composed, "cut")
     mapping["batch"]["micro_batch"] = 2
     power_cut(mapping, 3)
     assert run(of(tmp_path / "runs" / "dpo", "stage.objective.chunk_tokens=32", "batch.micro_batch=1")) == 0

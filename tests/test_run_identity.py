@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damaged import flip
 from recorded import losses, rows, series, weights
 
 from pretune.core.config import ConfigError, UserError
@@ -160,24 +161,16 @@ def test_the_adapter_to_start_from_is_read_with_its_hash(tiny: Compose, runs: Pa
     assert run(tiny(*BASE)) == 0
     assert run(tiny("name=lora", *LORA, "stage.init_from=base")) == 0
     path = runs / "lora" / "checkpoints" / "step_00000006" / "adapter_model.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 4
-    path.write_bytes(content)
+    flip(path, -2)
     refused(
         tiny("name=on", *LORA, "stage.init_from=base", "adapter.init_from=lora"), "adapter_model.safetensors is dam"
     )
     refused(of(runs / "lora", "task=evaluate"), "adapter_model.safetensors is damaged")
 
 
-def _bit(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
 TOKENIZER_DAMAGE: dict[str, Callable[[Path], object]] = {
-    "tokenizer.json": lambda folder: _bit(folder / "tokenizer.json"),
-    "tokenizer_config.json": lambda folder: _bit(folder / "tokenizer_config.json"),
+    "tokenizer.json": lambda folder: flip(folder / "tokenizer.json"),
+    "tokenizer_config.json": lambda folder: flip(folder / "tokenizer_config.json"),
     "another eos": lambda folder: (folder / "tokenizer_config.json").write_text('{"eos_token": "a"}'),
     "empty": lambda folder: (folder / "tokenizer_config.json").write_text(""),
     "a template": lambda folder: (folder / "chat_template.jinja").write_text("{{ messages }}"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from damaged import cut, flip
 from recorded import losses, weights
 from test_store import saved
 
@@ -19,16 +20,6 @@ from pretune.dispatch import run
 from pretune.tasks.train.loop import Instruments
 
 Compose = Callable[..., dict[str, Any]]
-
-
-def cut(file: Path) -> None:
-    file.write_bytes(file.read_bytes()[:-1])
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 4
-    file.write_bytes(content)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

@@ -10,11 +10,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from damaged import cut, flip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optimizer_sections import EVERY_OPTIMIZER, NAMES, adamw, lion, muon
@@ -200,7 +202,7 @@ def test_which_one_is_used(tmp_path: Path):
 
 def test_a_damaged_checkpoint_is_not_passed_over_in_silence_but_does_not_hinder_saving(tmp_path: Path):
     saved(tmp_path, 1, loss=0.1)
-    truncate(tmp_path / "step_00000001" / "state.json")
+    cut(tmp_path / "step_00000001" / "state.json", 3)
     saved(tmp_path, 2, loss=0.2, keep=2)
     with pytest.raises(InputError, match=r"step_00000001/state.json is damaged"):
         checkpoint.pick(tmp_path, "best")
@@ -263,22 +265,14 @@ def test_a_replacement_that_fails_at_the_last_moment_leaves_the_old_one(
 # --- bad input
 
 
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-3])
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-2] ^= 1
-    path.write_bytes(content)
-
-
 def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", [truncate, flip, empty, Path.unlink])
+@pytest.mark.parametrize(
+    "damage", [partial(cut, count=3), partial(flip, at=-2), empty, Path.unlink], ids=["cut", "flip", "empty", "gone"]
+)
 def test_damage_is_named_and_loads_nothing(name: str, damage: Callable[[Path], None], tmp_path: Path):
     path = saved(tmp_path)
     damage(path / name)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from preference_data import preferences, write_preferences
+from preference_data import preference_data, preferences, write_preferences
 from recorded import rows, series
 from safetensors.torch import load_file
 
@@ -40,14 +40,7 @@ def dpo(tiny: Compose, composed: Compose, tmp_path: Path) -> Compose:
             "precision.compile=false", "batch.tokens=1024", "batch.micro_batch=4", "log_every=1",
             "evaluation.every=3", "checkpoint.every=2", "optimizer.lr=1e-2", "schedule=constant", *overrides,
         )  # fmt: skip
-        mapping["data"] |= {
-            "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
-            "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
-            "format": composed("smoke", "data=ultrafeedback")["data"]["format"],
-            "tokenizer": {"kind": "inherited"},
-            "sequence_length": 256,
-            "packing": {"mode": "pairs", "too_long": "drop", "isolate": True},
-        }
+        mapping["data"] |= preference_data(file, composed, "drop")
         return mapping
 
     return compose
