@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
-from pretune.checkpoint.store import STATE, WEIGHTS, state_of
+from pretune.checkpoint.store import STATE, WEIGHTS, checkpoints, state_of
 from pretune.checkpoint.tensors import DAMAGED
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fingerprint, read_sealed
@@ -27,7 +27,7 @@ def identity(path: Path) -> str:
 
 def with_identity(folder: Path, wanted: str) -> Path | None:
     """The checkpoint in `folder` that holds these weights, or None."""
-    for path in _newest_first(folder):
+    for path in checkpoints(folder):
         with contextlib.suppress(InputError):  # a damaged one is not it
             if identity(path) == wanted:
                 return path
@@ -36,11 +36,7 @@ def with_identity(folder: Path, wanted: str) -> Path | None:
 
 def newest_state(folder: Path) -> dict[str, Any] | None:
     """The state of the newest checkpoint in `folder` whose state can be read, or None."""
-    for path in _newest_first(folder):
+    for path in checkpoints(folder):
         with contextlib.suppress(InputError):
             return state_of(path)
     return None
-
-
-def _newest_first(folder: Path) -> list[Path]:
-    return sorted((file.parent for file in folder.glob(f"step_*/{STATE}")), reverse=True)

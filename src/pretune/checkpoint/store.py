@@ -107,7 +107,7 @@ def save(
 
 def newest(folder: Path) -> Path | None:
     """The complete checkpoint with the highest step in `folder`, or None."""
-    return next(iter(_checkpoints(folder)), None)
+    return next(iter(checkpoints(folder)), None)
 
 
 def pick(folder: Path, use: str | int) -> Path | None:
@@ -115,7 +115,7 @@ def pick(folder: Path, use: str | int) -> Path | None:
 
     Raises InputError if the requested step does not exist, or if a checkpoint that might be the best is damaged.
     """
-    there = _checkpoints(folder)
+    there = checkpoints(folder)
     if isinstance(use, int):
         found = next((path for path in there if step_of(path) == use), None)
         if found is None and there:
@@ -256,7 +256,7 @@ def step_folders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=step_of, reverse=True)
 
 
-def _checkpoints(folder: Path) -> list[Path]:
+def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
     return [path for path in step_folders(folder) if (path / STATE).is_file()]
 
@@ -269,7 +269,7 @@ def _lowest(losses: Mapping[Path, float | None]) -> Path | None:
 
 def _tidy(folder: Path, written: Path, keep: int | None) -> None:
     """Delete checkpoints beyond `keep`, and leftovers of killed saves. Errors in deleting are ignored."""
-    there, losses = _checkpoints(folder), {}
+    there, losses = checkpoints(folder), {}
     for path in there:
         with contextlib.suppress(InputError):  # a damaged checkpoint cannot be the best
             losses[path] = _read_state(path).get("loss")

@@ -57,7 +57,8 @@ class SegmentEncoder:
         if len(segment.text) <= self._piece_characters:
             return [segment]
         backend = self._with_special_tokens if segment.special else self._plain
-        backend = backend if self._prefix is None else without_prefix(backend)
+        if self._prefix is not None:
+            backend = without_prefix(backend) if segment.special else self._unprefixed
 
         def encode(texts: list[str]) -> list[list[int]]:
             return [one.ids for one in backend.encode_batch_fast(texts, add_special_tokens=False)]

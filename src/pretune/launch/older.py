@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from pretune.core.config import ConfigError, missing_keys
 from pretune.core.terminal import warn
@@ -49,15 +50,23 @@ def completed(mapping: Mapping[str, Any], file: Path) -> dict[str, Any]:
 def _shipped(key: str, mapping: Mapping[str, Any]) -> Iterator[Any]:
     """The values, each once, that `key` has in the options of its group that are of the same kind as in `mapping`."""
     words = key.split(".")
-    group = next((words[:n] for n in range(len(words) - 1, 0, -1) if is_group("/".join(words[:n]))), None)
+    group = next((words[:n] for n in range(len(words) - 1, 0, -1) if is_group("/".join(words[:n]))), [])
+    kind = f"{'.'.join(group)}.kind"
+    ours = OmegaConf.select(OmegaConf.create(dict(mapping)), kind) if group else None
+    overrides = [f"{'/'.join(group)}={option}" for option in options("/".join(group))] if group else [""]
     seen = set()
-    for override in [""] if group is None else [f"{'/'.join(group)}={option}" for option in options("/".join(group))]:
-        with composed(CONFIGS / "base.yaml", [override] if override else []) as config:
-            ours = OmegaConf.select(OmegaConf.create(dict(mapping)), f"{'.'.join(group or ())}.kind")
-            theirs = OmegaConf.select(config, f"{'.'.join(group or ())}.kind")
-            value = OmegaConf.select(config, key, default="???")
-            value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
-        if (group is not None and ours != theirs) or value == "???" or json.dumps(value) in seen:
+    for config in map(_composed, overrides):
+        value = OmegaConf.select(config, key, default="???")
+        value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+        if (group and ours != OmegaConf.select(config, kind)) or value == "???" or json.dumps(value) in seen:
             continue
         seen.add(json.dumps(value))
         yield value
+
+
+@functools.cache
+def _composed(override: str) -> DictConfig:
+    """What ships with Pretune, with one option chosen ("": none). Kept, because Hydra takes its time and an old
+    configuration lacks many keys of one group."""
+    with composed(CONFIGS / "base.yaml", [override] if override else []) as config:
+        return config

@@ -56,7 +56,7 @@ class Counting:
         self._tokenizer, self.encoded = tokenizer, 0
 
     def encode_segments(self, segments: Sequence[Segment]) -> list[list[int]]:
-        self.encoded += 1
+        self.encoded += len(segments)
         return self._tokenizer.encode_segments(segments)
 
     def __getattr__(self, name: str) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretune.core.config import InputError, nearest
 from pretune.data.formats.config import ChatFormat, Names
-from pretune.data.formats.fields import as_text, is_missing, no_field, parsed
+from pretune.data.formats.fields import as_text, is_missing, no_field, parsed, present
 from pretune.data.formats.messages import Message, Turn, either, read_turns, unread_keys
 from pretune.data.formats.segments import Absent, Place, Unusable
 from pretune.data.formats.tools import Record, read_tools
@@ -65,12 +65,12 @@ def read_conversation(config: ChatFormat, row: Row, place: Place, completed: boo
     Unusable for a row without a conversation (Absent if it has none of the columns), InputError for one that cannot be
     read.
     """
-    column = _present(row, config.columns)
+    column = present(row, config.columns)
     if column is not None:
         turns = read_turns(config, row[column], column, place)
-    elif (prompt := _present(row, config.prompt_columns)) is not None:
+    elif (prompt := present(row, config.prompt_columns)) is not None:
         turns = [Turn(turn.message, False) for turn in _prompt(config, row, prompt, place)]
-        completion = _present(row, config.completion_columns)
+        completion = present(row, config.completion_columns)
         if completion is not None:
             turns += _turns(config, row[completion], completion, "assistant", place)
         elif completed:
@@ -83,12 +83,12 @@ def read_conversation(config: ChatFormat, row: Row, place: Place, completed: boo
 
 def with_columns(config: ChatFormat, turns: list[Turn], row: Row, place: Place) -> Conversation:
     """The turns with what the row's columns put before them (system message, history) and beside them."""
-    history = _present(row, config.history_columns)
+    history = present(row, config.history_columns)
     if history is not None:
         earlier = _history(config, row[history], history, place)
         leading = next((at for at, turn in enumerate(turns) if turn.message["role"] != "system"), len(turns))
         turns = turns[:leading] + earlier + turns[leading:]
-    system = _present(row, config.system_columns)
+    system = present(row, config.system_columns)
     text = "" if system is None else as_text(row[system], f"field '{system}'", place)
     if text.strip():
         first = turns[0].message if turns else None
@@ -96,7 +96,7 @@ def with_columns(config: ChatFormat, turns: list[Turn], row: Row, place: Place) 
             turns = [Turn({"role": "system", "content": text}, None), *turns]
         elif first["content"].strip() != text.strip():
             raise Unusable(f"its {system} column differs from its system message")
-    tools, variables = _present(row, config.tools_columns), _present(row, config.variables_columns)
+    tools, variables = present(row, config.tools_columns), present(row, config.variables_columns)
     return Conversation(
         turns,
         [] if tools is None or row[tools] == "" else read_tools(row[tools], tools, place),
@@ -112,7 +112,7 @@ def columns_beside(config: ChatFormat) -> frozenset[str]:
 
 def unread(config: ChatFormat, row: Row) -> set[str]:
     """The columns of a row that nothing reads, and keys of messages, as COLUMN[].KEY."""
-    column = _present(row, config.columns)
+    column = present(row, config.columns)
     prompts = () if column else (*config.prompt_columns, *config.input_columns, *config.completion_columns)
     found = {name for name in row.keys() - {column, *prompts} - columns_beside(config) if not is_missing(row[name])}
     return found | ({f"{column}[].{key}" for key in unread_keys(config, row[column])} if column else set())
@@ -120,7 +120,7 @@ def unread(config: ChatFormat, row: Row) -> set[str]:
 
 def _prompt(config: ChatFormat, row: Row, column: str, place: Place) -> list[Turn]:
     turns = _turns(config, row[column], column, "user", place)
-    more = _present(row, config.input_columns)
+    more = present(row, config.input_columns)
     if more is None or not isinstance(row[column], str):
         return turns
     text = as_text(row[more], f"field '{more}'", place)
@@ -151,11 +151,6 @@ def _variables(value: Any, column: str, place: Place) -> dict[str, Any]:
     if not isinstance(found, Mapping):
         raise InputError(f"{place}: field '{column}' is not a record of variables but {type(found).__name__}")
     return {name: one for name, one in found.items() if one is not None}
-
-
-def _present(row: Row, names: Names) -> str | None:
-    """The first of these columns that has something in it."""
-    return next((name for name in names if not is_missing(row.get(name))), None)
 
 
 def _none(row: Row, what: str, columns: Names, explain: Callable[[], str]) -> Unusable:

@@ -6,7 +6,7 @@ import datetime
 import decimal
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pretune.core.config import InputError, nearest
@@ -34,6 +34,11 @@ def optional(row: Row, name: str, place: Place) -> str:
     """A field that a row may lack, as text; empty if it is missing. Raises InputError if it is not text."""
     value = row.get(name)
     return "" if is_missing(value) else as_text(value, f"field '{name}'", place)
+
+
+def present(row: Row, names: Iterable[str]) -> str | None:
+    """The first of these columns that has something in it, or None."""
+    return next((name for name in names if not is_missing(row.get(name))), None)
 
 
 def is_missing(value: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 
 from pretune.data.formats.config import PreferenceFormat
 from pretune.data.formats.conversations import is_empty, is_scored
-from pretune.data.formats.fields import as_text, is_missing, no_field
+from pretune.data.formats.fields import as_text, is_missing, no_field, present
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.messages import Message, Turn, read_turns, unread_keys
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
@@ -35,7 +35,7 @@ class Preferences(Formatter):
         return self._template.render_prompt(messages)
 
     def unread(self, row: Row) -> set[str]:
-        read = {_prompt_column(self._config, row), "chosen", "rejected", *self._template.columns_beside}
+        read = {present(row, self._config.prompt_columns), "chosen", "rejected", *self._template.columns_beside}
         columns = {name for name in row.keys() - read if not is_missing(row[name])}
         keys = {f"{name}[].{key}" for name in ("chosen", "rejected") for key in unread_keys(self._config, row[name])}
         return columns | keys
@@ -48,7 +48,7 @@ def sides(config: PreferenceFormat, row: Row, place: Place) -> tuple[list[Turn],
     is missing or empty, for equal sides, and for sides that differ in more than the last answer; InputError for a row
     that is not a preference.
     """
-    column = _prompt_column(config, row)
+    column = present(row, config.prompt_columns)
     prompt = [] if column is None else _turns(config, row, column, "user", place)
     chosen, rejected = (_turns(config, row, name, "assistant", place) for name in ("chosen", "rejected"))
     if column is None and any(turns[0].message["role"] == "assistant" for turns in (chosen, rejected) if turns):
@@ -70,10 +70,6 @@ def sides(config: PreferenceFormat, row: Row, place: Place) -> tuple[list[Turn],
         raise Unusable("one of its answers is not to be scored")
     first, second = (prompt + answer for answer in answers)
     return first, second
-
-
-def _prompt_column(config: PreferenceFormat, row: Row) -> str | None:
-    return next((name for name in config.prompt_columns if not is_missing(row.get(name))), None)
 
 
 def _refuse_without_prompt(config: PreferenceFormat, row: Row, place: Place) -> None:

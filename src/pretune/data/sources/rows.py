@@ -219,11 +219,15 @@ class Split:
 
     def _for_few_rows(self, source: SourceConfig) -> Split:
         """This split, or one with the first seed after its own that leaves rows on both sides, if there is one."""
-        first = [self._key(number, row) for number, row in enumerate(islice(rows(source), _FEW_ROWS + 1))]
-        if len(first) > _FEW_ROWS:
-            return self
-        for seed in range(self.seed, self.seed + 1_000):
-            if len({held_out(seed, self.fraction, key) for key in first}) == 2:
+        keys: list[int] = []
+        sides: set[bool] = set()
+        for number, row in enumerate(islice(rows(source), _FEW_ROWS + 1)):
+            keys.append(self._key(number, row))
+            sides.add(held_out(self.seed, self.fraction, keys[-1]))
+            if len(sides) == 2 or len(keys) > _FEW_ROWS:
+                return self
+        for seed in range(self.seed + 1, self.seed + 1_000):
+            if len({held_out(seed, self.fraction, key) for key in keys}) == 2:
                 return replace(self, seed=seed)
         return self
 

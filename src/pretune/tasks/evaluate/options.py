@@ -63,7 +63,7 @@ def tokenized(problems: Iterable[Problem], tokenizer: Tokenizer, max_length: int
     rows: list[Continuation] = []
     skipped = 0
     for problem in problems:
-        options = [_continuation(problem, option, tokenizer) for option in problem.options]
+        options = _continuations(problem, tokenizer)
         if max(option.length for option in options) > max_length:
             skipped += 1
             continue
@@ -72,11 +72,16 @@ def tokenized(problems: Iterable[Problem], tokenizer: Tokenizer, max_length: int
     return Choices(choices, rows, skipped)
 
 
-def _continuation(problem: Problem, option: str, tokenizer: Tokenizer) -> Continuation:
-    """One option, tokenized as its document is in training."""
-    texts = [problem.prompt, option, *([problem.closing] if problem.closing is not None else [])]
-    prompt, ids, *end = tokenizer.encode_segments([Segment(text, True) for text in texts])
-    return Continuation(prompt, ids, end[0] if end else [tokenizer.eos_id], len(option.strip()))
+def _continuations(problem: Problem, tokenizer: Tokenizer) -> list[Continuation]:
+    """The options, each tokenized as its document is in training: a segment after the prompt depends on no other."""
+    count = len(problem.options)
+    texts = [problem.prompt, *problem.options, *([problem.closing] if problem.closing is not None else [])]
+    prompt, *rest = tokenizer.encode_segments([Segment(text, True) for text in texts])
+    end = rest[count] if len(rest) > count else [tokenizer.eos_id]
+    return [
+        Continuation(prompt, ids, end, len(option.strip()))
+        for ids, option in zip(rest[:count], problem.options, strict=True)
+    ]
 
 
 def batches(rows: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
