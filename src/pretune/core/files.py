@@ -67,6 +67,13 @@ def is_stream(path: Path) -> bool:
     return is_open or not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The lines of a file with their ends, but for one that a crash cut short; none if there is no file."""
+    if not path.is_file():
+        return []
+    return [line + b"\n" for line in path.read_bytes().split(b"\n")[:-1]]
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomic(path, json.dumps(value, indent=2) + "\n")

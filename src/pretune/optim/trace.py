@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pretune.core.config import InputError
-from pretune.core.files import write_atomic
+from pretune.core.files import whole_lines, write_atomic
 from pretune.optim.budget import Step
 
 _CHECKSUM = "progress_crc32"
@@ -26,20 +26,15 @@ class Trace:
 
     def recorded(self) -> dict[str, int]:
         """The CRC-32 of the file, by its name."""
-        return {_CHECKSUM: zlib.crc32(b"".join(self._lines()))}
+        return {_CHECKSUM: zlib.crc32(b"".join(whole_lines(self._path)))}
 
     def rewind(self, num_steps: int, recorded: Mapping[str, int] | None = None) -> bool:
         """Keep the first `num_steps` lines, atomically; lines lost in a crash are marked as lost. Returns whether these
         lines are what was `recorded` after so many steps."""
-        lines = self._lines()[:num_steps]
+        lines = whole_lines(self._path)[:num_steps]
         lost = [f"{_line(Step(math.nan, 0))}\n".encode()] * (num_steps - len(lines))
         write_atomic(self._path, b"".join([*lines, *lost]))
         return (recorded or {}).get(_CHECKSUM) in (None, zlib.crc32(b"".join(lines)))
-
-    def _lines(self) -> list[bytes]:
-        if not self._path.is_file():
-            return []
-        return [line + b"\n" for line in self._path.read_bytes().split(b"\n")[:-1]]
 
     def append(self, step: Step) -> None:
         """Add a step that has been taken."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core.config import InputError
-from pretune.core.files import write_atomic
+from pretune.core.files import whole_lines, write_atomic
 
 
 class JsonLines:
@@ -33,13 +33,13 @@ class JsonLines:
 
     def recorded(self) -> dict[str, int]:
         """The number of rows and the CRC-32 of their bytes, by the name of the file."""
-        lines = self._lines()
+        lines = whole_lines(self.path)
         return {self.path.stem: len(lines), f"{self.path.stem}_crc32": zlib.crc32(b"".join(lines))}
 
     def holds(self, recorded: Mapping[str, int]) -> bool:
         """Whether the file begins with what was `recorded`: an earlier answer of that method, perhaps among others."""
         count, known = recorded.get(self.path.stem), recorded.get(f"{self.path.stem}_crc32")
-        return known is None or known == zlib.crc32(b"".join(self._lines()[:count]))
+        return known is None or known == zlib.crc32(b"".join(whole_lines(self.path)[:count]))
 
     def rewind(self, step: int, recorded: Mapping[str, int] | None = None) -> bool:
         """Drop the rows after `step`, those after what was `recorded`, and a last line that a crash cut short. Returns
@@ -54,12 +54,6 @@ class JsonLines:
             text = "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in kept)
             write_atomic(self.path, text)
         return whole
-
-    def _lines(self) -> list[bytes]:
-        """Whole lines, with their ends."""
-        if not self.path.is_file():
-            return []
-        return [line + b"\n" for line in self.path.read_bytes().split(b"\n")[:-1]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

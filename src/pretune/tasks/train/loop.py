@@ -113,7 +113,7 @@ class Run:
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget is spent (True) or a signal arrives (False), all saved; Diverged saves nothing."""
+    """Train until the budget is spent (True) or a signal arrives (False), and save. Raises Diverged without saving."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state, say = checkpoint.random_state(model), run.tracker.message
     try:
