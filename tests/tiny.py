@@ -39,6 +39,39 @@ _TINY: dict[str, Any] = {
 }
 
 
+_ORIGINAL = {"original_max_position_embeddings": 16}
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"kind": "linear", "factor": 2.0},
+    "ntk": {"kind": "ntk", "factor": 3.0},
+    "dynamic": {"kind": "dynamic", "factor": 4.0, **_ORIGINAL},
+    "yarn": {
+        "kind": "yarn",
+        "factor": 2.0,
+        "attention_factor": None,
+        "beta_fast": 2.0,
+        "beta_slow": 0.1,
+        "mscale": None,
+        "mscale_all_dim": None,
+        "truncate": False,
+        **_ORIGINAL,
+    },
+    "longrope": {
+        "kind": "longrope",
+        "short_factor": [1.0, 1.2, 1.5, 2.0],
+        "long_factor": [1.5, 2.0, 4.0, 9.0],
+        "attention_factor": 1.3,
+        **_ORIGINAL,
+    },
+    "llama3": {"kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_ORIGINAL},
+}
+"""Each rule of model.rope.scaling, for heads 8 wide and texts that are longer than 16 tokens."""
+
+
+def stretched(rule: str) -> dict[str, Any]:
+    """The section model.rope with that rule."""
+    return {"theta": 100.0, "fraction": 1.0, "scaling": SCALINGS[rule], "pattern": "R"}
+
+
 def transformers_shape(config: ModelConfig) -> dict[str, Any]:
     """The values of `config` under the names that transformers' Llama and similar models use."""
     return {

@@ -8,9 +8,10 @@ from tiny import tiny_config, tiny_model
 from transformers.activations import ACT2FN
 
 from pretune.core.config import validate
-from pretune.model.config import NormConfig, RopeConfig
+from pretune.model.config import NormConfig
 from pretune.model.layers import MLP, Norm, activate
 from pretune.model.rope import Rope, rotate
+from pretune.model.rope_config import RopeConfig
 
 THEIR_NAMES = {
     "swiglu": "silu",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import stretched, tiny_model
 from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
@@ -122,6 +122,12 @@ def test_what_xnnpack_lacks_is_named(tmp_path: Path) -> None:
     convert(model, ROUNDED.model_copy(update={"group_size": 16}))
     with pytest.raises(ConfigError, match=r"layers\.0\.attention\.qkv has groups of 16"):
         lowered(model, tmp_path / "model.pte")
+
+
+@pytest.mark.parametrize("rule", ["dynamic", "longrope"])
+def test_positions_that_follow_the_length_are_named(rule: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.rope\.scaling\.kind = {rule} needs"):
+        lowered(tiny_model(rope=stretched(rule)).eval(), tmp_path / "model.pte")
 
 
 @pytest.mark.parametrize("content", [b"", b"not a program"])

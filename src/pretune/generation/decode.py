@@ -23,6 +23,10 @@ from pretune.generation.sampling import History, choose, penalized
 class Cache(Protocol):
     """Interface of a model's key-value cache."""
 
+    def to_read(self, tokens: Tensor) -> Tensor:
+        """What to read in order to continue with tokens [B, T]: these, or the whole text anew, [B, all and T]."""
+        ...
+
     def advance(self, num_new: int, whole: bool = False) -> None:
         """Announce that the next forward pass reads `num_new` tokens; `whole`: attend over memory of constant shape."""
         ...
@@ -110,22 +114,27 @@ class Decoder:
         if self.compiled_rows is not None:
             capacity = -(-capacity // _COLUMNS) * _COLUMNS
         cache = self.model.new_cache(starts, capacity)
-        cache.advance(longest)
-        # Not compiled, because prompts rarely have the same shape twice.
-        with inference(self.model):
-            tokens = torch.tensor(rows, dtype=torch.int64, device=self.device)
-            return self._logits(self.model, tokens, cache), cache
+        tokens = cache.to_read(torch.tensor(rows, dtype=torch.int64, device=self.device))
+        return self._read(tokens, cache), cache
 
     def next(self, tokens: Tensor, cache: Cache) -> Tensor:
         """Logits [B, V] after appending one token to each row, tokens [B]."""
+        tokens = cache.to_read(tokens[:, None].to(self.device))
+        if tokens.shape[1] > 1:
+            return self._read(tokens, cache)
         compiled = self._compiled if len(tokens) == self.compiled_rows else None
         cache.advance(1, whole=compiled is not None)
-        tokens = tokens[:, None].to(self.device)
         if compiled is not None:
             with inference(self.model):
                 return compiled(tokens, cache)
         with inference(self._stepping):
             return self._logits(self._stepping, tokens, cache)
+
+    def _read(self, tokens: Tensor, cache: Cache) -> Tensor:
+        """Logits [B, V] after tokens [B, T]. Not compiled, because prompts rarely have the same shape twice."""
+        cache.advance(tokens.shape[1])
+        with inference(self.model):
+            return self._logits(self.model, tokens, cache)
 
     @cached_property
     def _stepping(self) -> LanguageModel:

@@ -17,6 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from pretune.model.config import ModelConfig
 from pretune.model.layers import Norm
 from pretune.model.rope import rotate
+from pretune.model.rope_config import LongropeScaling
 
 
 class Cache(Protocol):
@@ -53,6 +54,29 @@ class KVCache:
         self._columns = torch.zeros(0, dtype=torch.int64, device=starts.device)
         self._visible, self._length = capacity, 0
         self.starts, self.capacity = starts, capacity
+        scaling = config.rope.scaling
+        self._original: int | None = None
+        if isinstance(scaling, LongropeScaling):
+            self._original = scaling.original_max_position_embeddings
+            self._tokens = torch.zeros(len(starts), capacity, dtype=torch.int64, device=starts.device)
+
+    def to_read(self, tokens: Tensor) -> Tensor:
+        """What to read, and `advance` by, in order to continue with tokens [B, T]: these alone; or all tokens so far
+        and these, if a text now grows beyond the length up to which longrope has the short factors.
+
+        Every key in the cache has the rotation of the short factors then, and values above the first layer follow from
+        it. So the cache is emptied, and all is read with the rotation that holds now, as transformers' Phi-3 does; but
+        by each row's own length, so that a text does not depend on others in the batch.
+        """
+        if self._original is None:
+            return tokens
+        end = self._length + tokens.shape[1]
+        self._tokens[:, self._length : end] = tokens
+        before, after = self._length - self.starts, end - self.starts
+        if self._length == 0 or not ((before <= self._original) & (after > self._original)).any():
+            return tokens
+        self._length = 0
+        return self._tokens[:, :end]
 
     def advance(self, num_new: int, whole: bool = False) -> None:
         """Announce that the next forward pass fills `num_new` columns. It attends over the `whole` memory, or only over
@@ -88,6 +112,8 @@ class KVCache:
         """Keep only these rows of the batch: integer indices, possibly repeated."""
         self._keys, self._values = ([one[rows] for one in memory] for memory in (self._keys, self._values))
         self.starts = self.starts[rows]
+        if self._original is not None:
+            self._tokens = self._tokens[rows]
 
 
 def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.core.config import Count, Fraction, Section
+from pretune.model.rope_config import RopeConfig
 
 Activation = Literal["swiglu", "geglu", "reglu", "relu_squared", "gelu", "silu", "relu"]
 GATED: frozenset[str] = frozenset({"swiglu", "geglu", "reglu"})
@@ -45,52 +46,6 @@ class InitConfig(Section):
     output: Literal["scaled", "zero", "plain"]
     """Projections back into the residual stream: `scaled` divides std by sqrt(2 num_layers), `zero` starts each block
     as the identity, `plain` uses std."""
-
-
-class LinearScaling(Section):
-    """Positions are divided by a factor (arXiv:2306.15595)."""
-
-    kind: Literal["linear"]
-    """Divides every position."""
-    factor: Annotated[float, Field(ge=1)]
-    """Number to divide positions by."""
-
-
-class Llama3Scaling(Section):
-    """Slow frequencies are divided by a factor, fast ones kept, those between interpolated (Llama 3.1)."""
-
-    kind: Literal["llama3"]
-    """Divides slow frequencies only."""
-    factor: Annotated[float, Field(ge=1)]
-    """Number to divide slow frequencies by."""
-    low_freq_factor: Annotated[float, Field(gt=0)]
-    """Frequencies that turn less often than this over the original length are slow."""
-    high_freq_factor: Annotated[float, Field(gt=0)]
-    """Frequencies that turn more often than this over the original length are fast."""
-    original_max_position_embeddings: Count
-    """Positions that the model was pretrained with, before it was stretched."""
-
-    @pydantic.model_validator(mode="after")
-    def _in_order(self) -> Self:
-        if self.high_freq_factor <= self.low_freq_factor:
-            raise ValueError(
-                f"high_freq_factor ({self.high_freq_factor:g}) must exceed low_freq_factor ({self.low_freq_factor:g})"
-            )
-        return self
-
-
-RopeScaling = Annotated[LinearScaling | Llama3Scaling, Field(discriminator="kind")]
-
-
-class RopeConfig(Section):
-    theta: Annotated[float, Field(gt=1)]
-    """Base of the rotary frequencies."""
-    fraction: Annotated[float, Field(ge=0, le=1)]
-    """Fraction of each head that is rotated; 0 turns rotary positions off."""
-    scaling: RopeScaling | None
-    """How the frequencies are stretched to more positions than the model was pretrained with; null: not at all."""
-    pattern: Annotated[str, Field(pattern="^[RN]+$")]
-    """Pattern of layers with rotary positions (R) and with none (N), repeated over the depth (RRRN in SmolLM3)."""
 
 
 class WindowConfig(Section):
@@ -155,6 +110,12 @@ class ModelConfig(Section):
     def _heads_fit(self) -> Self:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _positions_can_be_stretched(self) -> Self:
+        if (misfit := self.rope.misfit(self.head_dim)) is not None:
+            raise ValueError(misfit)
         return self
 
     @property

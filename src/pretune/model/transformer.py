@@ -136,7 +136,8 @@ class Transformer(nn.Module):
         if cache is not None:
             assert document_ids is None, "a cache holds one document per row"
             masks = {window: cache.mask(window) for window in windows}
-            return Context(tokens, self.rope(cache.positions()), masks, cache)
+            positions = cache.positions()
+            return Context(tokens, self.rope(positions, positions[:, -1:] + 1), masks, cache)
         skipping = self._skips_blocks(tokens)
         masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
         if document_ids is None:
@@ -144,4 +145,8 @@ class Transformer(nn.Module):
         # The row sum of the document mask, minus one, is a token's position within its document: [B, T]
         own = mask_of(tokens, document_ids, None, False)
         assert isinstance(own, Tensor)
-        return Context(tokens, self.rope(own[:, 0].sum(-1) - 1), masks, None)
+        positions = own[:, 0].sum(-1) - 1
+        lengths = None
+        if self.rope.config.follows_length:
+            lengths = (document_ids[:, :, None] == document_ids[:, None]).sum(-1)  # [B, T]
+        return Context(tokens, self.rope(positions, lengths), masks, None)

@@ -30,6 +30,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"rope_type": "yarn", "rope_theta": 100.0, "factor": 3.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope",
+    "rope_theta": 100.0,
+    "short_factor": [1.1, 1.7],
+    "long_factor": [2.0, 5.0],
+    "partial_rotary_factor": 0.5,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"tie_word_embeddings": False}),
     "llama tied, wide heads": ("Llama", {"tie_word_embeddings": True, "head_dim": 16, "num_key_value_heads": 1}),
@@ -53,6 +61,20 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "tie_word_embeddings": True}),
     "smollm3 by interval": ("SmolLM3", {"no_rope_layer_interval": 2, "attention_bias": True}),
     "phi3": ("Phi3", {"sliding_window": 6, "vocab_size": 128}),
+    # Texts of these grow beyond the original length while they are generated.
+    "llama dynamic": (
+        "Llama",
+        {
+            "rope_parameters": {"rope_type": "dynamic", "rope_theta": 100.0, "factor": 4.0},
+            "max_position_embeddings": 32,
+        },
+    ),
+    "qwen2.5 yarn": ("Qwen2", {"rope_parameters": YARN, "max_position_embeddings": 32}),
+    "phi3 longrope": ("Phi3", {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32}),
+    "phi3 partial": (
+        "Phi3",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+    ),
     "arcee": ("Arcee", {"mlp_bias": True}),
     "apertus": ("Apertus", {"hidden_act": "relu2"}),
     "nanochat": ("NanoChat", {"final_logit_softcapping": 4.0}),

@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tiny import tiny_config, tiny_model
+from tiny import SCALINGS, stretched, tiny_config, tiny_model
 
 from pretune.core.config import ConfigError
 from pretune.model.huggingface.architectures import architecture, huggingface_config
@@ -29,13 +29,6 @@ BARE = {
     "normalize_embedding": True,
     "tied_embeddings": False,
 }
-LLAMA3 = {
-    "kind": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama tied": ("llama", {}),
     "llama grouped, wide heads, padded": ("llama", {"num_kv_heads": 2, "head_dim": 16, "vocab_multiple_of": 64}),
@@ -45,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "llama",
         {"activation": "reglu", "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None, "pattern": "R"}},
     ),
-    "llama 3.1": ("llama", {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": LLAMA3, "pattern": "R"}}),
+    **{f"llama {rule}": ("llama", {"rope": stretched(rule)}) for rule in SCALINGS},
     "biases as in qwen2": ("llama", {"bias": QKV, "num_kv_heads": 2}),
     "biases of the output alone": ("llama", {"bias": {"qkv": False, "attention_output": True, "mlp": True}}),
     "qwen3": ("qwen3", {"qk_norm": True, "head_dim": 16, "tied_embeddings": False}),

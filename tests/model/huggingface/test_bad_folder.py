@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hub_models import FAMILIES, LLAMA3, SHAPE, reference
+from hub_models import FAMILIES, LLAMA3, LONGROPE, SHAPE, YARN, reference
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import tiny_model
+from tiny import SCALINGS, stretched, tiny_model
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
@@ -80,8 +80,16 @@ def refused(folder: Path) -> str:
         (
             "phi3",
             {"rope_parameters": {"type": "longrope", "rope_theta": 1e4, "short_factor": [1.0]}},
-            "the rope_type longrope is not known",
+            "has no long_factor",
         ),
+        ("phi3 longrope", {"rope_parameters": LONGROPE | {"long_factor": [2.0]}}, "long_factor has 1 numbers"),
+        ("phi3 longrope", {"rope_parameters": LONGROPE | {"short_factor": [1.0, "x"]}}, "short_factor"),
+        ("phi3 longrope", {"rope_parameters": LONGROPE | {"long_mscale": 1.2}}, "long_mscale is not known"),
+        ("phi3 longrope", {"partial_rotary_factor": 0.25}, "contradict each other"),
+        ("phi3 partial", {"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.4}}, "an odd number"),
+        ("qwen2.5 yarn", {"rope_parameters": YARN | {"factor": None}}, "has no factor"),
+        ("qwen2.5 yarn", {"rope_parameters": YARN | {"beta_fast": 0.5}}, "must exceed beta_slow"),
+        ("llama dynamic", {"rope_parameters": {"type": "dynamic", "rope_theta": 1e4}}, "has no factor"),
         ("mistral 0.3", {"num_key_value_heads": 4}, "'model.layers.0.self_attn.k_proj.weight' has shape [32, 32]"),
         ("qwen2", {"tie_word_embeddings": False}, "no weight 'lm_head.weight'"),
     ],
@@ -164,6 +172,27 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
     assert config.bias.qkv == getattr(theirs, "attention_bias", family == "qwen2")
 
 
+def test_how_far_positions_are_stretched_is_known(tmp_path: Path) -> None:
+    """Where max_position_embeddings is the original length, the factor says how many positions there are."""
+    for case, length in {"llama dynamic": 128, "qwen2.5 yarn": 96, "phi3 longrope": 96, "llama 3.1": 96}.items():
+        write(tmp_path, case)
+        assert read_config(tmp_path)[1].max_sequence_length == length
+    write(tmp_path, "qwen2.5 yarn", max_position_embeddings=64)
+    assert read_config(tmp_path)[1].max_sequence_length == 64
+
+
+def test_phi3_has_older_names_for_longrope(tmp_path: Path) -> None:
+    write(tmp_path, "phi3 longrope")
+    new = read_config(tmp_path)
+    scaling = {"type": "su", "short_factor": LONGROPE["short_factor"], "long_factor": LONGROPE["long_factor"]}
+    old = {"rope_scaling": scaling, "rope_theta": 100.0, "partial_rotary_factor": 0.5}
+    for name in ("su", "yarn", "longrope"):
+        write(
+            tmp_path, "phi3 longrope", remove=("rope_parameters",), **old | {"rope_scaling": scaling | {"type": name}}
+        )
+        assert read_config(tmp_path) == new
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "rope_type", "x"]), inner),
@@ -195,7 +224,7 @@ BARE = {"kind": "rmsnorm", "eps": 1e-5, "learned": False}
         {"qk_norm": True, "head_dim": 16},
         {"activation": "relu_squared", "qk_norm": True, "norm": BARE, "normalize_embedding": True},
         {"activation": "relu_squared", "bias": {"qkv": True, "attention_output": False, "mlp": False}},
-        {"rope": {"theta": 100.0, "fraction": 1.0, "scaling": {"kind": "linear", "factor": 2.0}, "pattern": "R"}},
+        *({"rope": stretched(rule)} for rule in SCALINGS),
         {"activation": "geglu", "tied_embeddings": False},
         {"activation": "gelu", "qk_norm": True, "norm": BARE, "normalize_embedding": True, "softcap": 9.0,
          "tied_embeddings": False},

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import tiny_config, tiny_model
+from tiny import stretched, tiny_config, tiny_model
 from transformers.activations import XIELUActivation
 
 from pretune.model.huggingface.folding import portable_config, portable_weights
@@ -40,6 +40,10 @@ def test_an_apertus_computes_relu_squared_by_xielu(tied: bool) -> None:
         ({}, None),
         ({"bias": {"qkv": True, "attention_output": False, "mlp": True}}, None),
         ({"qk_norm": True}, None),
+        ({"qk_norm": True, "rope": stretched("ntk")}, None),
+        ({"rope": stretched("llama3")}, None),
+        ({"rope": stretched("yarn")}, "not known to stretch positions as model.rope.scaling.kind = yarn"),
+        ({"qk_norm": True, "rope": stretched("linear")}, "its qwen3 has no stretched positions"),
         ({"activation": "relu_squared"}, None),
         ({"activation": "geglu"}, "swiglu in place of model.activation = geglu"),
         ({"activation": "reglu", "qk_norm": True}, "swiglu in place of model.activation = reglu"),

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from pretune.core.config import ConfigError
 from pretune.model.config import GATED, ModelConfig
+from pretune.model.huggingface.rope_keys import written_rope
 
 ACTIVATIONS = {
     "swiglu": "silu",
@@ -56,8 +57,6 @@ def architecture(config: ModelConfig) -> Architecture:
 def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
     """The content of config.json for weights from `to_huggingface`, stored as `dtype`."""
     kind, bias = architecture(config), config.bias
-    scaling = {} if config.rope.scaling is None else config.rope.scaling.model_dump()
-    stretching = {"rope_type": scaling.pop("kind", "default"), **scaling}
     content = {
         "architectures": [kind.name],
         "model_type": kind.model_type,
@@ -69,10 +68,8 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "intermediate_size": config.mlp_dim,
         "hidden_act": ACTIVATIONS[config.activation],
         "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_sequence_length,
+        **written_rope(config),
         "rms_norm_eps": config.norm.eps,
-        "rope_parameters": stretching | {"rope_theta": config.rope.theta},
-        "rope_theta": config.rope.theta,  # where programs look that do not know rope_parameters
         "tie_word_embeddings": config.tied_embeddings,
         "attention_bias": bias.qkv,
         "attention_dropout": 0.0,
@@ -83,8 +80,6 @@ def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str
         "use_cache": True,
         "dtype": dtype,
     }
-    if config.rope.scaling is not None:
-        content["rope_scaling"] = stretching  # the same place
     if kind is NANOCHAT:
         content["final_logit_softcapping"] = config.softcap
     return content | ({"mlp_bias": bias.mlp} if kind in (LLAMA, ARCEE) else {})

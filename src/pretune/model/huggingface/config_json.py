@@ -27,7 +27,7 @@ from pretune.model.huggingface.architectures import (
     Architecture,
 )
 from pretune.model.huggingface.keys import REQUIRED, Keys
-from pretune.model.huggingface.rope_keys import read_rope
+from pretune.model.huggingface.rope_keys import max_length, read_rope
 
 IGNORED = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "auto_map", "dtype", "torch_dtype", "use_cache",
@@ -104,8 +104,6 @@ def read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
     keys.must_be("model_type", name)
     _check_class(keys, family.kind)
     section = _section(keys, family)
-    if family.kind is PHI3 and section["rope"]["scaling"] is None:
-        keys.take("original_max_position_embeddings", int, default=None)  # counts only where positions are stretched
     for key, value in _NEUTRAL.items():
         keys.must_be(key, value, default=value)
     keys.refuse_rest(IGNORED)
@@ -144,18 +142,21 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
     if not 1 <= num_layers <= 1000:
         raise InputError(f"{keys.path}: num_hidden_layers = {num_layers} must be from 1 to 1000")
     bare = family.kind is NANOCHAT
-    std = keys.content.get("initializer_range")
+    std, rope = keys.content.get("initializer_range"), read_rope(keys, family.theta, length, family.kind is PHI3)
+    head_dim = keys.take("head_dim", int, default=128 if family.kind is QWEN3 else None) or dim // num_heads
+    if int(head_dim * rope["fraction"]) % 2:
+        raise InputError(f"{keys.path}: partial_rotary_factor = {rope['fraction']} rotates an odd number of components")
     return {
         "num_layers": num_layers,
         "dim": dim,
         "num_heads": num_heads,
         "num_kv_heads": keys.take("num_key_value_heads", int, REQUIRED if family.grouped else None, none=True)
         or num_heads,
-        "head_dim": keys.take("head_dim", int, default=128 if family.kind is QWEN3 else None) or dim // num_heads,
+        "head_dim": head_dim,
         "mlp_dim": keys.take("intermediate_size", int),
         "vocab_size": keys.take("vocab_size", int),
         "vocab_multiple_of": 64,
-        "max_sequence_length": length,
+        "max_sequence_length": max_length(rope["scaling"], length),
         "activation": _activation(keys, family.gated),
         "norm": {"kind": "rmsnorm", "learned": not bare, "eps": keys.take("rms_norm_eps", float)},
         "qk_norm": family.qk_norm,
@@ -169,8 +170,7 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "dropout": 0.0,
         "softcap": keys.take("final_logit_softcapping", float, default=15.0, none=True) if bare else None,
         "init": dict.fromkeys(("std", "embedding_std", "head_std"), std or 0.02) | {"output": "plain"},
-        "rope": read_rope(keys, family.theta)
-        | ({"pattern": _rotated_layers(keys, num_layers)} if family.kind is SMOLLM3 else {}),
+        "rope": rope | ({"pattern": _rotated_layers(keys, num_layers)} if family.kind is SMOLLM3 else {}),
     }
 
 

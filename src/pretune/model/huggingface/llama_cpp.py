@@ -31,7 +31,10 @@ def obstacle(config: ModelConfig) -> str | None:
         return f"it has no {kind.model_type}"
     if config.activation != _ACTIVATIONS[kind]:
         return f"it would compute {_ACTIVATIONS[kind]} in place of model.activation = {config.activation}"
-    if kind is not LLAMA and config.rope.scaling is not None:
+    scaling = config.rope.scaling
+    if scaling is not None and scaling.kind in ("dynamic", "yarn", "longrope"):
+        return f"it is not known to stretch positions as model.rope.scaling.kind = {scaling.kind} does"
+    if kind is not LLAMA and scaling is not None and scaling.kind != "ntk":
         return f"its {kind.model_type} has no stretched positions (model.rope.scaling)"
     if kind is not LLAMA and (bias.qkv or bias.mlp):
         return f"its {kind.model_type} has no biases (model.bias)"

@@ -33,6 +33,10 @@ class Position:
     def __init__(self) -> None:
         self.start, self._next = 0, 0
 
+    def to_read(self, tokens: Tensor) -> Tensor:
+        """The tokens themselves: no rotation in a .pte changes with the length of a text."""
+        return tokens
+
     def advance(self, num_new: int, whole: bool = False) -> None:
         """Announce that the next call reads `num_new` tokens."""
         self.start, self._next = self._next, self._next + num_new
