@@ -21,6 +21,7 @@ _TINY: dict[str, Any] = {
     "mlp_dim": 48,
     "vocab_size": 61,
     "vocab_multiple_of": 1,
+    "architecture": None,
     "max_sequence_length": 32,
     "activation": "swiglu",
     "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True},

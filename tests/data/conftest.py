@@ -12,8 +12,8 @@ from pretune.model.transformer import Transformer
 def tiny_model() -> Transformer:
     """A byte-level model, in evaluation mode."""
     section = {
-        "num_layers": 2, "dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16, "mlp_dim": 64,
-        "vocab_size": 257, "vocab_multiple_of": 1, "max_sequence_length": 256, "activation": "swiglu",
+        "architecture": None, "num_layers": 2, "dim": 32, "num_heads": 2, "num_kv_heads": 2, "head_dim": 16,
+        "mlp_dim": 64, "vocab_size": 257, "vocab_multiple_of": 1, "max_sequence_length": 256, "activation": "swiglu",
         "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True}, "qk_norm": False,
         "attention_scale": 1.0, "window": None, "value_embeddings": False, "residual_scalars": False,
         "normalize_embedding": False,

@@ -14,6 +14,7 @@ from pretune.run.rules import RULES, broken
 BROKEN = {
     "sequences_fit_the_model": ["model.max_sequence_length=16"],
     "steps_are_whole_micro_batches": ["batch.tokens=1000"],
+    "exports_have_the_features_of_the_model": ["model.architecture=qwen2", "model.bias.mlp=true"],
     "an_inherited_tokenizer_has_a_run": ["data/tokenizer=inherited"],
     "an_adapter_has_trained_weights": ["adapter=lora"],
     "options_can_be_compared": ["evaluation.option_accuracy=true"],

@@ -57,7 +57,13 @@ class WindowConfig(Section):
     """Whether the last layer is long whatever the pattern says (nanochat); false follows the pattern (Mistral)."""
 
 
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "arcee", "apertus", "nanochat"]
+
+
 class ModelConfig(Section):
+    architecture: Architecture | None
+    """Family of transformers that exports are written as, by its model_type; a model of others has its own. null: one
+    that fits is chosen (docs/how-to/export.md)."""
     num_layers: Annotated[int, Field(ge=1, le=1024)]
     """Number of transformer blocks."""
     dim: Width

@@ -10,8 +10,10 @@ from typing import Protocol
 
 from pretune.adapters.config import AdapterConfig
 from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
+from pretune.core.config import ConfigError
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
+from pretune.model.huggingface.families import family_of
 from pretune.objectives.config import ReferenceBase
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
@@ -69,6 +71,15 @@ def steps_are_whole_micro_batches(run: Run) -> Iterator[str]:
             f"({length} * {batch.micro_batch_size} = {micro}); the nearest are "
             + " and ".join(str(n) for n in (below, above) if n)
         )
+
+
+def exports_have_the_features_of_the_model(run: Run) -> Iterator[str]:
+    if run.model.architecture is None:
+        return
+    try:
+        family_of(run.model)
+    except ConfigError as error:
+        yield str(error)
 
 
 def an_inherited_tokenizer_has_a_run(run: Run) -> Iterator[str]:
@@ -207,6 +218,7 @@ def a_reference_is_the_start(run: Run) -> Iterator[str]:
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     sequences_fit_the_model,
     steps_are_whole_micro_batches,
+    exports_have_the_features_of_the_model,
     an_inherited_tokenizer_has_a_run,
     an_adapter_has_trained_weights,
     early_stopping_needs_evaluations,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -81,12 +82,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def reference_config(case: str, **changes: Any) -> Any:
+    """transformers' configuration."""
+    kind, settings = FAMILIES[case]
+    values = copy.deepcopy(SHAPE | settings | changes)  # transformers adds to the rope_parameters that it is given
+    return getattr(transformers, f"{kind}Config")(**values)
+
+
 def reference(case: str, **changes: Any) -> Any:
     """transformers' model, in float32, in training mode (no dropout)."""
-    kind, settings = FAMILIES[case]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind}Config")(**SHAPE | settings | changes)
-    model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    model = getattr(transformers, f"{FAMILIES[case][0]}ForCausalLM")(reference_config(case, **changes))
     for parameter in model.parameters():
         if parameter.dim() == 1:  # norms start at one and biases at zero, which would hide many mistakes
             torch.nn.init.normal_(parameter, 0.5, 0.3)

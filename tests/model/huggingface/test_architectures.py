@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from tiny import SCALINGS, stretched, tiny_config, tiny_model
 
 from pretune.core.config import ConfigError
-from pretune.model.huggingface.architectures import architecture, huggingface_config
+from pretune.model.huggingface.config_json import huggingface_config
+from pretune.model.huggingface.families import family_of
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.weights import from_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
@@ -71,7 +72,7 @@ def test_transformers_loads_it_and_its_logits_are_ours(case: str, tmp_path: Path
     loaded, report = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
     assert loaded.config.model_type == kind
     assert not any(report.values()), report
-    assert loaded.config.head_dim == model.config.head_dim
+    assert getattr(loaded.config, "head_dim", 8) == model.config.head_dim
     tokens = torch.randint(0, 61, (3, 32), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         wanted = model.unembed(model(tokens))
@@ -109,4 +110,46 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
 )
 def test_what_no_architecture_has_is_named(changes: dict[str, Any], key: str) -> None:
     with pytest.raises(ConfigError, match=key):
-        architecture(portable_config(tiny_config(**changes)))
+        family_of(portable_config(tiny_config(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "keys"),
+    [
+        ("qwen2", {"bias": ALL}, r"model\.bias\.attention_output = true; model\.bias\.mlp = true"),
+        ("qwen2", {}, r"model\.bias\.qkv = false"),
+        ("mistral", {"bias": ATTENTION}, r"model\.bias\.qkv = true; model\.bias\.attention_output = true"),
+        ("mistral", {"window": {"size": 8, "pattern": "SL", "full_last_layer": False}}, r"model\.window\.pattern = SL"),
+        ("llama", {"window": {"size": 8, "pattern": "S", "full_last_layer": False}}, r"model\.window\.pattern = S"),
+        ("llama", {"qk_norm": True, "attention_scale": 1.2}, r"model\.qk_norm = true; model\.attention_scale = 1\.2"),
+        ("llama", {"bias": QKV}, r"model\.bias\.qkv = true with attention_output = false"),
+        ("arcee", {}, r"model\.activation = swiglu"),
+        ("qwen3", {"qk_norm": True, "softcap": 5.0}, r"model\.softcap = 5\.0"),
+        ("nanochat", {**BARE, "bias": QKV}, r"model\.bias\.qkv = true"),
+    ],
+)
+def test_an_architecture_that_the_model_contradicts_is_named_with_the_keys(
+    family: str, changes: dict[str, Any], keys: str
+) -> None:
+    with pytest.raises(ConfigError, match=rf"model\.architecture = {family} contradicts {keys}: change"):
+        family_of(tiny_config(architecture=family, **changes))
+
+
+def test_a_model_of_the_users_own_is_exported_as_it_says(tmp_path: Path) -> None:
+    model = tiny_model(architecture="mistral", window={"size": 5, "pattern": "S", "full_last_layer": False}).eval()
+    save_file(to_huggingface(model.state_dict(), model.config), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(huggingface_config(model.config, 0, "float32")))
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config.sliding_window == 5
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.eval()(tokens).logits, model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)
+
+
+def test_every_architecture_of_the_configuration_is_a_family() -> None:
+    from typing import get_args
+
+    from pretune.model.config import Architecture
+    from pretune.model.huggingface.families import FAMILIES
+
+    assert tuple(FAMILIES) == get_args(Architecture)

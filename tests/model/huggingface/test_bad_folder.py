@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hub_models import FAMILIES, LLAMA3, LONGROPE, SHAPE, YARN, reference
+from hub_models import FAMILIES, LLAMA3, LONGROPE, YARN, reference, reference_config
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -17,9 +17,8 @@ from tiny import SCALINGS, stretched, tiny_model
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.architectures import huggingface_config
-from pretune.model.huggingface.config_json import FAMILIES as READ
-from pretune.model.huggingface.config_json import read_config
+from pretune.model.huggingface.config_json import huggingface_config, read_config
+from pretune.model.huggingface.families import FAMILIES as READ
 from pretune.model.huggingface.folder import INDEX, WEIGHTS, open_folder
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.weights import from_huggingface, to_huggingface
@@ -35,7 +34,7 @@ def write(folder: Path, case: str, remove: tuple[str, ...] = (), **changes: Any)
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     found = open_folder(folder)
-    return from_huggingface(found.tensors, found.config, found.kind)
+    return from_huggingface(found.tensors, found.config)
 
 
 def refused(folder: Path) -> str:
@@ -146,8 +145,8 @@ def test_both_spellings_of_stretched_positions_are_read_alike(tmp_path: Path) ->
     named = {"type" if key == "rope_type" else key: value for key, value in old.items()}
     write(tmp_path, "llama 3.1", remove=("rope_parameters",), rope_theta=100.0, rope_scaling=named)
     assert read_config(tmp_path) == new
-    assert new[1].rope.scaling is not None
-    assert new[1].rope.scaling.kind == "llama3"
+    assert new.rope.scaling is not None
+    assert new.rope.scaling.kind == "llama3"
 
 
 @pytest.mark.parametrize("family", READ)
@@ -162,7 +161,7 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
     if READ[family].gated:
         values["hidden_act"] = "silu"
     (tmp_path / "config.json").write_text(json.dumps(values))
-    _, config = read_config(tmp_path)
+    config = read_config(tmp_path)
     theirs = transformers.AutoConfig.for_model(**values)
     assert config.num_kv_heads == theirs.num_key_value_heads
     assert config.head_dim == (getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads)
@@ -176,9 +175,9 @@ def test_how_far_positions_are_stretched_is_known(tmp_path: Path) -> None:
     """Where max_position_embeddings is the original length, the factor says how many positions there are."""
     for case, length in {"llama dynamic": 128, "qwen2.5 yarn": 96, "phi3 longrope": 96, "llama 3.1": 96}.items():
         write(tmp_path, case)
-        assert read_config(tmp_path)[1].max_sequence_length == length
+        assert read_config(tmp_path).max_sequence_length == length
     write(tmp_path, "qwen2.5 yarn", max_position_embeddings=64)
-    assert read_config(tmp_path)[1].max_sequence_length == 64
+    assert read_config(tmp_path).max_sequence_length == 64
 
 
 def test_phi3_has_older_names_for_longrope(tmp_path: Path) -> None:
@@ -203,12 +202,11 @@ JSON = st.recursive(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=150, deadline=None)
 @given(case=st.sampled_from(sorted(FAMILIES)), data=st.data())
 def test_any_value_of_a_key_is_read_or_refused_in_one_line(case: str, data: st.DataObject, tmp_path: Path) -> None:
-    kind, changes = FAMILIES[case]
-    content = getattr(transformers, f"{kind}Config")(**SHAPE | changes).to_dict()
+    content = reference_config(case).to_dict()
     key = data.draw(st.sampled_from(sorted(content)))
     (tmp_path / "config.json").write_text(json.dumps(content | {key: data.draw(JSON)}))
     try:
-        outcome = read_config(tmp_path)[1]
+        outcome = read_config(tmp_path)
     except InputError as error:
         outcome = str(error)
     assert isinstance(outcome, ModelConfig) or ("\n" not in outcome and str(tmp_path) in outcome)
@@ -238,5 +236,5 @@ def test_what_is_exported_comes_back(changes: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(shape, 0, "float32")))
     found = open_folder(tmp_path)
     back, tokens = Transformer(found.config), torch.arange(32)[None]
-    back.load_state_dict(from_huggingface(found.tensors, found.config, found.kind))
+    back.load_state_dict(from_huggingface(found.tensors, found.config))
     torch.testing.assert_close(back.unembed(back(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)

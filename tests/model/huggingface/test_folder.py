@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from hub_models import FAMILIES, reference
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pretune.model.huggingface.config_json import huggingface_config, read_config
 from pretune.model.huggingface.folder import WEIGHTS, Found, StoredTensors, open_folder
 from pretune.model.huggingface.weights import from_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
@@ -22,7 +25,7 @@ TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(
 def read(folder: Path) -> Transformer:
     found = open_folder(folder)
     model = Transformer(found.config)
-    model.load_state_dict(from_huggingface(found.tensors, found.config, found.kind))
+    model.load_state_dict(from_huggingface(found.tensors, found.config))
     return model
 
 
@@ -46,7 +49,7 @@ def test_logits_and_gradients_are_those_of_transformers(both: tuple[Any, Transfo
     for output in (logits, wanted):
         F.cross_entropy(output.flatten(0, 1), targets.flatten()).backward()
     gradients = {name: one.grad for name, one in model.named_parameters() if one.grad is not None}
-    converted = to_huggingface(gradients, found.config, found.kind)
+    converted = to_huggingface(gradients, found.config)
     references = {name: one.grad for name, one in theirs.named_parameters() if one.grad is not None}
     assert converted.keys() == references.keys()
     for name, gradient in converted.items():
@@ -105,9 +108,34 @@ def test_in_and_out_again_gives_the_same_tensors_bit_for_bit(
     both: tuple[Any, Transformer, Found], tmp_path: Path
 ) -> None:
     _, model, found = both
-    back, stored = to_huggingface(model.state_dict(), found.config, found.kind), load_file(tmp_path / WEIGHTS)
+    back, stored = to_huggingface(model.state_dict(), found.config), load_file(tmp_path / WEIGHTS)
     assert back.keys() == stored.keys()
     assert all(torch.equal(back[name], stored[name]) for name in stored)
+
+
+EXCEPT = {
+    "_name_or_path", "transformers_version", "dtype", "eos_token_id",  # of the file, or given by the caller
+    "max_window_layers", "no_rope_layer_interval",  # count only where layers are not listed, as they are
+    "original_max_position_embeddings", "partial_rotary_factor",  # repeat rope_parameters
+}  # fmt: skip
+"""What an exported config.json need not have from the one that was read."""
+
+
+def test_in_and_out_again_gives_a_config_that_transformers_reads_alike(
+    both: tuple[Any, Transformer, Found], tmp_path: Path
+) -> None:
+    _, _, found = both
+    stored = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    content = huggingface_config(found.config, 0, "float32")
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    written = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
+    differing = {key for key in stored.keys() | written.keys() if stored.get(key, 0) != written.get(key, 0)}
+    if differing.intersection(("rope_parameters", "max_position_embeddings")):  # YaRN's defaults and stretched length
+        assert stored["rope_parameters"].items() <= written["rope_parameters"].items()
+        assert written["rope_parameters"]["rope_type"] == "yarn"
+        differing -= {"rope_parameters", "max_position_embeddings"}
+    assert differing - EXCEPT == set()
+    assert read_config(tmp_path) == found.config
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -115,7 +143,7 @@ def test_weights_keep_their_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> 
     theirs = reference("qwen2").to(dtype)
     theirs.save_pretrained(tmp_path)
     found = open_folder(tmp_path)
-    weights = from_huggingface(found.tensors, found.config, found.kind)
+    weights = from_huggingface(found.tensors, found.config)
     assert {one.dtype for one in weights.values()} == {dtype}
     model = Transformer(found.config)  # in float32, from those values
     model.load_state_dict(weights)

@@ -14,7 +14,7 @@ from pretune.core.config import ConfigError, InputError
 from pretune.model.huggingface.weights import from_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
-QKV_BIAS = {"qkv": True, "attention_output": False, "mlp": False}
+QWEN2 = {"architecture": "qwen2", "bias": {"qkv": True, "attention_output": False, "mlp": False}}
 ALL_BIASES = {"qkv": True, "attention_output": True, "mlp": True}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
@@ -23,7 +23,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         {"num_kv_heads": 2, "head_dim": 16, "rope": {"theta": 5e5, "fraction": 1.0, "scaling": None, "pattern": "R"}},
     ),
     "llama_untied_biases": ("Llama", {"tied_embeddings": False, "bias": ALL_BIASES, "num_kv_heads": 1}),
-    "qwen2": ("Qwen2", {"num_kv_heads": 2, "bias": QKV_BIAS}),
+    "qwen2": ("Qwen2", {"num_kv_heads": 2, **QWEN2}),
     "qwen3": ("Qwen3", {"num_kv_heads": 2, "head_dim": 16, "qk_norm": True, "tied_embeddings": False}),
 }
 
@@ -87,12 +87,12 @@ def test_padding_rows_are_dropped_and_come_back_as_zeros() -> None:
 
 
 def test_weights_that_do_not_fit_are_named() -> None:
-    hub = to_huggingface(tiny_model(bias=QKV_BIAS).state_dict(), tiny_config(bias=QKV_BIAS))
+    hub = to_huggingface(tiny_model(**QWEN2).state_dict(), tiny_config(**QWEN2))
     with pytest.raises(InputError, match=r"no place for, such as 'model.layers.0.self_attn.q_proj.bias'"):
         from_huggingface(hub, tiny_config())
     with pytest.raises(InputError, match=r"no weight 'model.layers.2.input_layernorm.weight'"):
-        from_huggingface(hub, tiny_config(bias=QKV_BIAS, num_layers=3))
+        from_huggingface(hub, tiny_config(**QWEN2, num_layers=3))
     with pytest.raises(InputError, match=r"'model.layers.0.mlp.gate_proj.weight' has shape \[48, 32\].*\[40, 32\]"):
-        from_huggingface(hub, tiny_config(bias=QKV_BIAS, mlp_dim=40))
+        from_huggingface(hub, tiny_config(**QWEN2, mlp_dim=40))
     with pytest.raises(ConfigError, match="softcap"):
         to_huggingface(tiny_model(softcap=15.0).state_dict(), tiny_config(softcap=15.0))

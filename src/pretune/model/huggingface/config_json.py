@@ -1,4 +1,4 @@
-"""Read the config.json of a Hugging Face model as a model section.
+"""Read the config.json of a Hugging Face model as a model section, and write it.
 
 Every key is accounted for: it is read here, it is one of `IGNORED`, it is null (not set), or the model is refused with
 the key's name, because it may change the mathematics. A key that old files leave out has the value that transformers
@@ -9,25 +9,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.architectures import (
-    ACTIVATIONS,
-    APERTUS,
-    ARCEE,
-    LLAMA,
-    MISTRAL,
-    NANOCHAT,
-    PHI3,
-    QWEN2,
-    QWEN3,
-    SMOLLM3,
-    Architecture,
-)
+from pretune.model.huggingface.families import FAMILIES, Family, family_of, value_of
 from pretune.model.huggingface.keys import REQUIRED, Keys
-from pretune.model.huggingface.rope_keys import max_length, read_rope
+from pretune.model.huggingface.rope_keys import max_length, read_rope, written_rope
+from pretune.model.huggingface.window_keys import read_window, written_window
 
 IGNORED = frozenset({
     "_name_or_path", "name_or_path", "transformers_version", "auto_map", "dtype", "torch_dtype", "use_cache",
@@ -43,6 +32,17 @@ IGNORED = frozenset({
 dtype, dropout is a choice of training (model.dropout), generation has a section of its own, and pretraining_tp only
 splits matrix products. auto_map names code that a model brings along, which is never run."""
 
+ACTIVATIONS = {
+    "swiglu": "silu",
+    "geglu": "gelu_pytorch_tanh",
+    "reglu": "relu",
+    "relu_squared": "relu2",
+    "gelu": "gelu_pytorch_tanh",
+    "silu": "silu",
+    "relu": "relu",
+}
+"""Our activations, and transformers' name for the function in each."""
+
 _ALIASES = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}
 """Other names of transformers' for the same activation."""
 
@@ -50,43 +50,8 @@ _NEUTRAL: dict[str, Any] = {"rope_interleaved": False, "is_decoder": False, "add
 """Keys whose other values would change the mathematics."""
 
 
-class Family(NamedTuple):
-    """What the name of an architecture says beyond the keys of its config.json."""
-
-    kind: Architecture
-    gated: bool = True
-    biases: str = "keys"
-    """keys (attention_bias, mlp_bias), none, or qkv."""
-    windows: str = "none"
-    """none, off (there are keys, which must say none), all (every layer has sliding_window) or layers
-    (use_sliding_window, max_window_layers, layer_types)."""
-    qk_norm: bool = False
-    grouped: bool = True
-    """Whether num_key_value_heads must be given; else it is num_attention_heads, as in files older than the key."""
-    tied: bool = False
-    """Whether the head is tied to the embedding where tie_word_embeddings is left out."""
-    theta: float | None = None
-    """Base of the rotary frequencies where neither spelling gives one; None: it must be given."""
-
-
-FAMILIES = {
-    family.kind.model_type: family
-    for family in (
-        Family(LLAMA, grouped=False, theta=10000.0),  # the files of Llama 1 and 2 do not say it
-        Family(MISTRAL, biases="none", windows="all"),
-        Family(QWEN2, biases="qkv", windows="layers"),
-        Family(QWEN3, windows="layers", qk_norm=True),
-        Family(SMOLLM3, windows="off", tied=True),
-        Family(PHI3, biases="none", windows="all", grouped=False),
-        Family(ARCEE, grouped=False, gated=False),
-        Family(APERTUS, grouped=False, gated=False, qk_norm=True),
-        Family(NANOCHAT, grouped=False, gated=False, biases="none", qk_norm=True),
-    )
-}
-
-
-def read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
-    """The architecture and the model section of a folder's config.json.
+def read_config(folder: Path) -> ModelConfig:
+    """The model section of a folder's config.json.
 
     Weights that are not there (`init`) and dropout get plain values; the vocabulary is padded to a multiple of 64.
     Raises InputError, naming the file and the key, for a file that cannot be read, an architecture that is not known,
@@ -102,15 +67,51 @@ def read_config(folder: Path) -> tuple[Architecture, ModelConfig]:
         )
     family, keys = FAMILIES[name], Keys(content, path)
     keys.must_be("model_type", name)
-    _check_class(keys, family.kind)
+    _check_class(keys, family)
     section = _section(keys, family)
     for key, value in _NEUTRAL.items():
         keys.must_be(key, value, default=value)
     keys.refuse_rest(IGNORED)
     try:
-        return family.kind, validate(ModelConfig, section)
+        return validate(ModelConfig, section)
     except ConfigError as error:
         raise InputError(f"{path}: as a model section, {'; '.join(str(error).splitlines())}") from None
+
+
+def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json for weights from `to_huggingface`, stored as `dtype`. ConfigError: see family_of."""
+    family, bias = family_of(config), config.bias
+    content = {
+        "architectures": [family.name],
+        "model_type": family.model_type,
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": ACTIVATIONS[config.activation],
+        "vocab_size": config.vocab_size,
+        **written_rope(config),
+        **written_window(config, family),
+        "rms_norm_eps": config.norm.eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_dropout": 0.0,
+        "initializer_range": config.init.std,
+        "bos_token_id": None,
+        "eos_token_id": eos_id,
+        "pad_token_id": None,
+        "use_cache": True,
+        "dtype": dtype,
+    }
+    if family.says_head_dim or config.head_dim * config.num_heads != config.dim:
+        content["head_dim"] = config.head_dim
+    if family.biases in ("attention", "all"):
+        content["attention_bias"] = bias.qkv
+    if family.biases == "all":
+        content["mlp_bias"] = bias.mlp
+    if family.unrotated:
+        content["no_rope_layers"] = [int(config.is_rotated(layer)) for layer in range(config.num_layers)]
+    return content | {theirs: value_of(config, ours) for ours, (theirs, _) in family.numbers.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -127,11 +128,11 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_class(keys: Keys, kind: Architecture) -> None:
-    known = {kind.name, kind.name.replace("ForCausalLM", "Model")}
+def _check_class(keys: Keys, family: Family) -> None:
+    known = {family.name, family.name.replace("ForCausalLM", "Model")}
     found = keys.take("architectures", list, default=None)
     if found and not known.intersection(str(one) for one in found):
-        raise InputError(f"{keys.path}: architectures = {found} is not a language model; {kind.name} can be read")
+        raise InputError(f"{keys.path}: architectures = {found} is not a language model; {family.name} can be read")
 
 
 def _section(keys: Keys, family: Family) -> dict[str, Any]:
@@ -141,12 +142,12 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
     num_layers, length = keys.take("num_hidden_layers", int), keys.take("max_position_embeddings", int)
     if not 1 <= num_layers <= 1000:
         raise InputError(f"{keys.path}: num_hidden_layers = {num_layers} must be from 1 to 1000")
-    bare = family.kind is NANOCHAT
-    std, rope = keys.content.get("initializer_range"), read_rope(keys, family.theta, length, family.kind is PHI3)
-    head_dim = keys.take("head_dim", int, default=128 if family.kind is QWEN3 else None) or dim // num_heads
+    std, rope = keys.content.get("initializer_range"), read_rope(keys, family.theta, length, family.longrope)
+    head_dim = keys.take("head_dim", int, default=family.head_dim) or dim // num_heads
     if int(head_dim * rope["fraction"]) % 2:
         raise InputError(f"{keys.path}: partial_rotary_factor = {rope['fraction']} rotates an odd number of components")
-    return {
+    section: dict[str, Any] = {
+        "architecture": family.model_type,
         "num_layers": num_layers,
         "dim": dim,
         "num_heads": num_heads,
@@ -158,20 +159,29 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "vocab_multiple_of": 64,
         "max_sequence_length": max_length(rope["scaling"], length),
         "activation": _activation(keys, family.gated),
-        "norm": {"kind": "rmsnorm", "learned": not bare, "eps": keys.take("rms_norm_eps", float)},
-        "qk_norm": family.qk_norm,
-        "attention_scale": 1.0,
-        "window": _window(keys, family, num_layers),
-        "value_embeddings": False,
-        "residual_scalars": False,
-        "normalize_embedding": bare,
+        "norm": {"eps": keys.take("rms_norm_eps", float)},
+        "window": read_window(keys, family, num_layers),
         "bias": _biases(keys, family),
         "tied_embeddings": keys.take("tie_word_embeddings", bool, default=family.tied),
         "dropout": 0.0,
-        "softcap": keys.take("final_logit_softcapping", float, default=15.0, none=True) if bare else None,
         "init": dict.fromkeys(("std", "embedding_std", "head_std"), std or 0.02) | {"output": "plain"},
-        "rope": rope | ({"pattern": _rotated_layers(keys, num_layers)} if family.kind is SMOLLM3 else {}),
+        "rope": rope,
     }
+    if family.unrotated:
+        section["rope"]["pattern"] = _rotated_layers(keys, num_layers)
+    for ours, (theirs, default) in family.numbers.items():
+        _put(section, ours, keys.take(theirs, float, default=default, none=True))
+    for ours, value in family.fixed().items():
+        _put(section, ours, value)
+    return section
+
+
+def _put(section: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a section."""
+    *outer, last = key.split(".")
+    for name in outer:
+        section = section[name]
+    section[last] = value
 
 
 def _activation(keys: Keys, gated: bool) -> str:
@@ -192,7 +202,7 @@ def _biases(keys: Keys, family: Family) -> dict[str, bool]:
     if family.biases == "qkv":
         return {"qkv": True, "attention_output": False, "mlp": False}
     attention = keys.take("attention_bias", bool, default=False)
-    mlp = family.kind in (LLAMA, SMOLLM3, ARCEE) and keys.take("mlp_bias", bool, default=False)
+    mlp = family.biases == "all" and keys.take("mlp_bias", bool, default=False)
     return {"qkv": attention, "attention_output": attention, "mlp": mlp}
 
 
@@ -205,30 +215,3 @@ def _rotated_layers(keys: Keys, num_layers: int) -> str:
     if len(rotated) < num_layers or any(one not in (0, 1) for one in rotated):
         raise InputError(f"{keys.path}: no_rope_layers must have a 0 or 1 for each of {num_layers} layers (1: rotated)")
     return "".join("R" if one else "N" for one in rotated[:num_layers])
-
-
-def _window(keys: Keys, family: Family, num_layers: int) -> dict[str, Any] | None:
-    """A window of n is, as in transformers, the token itself and the n - 1 before it."""
-    windows = family.windows
-    if windows == "none":
-        return None
-    if windows == "off":
-        keys.must_be("use_sliding_window", False, default=False)
-        keys.take("sliding_window", int, default=None)
-        if set(map(str, keys.take("layer_types", list, default=[]))) - {"full_attention"}:
-            raise InputError(f"{keys.path}: layer_types must be full_attention in every layer")
-        return None
-    size = keys.take("sliding_window", int, default=None if family.kind is PHI3 else 4096, none=True)
-    if windows == "all":
-        return None if size is None else {"size": size, "pattern": "S", "full_last_layer": False}
-    used = keys.take("use_sliding_window", bool, default=False) and size is not None
-    first, types = keys.take("max_window_layers", int, default=28), keys.take("layer_types", list, default=None)
-    if types is None:
-        types = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(num_layers)]
-    letters = {"sliding_attention": "S", "full_attention": "L"}
-    if len(types) != num_layers or any(str(one) not in letters for one in types):
-        raise InputError(f"{keys.path}: layer_types must be {num_layers} times full_attention or sliding_attention")
-    if "sliding_attention" in types and not used:
-        raise InputError(f"{keys.path}: layer_types has sliding_attention, but use_sliding_window or sliding_window no")
-    pattern = "".join(letters[one] for one in types)
-    return {"size": size, "pattern": pattern, "full_last_layer": False} if "S" in pattern else None

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.architectures import Architecture
 from pretune.model.huggingface.config_json import read_config
 from pretune.model.huggingface.weights import EMBEDDING, HEAD
 
@@ -62,9 +61,8 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 class Found(NamedTuple):
-    """A model in a folder: `from_huggingface(tensors, config, kind)` are its weights by our names."""
+    """A model in a folder: `from_huggingface(tensors, config)` are its weights by our names."""
 
-    kind: Architecture
     config: ModelConfig
     tensors: StoredTensors
 
@@ -76,14 +74,13 @@ def open_folder(folder: Path) -> Found:
     two are equal, and otherwise the model is untied: a trained head is never dropped (transformers 5 does the same).
     Raises InputError, in one line that names the file, for whatever cannot be read.
     """
-    kind, config = read_config(folder)
-    tensors = StoredTensors(folder)
+    config, tensors = read_config(folder), StoredTensors(folder)
     if config.tied_embeddings and HEAD in tensors:
         if EMBEDDING not in tensors:
             tensors.rename(HEAD, EMBEDDING)
         elif not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
             config = config.model_copy(update={"tied_embeddings": False})
-    return Found(kind, config, tensors)
+    return Found(config, tensors)
 
 
 def _files_of(folder: Path) -> dict[str, list[str] | None]:

@@ -16,10 +16,11 @@ def portable_config(config: ModelConfig) -> ModelConfig:
 
     Norms without weights get weights of ones. If some of an attention's matrices have biases, the others get biases of
     zeros. The attention scale is folded into the queries. A normalized embedding becomes a table of normalized vectors,
-    and a head tied to it gets its own table. Features that cannot be folded into weights stay as they are. A model with
-    a softcap is left unchanged: only NanoChat has one, with unweighted norms.
+    and a head tied to it gets its own table. Features that cannot be folded into weights stay as they are. A model that
+    says its architecture is left unchanged, and so is one with a softcap: only NanoChat is chosen for it, with
+    unweighted norms.
     """
-    if config.norm.kind != "rmsnorm" or config.softcap is not None:
+    if config.architecture is not None or config.norm.kind != "rmsnorm" or config.softcap is not None:
         return config
     attention = config.bias.qkv or config.bias.attention_output
     changes = {

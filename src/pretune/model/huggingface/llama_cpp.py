@@ -16,42 +16,49 @@ import torch
 from torch import Tensor
 
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.architectures import APERTUS, ARCEE, LLAMA, QWEN3, architecture
+from pretune.model.huggingface.families import APERTUS, LLAMA, family_of
 
 FILE = "model-llama-cpp.safetensors"
 
-_ACTIVATIONS = {LLAMA: "swiglu", QWEN3: "swiglu", ARCEE: "relu_squared", APERTUS: "relu_squared"}
+_ACTIVATIONS = {"llama": "swiglu", "qwen3": "swiglu", "arcee": "relu_squared", "apertus": "relu_squared"}
 """The activation that llama.cpp computes. Apertus has xIELU there, which is relu_squared for the parameters below."""
 
 
+def is_known(config: ModelConfig) -> bool:
+    """Whether it is known here what llama.cpp computes for a portable model's family."""
+    return family_of(config).model_type in {*_ACTIVATIONS, "nanochat"}
+
+
 def obstacle(config: ModelConfig) -> str | None:
-    """Why llama.cpp cannot run a portable model; None if it can."""
-    kind, bias = architecture(config), config.bias
-    if kind not in _ACTIVATIONS:
-        return f"it has no {kind.model_type}"
-    if config.activation != _ACTIVATIONS[kind]:
-        return f"it would compute {_ACTIVATIONS[kind]} in place of model.activation = {config.activation}"
+    """Why llama.cpp cannot run a portable model of a family that is known; None if it can."""
+    family, bias = family_of(config), config.bias
+    if family.model_type not in _ACTIVATIONS:
+        return f"it has no {family.model_type}"
+    if config.activation != _ACTIVATIONS[family.model_type]:
+        return f"it would compute {_ACTIVATIONS[family.model_type]} in place of model.activation = {config.activation}"
     scaling = config.rope.scaling
     if scaling is not None and scaling.kind in ("dynamic", "yarn", "longrope"):
         return f"it is not known to stretch positions as model.rope.scaling.kind = {scaling.kind} does"
-    if kind is not LLAMA and scaling is not None and scaling.kind != "ntk":
-        return f"its {kind.model_type} has no stretched positions (model.rope.scaling)"
-    if kind is not LLAMA and (bias.qkv or bias.mlp):
-        return f"its {kind.model_type} has no biases (model.bias)"
+    if family is not LLAMA and scaling is not None and scaling.kind != "ntk":
+        return f"its {family.model_type} has no stretched positions (model.rope.scaling)"
+    if family is not LLAMA and (bias.qkv or bias.mlp):
+        return f"its {family.model_type} has no biases (model.bias)"
     return None
 
 
 def llama_cpp_tensors(config: ModelConfig, theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The content of FILE, which may be nothing, for a portable model with the exported weights `theirs`.
 
-    A model that llama.cpp would compute wrongly gets a tensor that its converter refuses. An Apertus gets the
+    A model that llama.cpp is known to compute wrongly gets a tensor that its converter refuses. An Apertus gets the
     parameters of xIELU (arXiv 2411.13010), alpha_p x^2 + beta x above 0 and alpha_n (e^min(x, eps) - 1 - x) + beta x
     below, with alpha_p = 1, alpha_n = 0 (each stored before a softplus) and beta = 0; and a head, which must not be
     tied there.
     """
+    if not is_known(config):
+        return {}
     if obstacle(config) is not None:
         return {f"not_for_llama_cpp.{config.activation}": torch.zeros(1)}
-    if architecture(config) is not APERTUS:
+    if family_of(config) is not APERTUS:
         return {}
     values = {"alpha_p": math.log(math.expm1(1)), "alpha_n": -128.0, "beta": 0.0, "eps": -1e-6}
     tensors = {

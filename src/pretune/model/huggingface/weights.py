@@ -19,15 +19,9 @@ from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.architectures import APERTUS, NANOCHAT, PHI3, Architecture, architecture
+from pretune.model.huggingface.families import Family, family_of
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-_OWN_NAMES: dict[Architecture, dict[str, str]] = {
-    APERTUS: {"input_layernorm": "attention_layernorm", "post_attention_layernorm": "feedforward_layernorm"},
-    NANOCHAT: {"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
-}
-"""Names within a block that an architecture has in place of Llama's."""
 
 _BUFFERS = ("rotary_emb.inv_freq",)
 """Ends of the names of stored tensors that are not weights: they follow from config.json."""
@@ -51,17 +45,14 @@ Parts = list[Part]
 """The Hugging Face tensors that make up one of ours, stacked along the first axis."""
 
 
-def from_huggingface(
-    state_dict: Mapping[str, Tensor], config: ModelConfig, kind: Architecture | None = None
-) -> dict[str, Tensor]:
+def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Convert a Hugging Face causal language model's weights for `Transformer.load_state_dict`, in their own dtypes.
 
-    `kind` is their architecture; without it, the one that an export of the model has. Padding rows of the embedding and
-    head are zeros. Each tensor of `state_dict` is looked up once, so that it may read them from files as they are
-    needed. Raises InputError for a weight that is missing, has another shape, or has no place in the model; ConfigError
-    for a model without a Hugging Face counterpart.
+    Padding rows of the embedding and head are zeros. Each tensor of `state_dict` is looked up once, so that it may read
+    them from files as they are needed. Raises InputError for a weight that is missing, has another shape, or has no
+    place in the model; ConfigError for a model without a Hugging Face counterpart, see `family_of`.
     """
-    names = list(_names(config, kind or architecture(config)))
+    names = list(_names(config, family_of(config)))
     _check_all_used(state_dict, {part.name for _, parts in names for part in parts})
     ours: dict[str, Tensor] = {}
     for name, parts in names:
@@ -73,12 +64,10 @@ def from_huggingface(
     return ours
 
 
-def to_huggingface(
-    state_dict: Mapping[str, Tensor], config: ModelConfig, kind: Architecture | None = None
-) -> dict[str, Tensor]:
+def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """The inverse of `from_huggingface`: padding rows are left out; tied weights appear once, as the embedding."""
     theirs: dict[str, Tensor] = {}
-    for name, parts in _names(config, kind or architecture(config)):
+    for name, parts in _names(config, family_of(config)):
         rows = [part.shape[0] for part in parts]
         tensors = state_dict[name][: sum(rows)].split(rows)
         theirs.update((part.name, part.turned(tensor)) for part, tensor in zip(parts, tensors, strict=True))
@@ -87,37 +76,36 @@ def to_huggingface(
 
 def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
     """For each of our linear layers, by name: the Hugging Face layers that it stacks, with their rows, in order."""
-    kind = architecture(config)
-    if kind is NANOCHAT:
+    family = family_of(config)
+    if family.turned:
         raise ConfigError(
-            "adapters of a model with a softcap (NanoChat, which orders the rows of queries and keys in another way) "
+            f"adapters of a {family.model_type}, which orders the rows of queries and keys in another way, "
             "cannot be exported alone: use export.adapter=merge"
         )
     return {
         ours.removesuffix(".weight"): [(part.name.removesuffix(".weight"), part.shape[0]) for part in parts]
-        for ours, parts in _names(config, kind)
+        for ours, parts in _names(config, family)
         if len(parts[0].shape) == 2
     }
 
 
-def _names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str, Parts]]:
-    """Our tensors, each with its parts in a model of that architecture."""
+def _names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
+    """Our tensors, each with its parts in a model of that family."""
     yield "embedding.weight", [Part(EMBEDDING, (config.vocab_size, config.dim))]
     if not config.tied_embeddings:
         yield "head.weight", [Part(HEAD, (config.vocab_size, config.dim))]
     if config.norm.learned:
         yield "norm.weight", [Part("model.norm.weight", (config.dim,))]
-    own = _OWN_NAMES.get(kind, {})
     for index in range(config.num_layers):
-        for ours, parts in _block_names(config, kind):
+        for ours, parts in _block_names(config, family):
             renamed = []
             for part in parts:
                 stem, end = part.name.rsplit(".", 1)
-                renamed.append(part._replace(name=f"model.layers.{index}.{own.get(stem, stem)}.{end}"))
+                renamed.append(part._replace(name=f"model.layers.{index}.{family.names.get(stem, stem)}.{end}"))
             yield f"layers.{index}.{ours}", renamed
 
 
-def _block_names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str, Parts]]:
+def _block_names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
     """The same within a block, by Llama's names."""
     if config.norm.learned:
         yield "attention_norm.weight", [Part("input_layernorm.weight", (config.dim,))]
@@ -127,16 +115,16 @@ def _block_names(config: ModelConfig, kind: Architecture) -> Iterator[tuple[str,
         yield "attention.key_norm.weight", [Part("self_attn.k_norm.weight", (config.head_dim,))]
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
-    if kind is PHI3:  # its matrices are stacked as ours are
+    if family.stacked:
         qkv = [("self_attn.qkv_proj", queries + 2 * keys)]
     for ours, parts in _linear("attention.qkv", qkv, config.dim, config.bias.qkv):
-        if kind is NANOCHAT:
+        if family.turned:
             parts = [*(part._replace(swapped=config.head_dim) for part in parts[:2]), parts[2]]
         yield ours, parts
     yield from _linear("attention.output", [("self_attn.o_proj", config.dim)], queries, config.bias.attention_output)
     gate, up = ("mlp.gate_proj", config.mlp_dim), ("mlp.up_proj", config.mlp_dim)
     if config.activation in GATED:
-        gate_up = [("mlp.gate_up_proj", 2 * config.mlp_dim)] if kind is PHI3 else [gate, up]
+        gate_up = [("mlp.gate_up_proj", 2 * config.mlp_dim)] if family.stacked else [gate, up]
         yield from _linear("mlp.gate_up", gate_up, config.dim, config.bias.mlp)
     else:
         yield from _linear("mlp.up", [up], config.dim, config.bias.mlp)

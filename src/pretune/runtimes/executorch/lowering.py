@@ -54,7 +54,7 @@ def check_installed() -> None:
 def check_lowerable(model: nn.Module) -> None:
     """Raise ConfigError, naming the key or the layer, for positions that a .pte does not have and for layers that
     XNNPACK has no kernel for."""
-    rope: Any = getattr(model, "config").rope
+    rope: Any = model.config.rope
     if rope.follows_length:
         raise ConfigError(
             f"a .pte cannot read a text anew or rotate by its length, which model.rope.scaling.kind = "

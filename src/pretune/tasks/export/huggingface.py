@@ -15,9 +15,9 @@ from pretune.core.config import ConfigError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface import llama_cpp
-from pretune.model.huggingface.architectures import huggingface_config
+from pretune.model.huggingface.config_json import huggingface_config
 from pretune.model.huggingface.folding import portable_config, portable_weights
-from pretune.model.huggingface.llama_cpp import llama_cpp_tensors, obstacle
+from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import split_layers, to_huggingface
 from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
@@ -60,6 +60,8 @@ def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
 
 
 def _for_llama_cpp(shape: ModelConfig) -> str:
+    if not is_known(shape):
+        return f"has not been tried with {shape.architecture}"
     found = obstacle(shape)
     if found is not None:
         return f"cannot run it: {found}"
@@ -74,17 +76,20 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
-    if config.model.attention_scale != 1 and not config.model.qk_norm:
+    shape = portable_config(config.model)
+    if shape.attention_scale != config.model.attention_scale and not shape.qk_norm:
         raise ConfigError(
             "model.attention_scale is folded into the queries' weights, which an adapter alone does not have: use "
             "export.adapter=merge"
         )
-    if config.model.normalize_embedding and "embedding" in getattr(config.adapter, "targets", ()):
+    if shape.normalize_embedding != config.model.normalize_embedding and "embedding" in getattr(
+        config.adapter, "targets", ()
+    ):
         raise ConfigError(
             "model.normalize_embedding is folded into the embedding, which an adapter on it does not fit: use "
             "export.adapter=merge"
         )
-    tensors, content = adapter_for_huggingface(newest, split_layers(portable_config(config.model)))
+    tensors, content = adapter_for_huggingface(newest, split_layers(shape))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_run(config)
     assert base is not None  # RunConfig ensures it
