@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from pretune.launch import compose
 from pretune.launch.groups import CONFIGS, is_group
+from pretune.launch.model_of_start import filled, nano
 
 ROOT = Path(__file__).parent.parent
 
@@ -74,7 +75,8 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Mon
 
 @pytest.fixture
 def composed() -> Callable[..., dict[str, Any]]:
-    """`composed(name, *overrides)`: the plain mapping that the command line passes on for a run file, or any other."""
+    """`composed(name, *overrides)`: the plain mapping that the command line passes on for a run file, or any other;
+    nano is what `model=auto` stands for, because a start need not be there."""
 
     def compose_run(name: str | Path, *overrides: str) -> dict[str, Any]:
         file = name if isinstance(name, Path) else CONFIGS / "run" / f"{name}.yaml"
@@ -86,7 +88,7 @@ def composed() -> Callable[..., dict[str, Any]]:
         except Exception:  # Hydra's own way explains it
             with compose.composed(file, overrides) as config:
                 pass
-        return compose.plain(config, file)
+        return compose.plain(filled(config, nano()), file)
 
     return compose_run
 

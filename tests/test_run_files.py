@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from pretune.core.config import validate
 from pretune.launch import compose
 from pretune.launch.groups import CONFIGS
+from pretune.launch.model_of_start import filled, nano
 from pretune.model.config import ModelConfig
 from pretune.run.config import RunConfig
 
@@ -53,7 +54,7 @@ def test_every_option_of_every_group_validates(option: str) -> None:
     with compose.composed(file, ["name=x", "budget.steps=1", option, *extra]) as config:
         for key in OmegaConf.missing_keys(config):
             OmegaConf.update(config, key, ["texts/*.jsonl"] if key.endswith("files") else "somewhere")
-        validate(RunConfig, compose.plain(config, file))
+        validate(RunConfig, compose.plain(filled(config, nano()), file))
 
 
 def test_a_source_can_be_exchanged_from_the_command_line(composed: Callable[..., dict[str, Any]]) -> None:

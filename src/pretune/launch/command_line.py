@@ -69,6 +69,7 @@ def _main(argv: list[str]) -> int:
     # Hydra is slow to import, so import it only when needed.
     from pretune.launch.compose import composed, plain, shown
     from pretune.launch.explain import naming_origins
+    from pretune.launch.model_of_start import with_model
     from pretune.launch.older import completed
     from pretune.launch.overrides import readable
     from pretune.launch.place import placed
@@ -84,7 +85,7 @@ def _main(argv: list[str]) -> int:
     from pretune.dispatch import run
 
     with composed(file, overrides) as config:
-        mapping = plain(config, file)
+        mapping = plain(with_model(config), file)
     mapping = completed(mapping, file)
     with naming_origins(file, overrides):
         return run(mapping)

@@ -29,7 +29,7 @@ def completed(mapping: Mapping[str, Any], file: Path) -> dict[str, Any]:
     lacking = missing_keys(RunConfig, found) if run_at(file) is not None else []
     if not lacking:
         return found
-    values = {key: list(_shipped(key, found)) for key in lacking}
+    values = {key: list(_values(key, found)) for key in lacking}
     unknown = [key for key, shipped in values.items() if len(shipped) != 1]
     if unknown:
         raise ConfigError(
@@ -47,13 +47,14 @@ def completed(mapping: Mapping[str, Any], file: Path) -> dict[str, Any]:
     return found
 
 
-def _shipped(key: str, mapping: Mapping[str, Any]) -> Iterator[Any]:
+def _values(key: str, mapping: Mapping[str, Any]) -> Iterator[Any]:
     """The values, each once, that `key` has in the options of its group that are of the same kind as in `mapping`."""
     words = key.split(".")
     group = next((words[:n] for n in range(len(words) - 1, 0, -1) if is_group("/".join(words[:n]))), [])
     kind = f"{'.'.join(group)}.kind"
     ours = OmegaConf.select(OmegaConf.create(dict(mapping)), kind) if group else None
     overrides = [f"{'/'.join(group)}={option}" for option in options("/".join(group))] if group else [""]
+    overrides = [override for override in overrides if override != "model=auto"]  # it has no values of its own
     seen = set()
     for config in map(_composed, overrides):
         value = OmegaConf.select(config, key, default="???")

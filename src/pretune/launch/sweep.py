@@ -19,6 +19,7 @@ from pretune.core.terminal import warn
 from pretune.dispatch import run
 from pretune.launch.compose import QUIET, hydra_for, plain
 from pretune.launch.explain import naming_origins
+from pretune.launch.model_of_start import with_model
 from pretune.launch.older import completed
 from pretune.run.folder import RunFolder
 from pretune.training.signals import EXIT_STOPPED
@@ -52,9 +53,9 @@ def sweep(file: Path, overrides: Sequence[str]) -> int:
 def job(config: DictConfig, file: Path, fixed: Collection[str]) -> float | None:
     """Run one job. Return what a sweeper minimizes: the final validation loss for task=train, else None."""
     try:
-        mapping = completed(plain(config, file), file)
         overrides = HydraConfig.get().overrides.task
-        mapping["name"] = job_name(mapping["name"], overrides, fixed)
+        name = job_name(config.name, overrides, fixed)
+        mapping = completed(plain(with_model(config, name), file), file) | {"name": name}
         with naming_origins(file, overrides):
             code = run(mapping)
     except UserError as error:

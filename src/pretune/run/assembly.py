@@ -21,6 +21,7 @@ from pretune.compute.device import pick_device
 from pretune.compute.precision import dtype_of
 from pretune.core.batch import Batch
 from pretune.core.config import ConfigError, InputError
+from pretune.data.config import DataConfig, FileTokenizer
 from pretune.data.shards import prepare
 from pretune.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from pretune.model.transformer import Transformer
@@ -30,8 +31,9 @@ from pretune.run.folder import RunFolder, cache_folder
 from pretune.run.losses import training_loss
 from pretune.run.model import apply_precision, evaluation_model, learning_rate_factors, training_model
 from pretune.run.parts import Parts
+from pretune.run.pretrained import PretrainedModel
 from pretune.run.reference_model import with_reference
-from pretune.run.weights import own_folder, start_run
+from pretune.run.weights import Start, own_folder, start_of
 from pretune.training.config import EMAConfig
 from pretune.training.ema import EMA
 
@@ -84,11 +86,9 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     if folder.tokenizer.is_dir():
         tokenizer = saved_tokenizer(folder.tokenizer, config.data)
     elif section.kind == "inherited":
-        start = start_run(config)
+        start = start_of(config)
         assert start is not None  # RunConfig ensures it
-        if not start.tokenizer.is_dir():
-            raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
-        tokenizer = saved_tokenizer(start.tokenizer, config.data)
+        tokenizer = _inherited(start, config.data)
     else:
         tokenizer = load_tokenizer(section, config.data, cache_folder())
     state = newest_state(folder.checkpoints)
@@ -103,6 +103,14 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
             f"set model.vocab_size={tokenizer.vocab_size} or choose another tokenizer"
         )
     return tokenizer
+
+
+def _inherited(start: Start, data: DataConfig) -> Tokenizer:
+    if isinstance(start, PretrainedModel):
+        return load_tokenizer(FileTokenizer(kind="file", path=str(start.tokenizer), eos=None), data, cache_folder())
+    if not start.tokenizer.is_dir():
+        raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
+    return saved_tokenizer(start.tokenizer, data)
 
 
 def moving_average(config: EMAConfig, model: Transformer) -> EMA[Transformer] | None:

@@ -16,7 +16,7 @@ from pretune.model.transformer import Transformer
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run
-from pretune.run.weights import chosen_checkpoint, load_run, start_run
+from pretune.run.weights import Start, chosen_checkpoint, load_start, start_of
 from pretune.training.neftune import add_embedding_noise
 
 
@@ -42,7 +42,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
         return model
     model, base = Transformer(config.model), None
     if newest is None or config.adapter.freezes:
-        base = fill(config, model, start_run(config))
+        base = fill(config, model, start_of(config))
     if config.neftune_alpha is not None:
         add_embedding_noise(model.embedding, config.neftune_alpha)
     model.to(device)
@@ -50,7 +50,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
     return model
 
 
-def merged_model(config: RunConfig, weights: RunFolder | None, device: torch.device) -> Transformer:
+def merged_model(config: RunConfig, weights: Start | None, device: torch.device) -> Transformer:
     """A plain model with the weights of the run that `config` describes, its adapter merged, or with random weights for
     None."""
     model = Transformer(config.model)
@@ -58,11 +58,11 @@ def merged_model(config: RunConfig, weights: RunFolder | None, device: torch.dev
     return model.to(device)
 
 
-def fill(config: RunConfig, model: Transformer, weights: RunFolder | None, init_from: str | None = None) -> str | None:
-    """Load the weights of a run and return what identifies them; or, for None, random weights, which depend only on
-    `seed`, on any device. `init_from`: see load_run."""
+def fill(config: RunConfig, model: Transformer, weights: Start | None, init_from: str | None = None) -> str | None:
+    """Load the weights of a run or of a model of others and return what identifies them; or, for None, random weights,
+    which depend only on `seed`, on any device. `init_from`: see load_run."""
     if weights is not None:
-        return load_run(model, weights, init_from)
+        return load_start(model, weights, init_from)
     model.reset_parameters(torch.Generator().manual_seed(config.seed))
     return None
 

@@ -1,19 +1,27 @@
-"""Find the run and checkpoint to take weights from, and load them into a model."""
+"""Find the weights to start from or to evaluate, of a run or of a model of others, and load them into a model."""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.identity import identity, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
-from pretune.model.transformer import Transformer
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
+from pretune.run.pretrained import PretrainedModel, find_pretrained, why_no_model
+
+if TYPE_CHECKING:
+    from pretune.model.transformer import Transformer
+
+Start = RunFolder | PretrainedModel
+"""Where weights to start from are."""
 
 
 def own_folder(config: RunConfig) -> RunFolder:
@@ -21,9 +29,9 @@ def own_folder(config: RunConfig) -> RunFolder:
     return RunFolder(Path(config.output_dir) / config.name)
 
 
-def start_run(config: RunConfig) -> RunFolder | None:
-    """The run, with its checkpoint, whose weights this one starts from, if any; for a run that has saved something,
-    those that it started from.
+def start_of(config: RunConfig) -> Start | None:
+    """The run, with its checkpoint, or the model whose weights this run starts from, if any; for a run that has saved
+    something, those that it started from.
 
     Raises InputError if they are not there.
     """
@@ -34,8 +42,7 @@ def start_run(config: RunConfig) -> RunFolder | None:
     newest = checkpoint.newest(own.checkpoints)
     if newest is not None:
         return _start_of(own, newest, init_from)
-    run = _find_start(own, init_from)
-    return replace(run, checkpoint=chosen_checkpoint(run))
+    return find_start(init_from, own.path.parent)
 
 
 def start_identity(config: RunConfig, newest: Path | None) -> str | None:
@@ -45,14 +52,14 @@ def start_identity(config: RunConfig, newest: Path | None) -> str | None:
     Raises ConfigError or InputError if stage.init_from now names other weights than then.
     """
     if newest is None:
-        start = start_run(config)
+        start = start_of(config)
         return None if start is None else _identity(start)
     own, now = own_folder(config), config.stage.init_from
     then, recorded = read_config(own.config).get("stage", {}).get("init_from"), recorded_start(newest)
     if (now is None) != (then is None):
         raise ConfigError(f"stage.init_from: {then} -> {now}: {own.path} did not start there; restore the old value")
     if now != then:
-        start_run(config)
+        start_of(config)
     return recorded
 
 
@@ -67,33 +74,91 @@ def recorded_start(path: Path) -> str | None:
     return state["start"]
 
 
-def _start_of(run: RunFolder, path: Path, init_from: str) -> RunFolder:
-    """The run, with its checkpoint, whose weights the checkpoint `path` of `run` started from."""
-    recorded, start = recorded_start(path), _find_start(run, init_from)
-    found = None if recorded is None else with_identity(start.checkpoints, recorded)
-    if found is None:
-        raise InputError(
-            f"{run.path} started from other weights than {start.path} has now (it was trained again, or is another run "
-            "of that name); restore that run, or set stage.init_from to where its weights are"
-        )
-    return replace(start, checkpoint=found)
+def find_start(init_from: str, runs: Path, config_only: bool = False) -> Start:
+    """What `stage.init_from` names: a run (by its name, at its path, or moved together with the folder `runs`), with
+    its checkpoint; or the folder of a model of others; or one on the hub, which is downloaded.
 
-
-def _find_start(run: RunFolder, init_from: str) -> RunFolder:
-    """The run that `run` starts from: by its name, or at its path, or moved together with `run`."""
-    runs = run.path.parent
+    config_only: a model's config.json is enough, and a run needs no checkpoint. Raises InputError if there is none.
+    """
     try:
-        return find_run(init_from, str(runs))
+        run = _find_run(init_from, runs)
     except InputError as error:
-        parts = Path(init_from).parts
-        for moved in (parts[-1:], parts[-3:]):  # a run, a checkpoint of a run
-            with contextlib.suppress(InputError):
-                return find_run(str(runs.joinpath(*moved)), str(runs))
-        raise InputError(f"stage.init_from: {error}") from None
+        found = find_pretrained(init_from, config_only)
+        if found is None:
+            hint = f"{error} A model on the Hugging Face hub is written owner/name."
+            raise InputError(f"stage.init_from: {why_no_model(init_from) or hint}") from None
+        return found
+    return run if config_only else replace(run, checkpoint=chosen_checkpoint(run))
 
 
-def _identity(run: RunFolder) -> str:
-    return identity(chosen_checkpoint(run))
+def model_section(start: Start) -> Mapping[str, Any]:
+    """The model section of a start, as its config.yaml or config.json says it."""
+    if isinstance(start, PretrainedModel):
+        return start.config().model_dump(mode="json")
+    section = read_config(start.config).get("model")
+    return section if isinstance(section, Mapping) else {}
+
+
+FREE = ("dropout", "init", "max_sequence_length", "vocab_multiple_of", "window", "rope.theta", "rope.scaling")
+"""Keys of the model section that may differ from the start's: the weights fit all the same, and can learn the rest."""
+
+
+def check_model(config: RunConfig, start: Start) -> list[str]:
+    """Raise ConfigError, naming the keys, if the model section contradicts that of the weights that the run starts
+    from. Returns a note for each other difference."""
+    differing = dict(_differences(config.model.model_dump(mode="json"), model_section(start)))
+    free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in FREE)}
+    faults = [
+        f"model.{key} = {ours}, but {theirs} there" for key, (ours, theirs) in differing.items() if key not in free
+    ]
+    if faults:
+        more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
+        raise ConfigError(
+            f"stage.init_from: {start.name} is another model than `model` says ({'; '.join(faults[:4])}{more}): take "
+            "its own with model=auto, or leave these keys out"
+        )
+    shown = sorted(free - {key for key in free if key.startswith("init.")})
+    return [f"model.{key} is {differing[key][0]}, and was {differing[key][1]} in {start.name}" for key in shown]
+
+
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """The keys, with both values, that both sides have and that differ."""
+    for key in ours.keys() & theirs.keys():
+        if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):
+            yield from ((f"{key}.{inner}", values) for inner, values in _differences(ours[key], theirs[key]))
+        elif ours[key] != theirs[key]:
+            yield key, (ours[key], theirs[key])
+
+
+def _find_run(init_from: str, runs: Path) -> RunFolder:
+    parts = Path(init_from).parts
+    for moved in (parts[-1:], parts[-3:]):  # a run, a checkpoint of a run
+        with contextlib.suppress(InputError):
+            return find_run(init_from, str(runs))
+        with contextlib.suppress(InputError):
+            return find_run(str(runs.joinpath(*moved)), str(runs))
+    return find_run(init_from, str(runs))
+
+
+def _start_of(run: RunFolder, path: Path, init_from: str) -> Start:
+    """The weights that the checkpoint `path` of `run` started from."""
+    recorded, start = recorded_start(path), find_start(init_from, run.path.parent, config_only=True)
+    if recorded is not None and isinstance(start, RunFolder):
+        found = with_identity(start.checkpoints, recorded)
+        if found is not None:
+            return replace(start, checkpoint=found)
+    elif isinstance(start, PretrainedModel):
+        start = find_start(init_from, run.path.parent)
+        if _identity(start) == recorded:
+            return start
+    raise InputError(
+        f"{run.path} started from other weights than {start.path} has now (it was trained again, or is another one of "
+        "that name); restore them, or set stage.init_from to where its weights are"
+    )
+
+
+def _identity(start: Start) -> str:
+    return start.identity() if isinstance(start, PretrainedModel) else identity(chosen_checkpoint(start))
 
 
 def evaluated_run(config: RunConfig) -> RunFolder:
@@ -114,6 +179,14 @@ def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
     return path
 
 
+def load_start(model: Transformer, start: Start, init_from: str | None = None) -> str:
+    """Load the weights of a run (see load_run) or of a model of others into `model`. Returns what identifies them."""
+    if isinstance(start, RunFolder):
+        return load_run(model, start, init_from)
+    start.load(model)
+    return start.identity()
+
+
 def load_run(model: Transformer, run: RunFolder, init_from: str | None = None) -> str:
     """Load a run's weights into `model`; for a run with an adapter, the weights it started from with the adapter
     merged. Returns what identifies them.
@@ -130,7 +203,7 @@ def load_run(model: Transformer, run: RunFolder, init_from: str | None = None) -
 
     checkpoint.check(path)
     settings = read_config(run.config)
-    base = load_run(model, _start_of(run, path, init_from or settings["stage"]["init_from"]))
+    base = load_start(model, _start_of(run, path, init_from or settings["stage"]["init_from"]))
     attach_saved_adapter(path, model, base)
     if settings["quantization"]["kind"] == "qlora_nf4":
         from pretune.quantization.nf4 import dequantize, quantize

@@ -70,20 +70,25 @@ def download_file(repository: str, filename: str) -> Path:
             raise InputError(f"cannot get {filename} of '{repository}' from the hub: {error_summary(error)}") from error
 
 
-def check_reachable(repository: str, revision: str | None, kind: str) -> None:
-    """Check once, without retries, that the hub is reachable and has the repository; raise InputError if not.
+class Unreachable(InputError):
+    """There is no connection to the hub."""
+
+
+def check_reachable(repository: str, revision: str | None, kind: str) -> Any:
+    """Check once, without retries, that the hub is reachable and has the repository; raise InputError if not. Returns
+    what the hub says of it.
 
     The libraries' own calls retry for half a minute before failing, with a message that hides the cause. With
-    HF_HUB_OFFLINE set, the check is skipped: the Hugging Face cache is used.
+    HF_HUB_OFFLINE set, the check is skipped and None returned: the Hugging Face cache is used.
     """
     import huggingface_hub
     from huggingface_hub import errors
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return
+        return None
     ask = huggingface_hub.HfApi().dataset_info if kind == "dataset" else huggingface_hub.HfApi().model_info
     try:
-        ask(repository, revision=revision, timeout=PROBE_SECONDS)
+        return ask(repository, revision=revision, timeout=PROBE_SECONDS)
     except errors.GatedRepoError:
         raise InputError(
             f"{kind} '{repository}' is gated: open its page on the hub, accept its terms, and log in with "
@@ -101,7 +106,7 @@ def check_reachable(repository: str, revision: str | None, kind: str) -> None:
     except errors.HfHubHTTPError as error:
         raise InputError(f"the hub refuses {kind} '{repository}': {error_summary(error)}") from None
     except Exception as error:  # the type of connection errors depends on the library's version
-        raise InputError(
+        raise Unreachable(
             f"cannot reach the hub at {huggingface_hub.constants.ENDPOINT} for {kind} '{repository}' "
             f"({error_summary(error)}); check the network, or set HF_HUB_OFFLINE=1 to use the Hugging Face cache"
         ) from None

@@ -29,7 +29,7 @@ class StoredTensors(Mapping[str, Tensor]):
     def __init__(self, folder: Path) -> None:
         self._files: dict[str, Any] = {}
         self._places: dict[str, tuple[str, str]] = {}
-        for file, names in _files_of(folder).items():
+        for file, names in weight_files(folder).items():
             try:
                 self._files[file] = opened = safe_open(folder / file, framework="pt")
             except (SafetensorError, OSError) as error:
@@ -83,7 +83,7 @@ def open_folder(folder: Path) -> Found:
     return Found(config, tensors)
 
 
-def _files_of(folder: Path) -> dict[str, list[str] | None]:
+def weight_files(folder: Path) -> dict[str, list[str] | None]:
     """The files with weights, and the names of the tensors to read from each; None for all."""
     if (folder / WEIGHTS).is_file():
         return {WEIGHTS: None}

@@ -25,7 +25,8 @@ from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
 from pretune.run.model import evaluation_model
-from pretune.run.weights import chosen_checkpoint, start_run
+from pretune.run.pretrained import PretrainedModel
+from pretune.run.weights import Start, chosen_checkpoint, start_of
 from pretune.tasks.export.beside import generation_config, write_tokenizer
 from pretune.tasks.export.reload import check_model, check_tokenizer
 
@@ -91,19 +92,28 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
         )
     tensors, content = adapter_for_huggingface(newest, split_layers(shape))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
-    base = start_run(config)
+    base = start_of(config)
     assert base is not None  # RunConfig ensures it
-    exported = model_folder(base, checkpoint.step_of(chosen_checkpoint(base))).resolve()
-    write_json(folder / ADAPTER_CONFIG, content | {"base_model_name_or_path": str(exported)})
+    where, revision, advice = _base_of_adapter(base)
+    write_json(folder / ADAPTER_CONFIG, content | {"base_model_name_or_path": where, "revision": revision})
     tokenizer = assemble_tokenizer(config)
     write_tokenizer(config, tokenizer, folder)
     ends = run_endings(config, tokenizer)
     write_json(folder / "generation_config.json", generation_config(tokenizer.eos_id, ends))
-    missing = f", which are not there yet: python src/main.py --config {base.config} task=export"
     return (
-        f"It belongs on the weights of {base.name} in {exported}{'' if exported.is_dir() else missing}. Load both: "
+        f"It belongs on the weights of {base.name}{advice}. Load both: "
         "peft.AutoPeftModelForCausalLM.from_pretrained('{output}')"
     )
+
+
+def _base_of_adapter(base: Start) -> tuple[str, str | None, str]:
+    """Where peft finds the weights that an adapter belongs on, their revision on the hub, and words on that place."""
+    if isinstance(base, PretrainedModel):
+        repository, _, commit = base.name.partition("@")
+        return (repository, commit, "") if commit else (str(base.path.resolve()), None, "")
+    folder = model_folder(base, checkpoint.step_of(chosen_checkpoint(base))).resolve()
+    missing = f", which are not there yet: python src/main.py --config {base.config} task=export"
+    return str(folder), None, f" in {folder}{'' if folder.is_dir() else missing}"
 
 
 def model_folder(run: RunFolder, step: int) -> Path:

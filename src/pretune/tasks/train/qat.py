@@ -17,15 +17,16 @@ from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
 from pretune.run.model import converted_model
 from pretune.run.parts import Parts
+from pretune.run.weights import Start
 from pretune.tasks.evaluate.task import Evaluator, validation_loss
 
 TOLERANCE = 1e-3
 """Nats per token by which a converted model may differ: sums in another order round differently."""
 
 
-def check_start(config: RunConfig, start: RunFolder | None) -> None:
+def check_start(config: RunConfig, start: Start) -> None:
     """Raise ConfigError for QAT of weights that were already quantized to 4 bits."""
-    if start is None or not isinstance(config.quantization, QatConfig):
+    if not isinstance(start, RunFolder) or not isinstance(config.quantization, QatConfig):
         return
     kind = read_config(start.config).get("quantization", {}).get("kind")
     if kind == "qlora_nf4":

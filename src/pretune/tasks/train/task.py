@@ -22,7 +22,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
-from pretune.run.weights import own_folder, start_identity, start_run
+from pretune.run.weights import check_model, own_folder, start_identity, start_of
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import PAGE, report
 from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
@@ -78,7 +78,7 @@ def _train(
         warn(line)
     start = start_identity(config, newest)
     if newest is None:
-        check_start(config, start_run(config))
+        _check_start(config)
     training = assemble_training(config, newest)
     parts, data = training.parts, training.parts.data.fingerprints()
     state = TrainingState(data, start, parts.tokenizer.fingerprint)
@@ -121,6 +121,15 @@ def _train(
             report([folder.path], folder.path)
     say(next_commands(folder))
     return 0
+
+
+def _check_start(config: RunConfig) -> None:
+    """Raise ConfigError if the run cannot start from the weights that it names; say in what it differs from them."""
+    start = start_of(config)
+    if start is not None:
+        check_start(config, start)
+        for line in check_model(config, start):
+            warn(f"note: {line}")
 
 
 def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:

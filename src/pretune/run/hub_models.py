@@ -1,0 +1,92 @@
+"""Download a model from the Hugging Face hub into its own cache, resumably and with its progress bars."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from pathlib import Path
+
+from pretune.core.config import InputError
+from pretune.core.terminal import warn
+from pretune.data.sources.hub import Unreachable, check_reachable, error_summary
+
+PICKLED = (".bin", ".pt", ".pth", ".pkl")
+MODEL_FILES: tuple[str, ...] = (
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "merges.txt",
+    "vocab.txt",
+    "model.safetensors",
+    "model-*.safetensors",
+)
+"""What is downloaded of a model: neither pickles nor weights in other libraries' formats."""
+
+
+def download_model(repository: str, revision: str | None, config_only: bool = False) -> tuple[Path, str]:
+    """The folder with the files of a model, downloaded or from the Hugging Face cache, and the commit they are of.
+
+    What is in the cache whole is taken from there if `revision` is a commit or the hub cannot be reached. Raises
+    InputError if the hub does not give the model, or if it has none in safetensors.
+    """
+    from huggingface_hub import snapshot_download
+
+    cached = _cached_model(repository, revision, config_only)
+    if cached is not None and revision == cached.name:
+        return cached, cached.name
+    try:
+        found = check_reachable(repository, revision, "model")
+    except Unreachable as error:
+        if cached is None:
+            raise
+        warn(f"note: {error}; taking {repository} as it is in the Hugging Face cache, {cached.name[:7]}")
+        found = None
+    if found is None:
+        if cached is None:
+            raise InputError(
+                f"HF_HUB_OFFLINE is set, and the Hugging Face cache has no {repository}"
+                f"{f' at {revision}' if revision else ''}, or not all of it; download it where there is a network"
+            )
+        return cached, cached.name
+    files = [one.rfilename for one in found.siblings or []]
+    pickled = sorted(file for file in files if Path(file).suffix in PICKLED)
+    if pickled and not config_only and not any(file.endswith(".safetensors") for file in files):
+        raise InputError(
+            f"'{repository}' has its weights only in {pickled[0]}, a pickle, which may run code when it is read. "
+            f"Convert it where you trust it: transformers.AutoModelForCausalLM.from_pretrained('{repository}')"
+            ".save_pretrained('FOLDER'), and give FOLDER"
+        )
+    try:
+        wanted = ["config.json"] if config_only else list(MODEL_FILES)
+        return Path(snapshot_download(repository, revision=found.sha, allow_patterns=wanted)), str(found.sha)
+    except OSError as error:
+        if error.errno is not None and error.strerror is not None:
+            raise  # the disk's
+        raise _failed(repository, error) from error
+    except Exception as error:
+        raise _failed(repository, error) from error
+
+
+def _failed(repository: str, error: Exception) -> InputError:
+    return InputError(
+        f"the download of '{repository}' from the hub failed: {error_summary(error)}; run the same command again to go "
+        "on with it"
+    )
+
+
+def _cached_model(repository: str, revision: str | None, config_only: bool) -> Path | None:
+    """The folder of a model in the Hugging Face cache, if what is needed of it is there."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    if not (folder / "config.json").is_file():
+        return None
+    whole = (folder / "model.safetensors").is_file()
+    with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        whole = all((folder / file).is_file() for file in index["weight_map"].values())
+    return folder if whole or config_only else None

@@ -1,0 +1,88 @@
+"""A model of others: a folder in Hugging Face's format, or a model on the hub, downloaded into such a folder."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pretune.core.files import fingerprint, measure
+
+if TYPE_CHECKING:
+    from pretune.model.config import ModelConfig
+    from pretune.model.transformer import Transformer
+
+_HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A model in Hugging Face's format, in a folder."""
+
+    path: Path
+    name: str
+    """Its folder, or `owner/name@commit` on the hub."""
+    whole: bool = True
+    """Whether its weights are there, and not only its config.json."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with its tokenizer."""
+        return self.path
+
+    def config(self) -> ModelConfig:
+        """Its model section; InputError if it cannot be read."""
+        if self.whole:
+            from pretune.model.huggingface.folder import open_folder
+
+            return open_folder(self.path).config
+        from pretune.model.huggingface.config_json import read_config
+
+        return read_config(self.path)[1]
+
+    def identity(self) -> str:
+        """Sixteen hex digits that depend on all its weights."""
+        from pretune.model.huggingface.folder import weight_files
+
+        return fingerprint({file: measure(self.path / file) for file in weight_files(self.path)})
+
+    def load(self, model: Transformer) -> None:
+        """Load its weights; InputError if they do not fit `model`."""
+        from pretune.core.named_tensors import copy_over
+        from pretune.model.huggingface.folder import open_folder
+        from pretune.model.huggingface.weights import from_huggingface
+
+        found = open_folder(self.path)
+        shape = found.config.model_copy(update={"vocab_multiple_of": model.config.vocab_multiple_of})
+        copy_over(from_huggingface(found.tensors, shape, found.kind), model.state_dict())
+
+
+def find_pretrained(name: str, config_only: bool = False) -> PretrainedModel | None:
+    """The model in the folder `name`, or on the hub by that name (`owner/name` or `owner/name@revision`), downloaded
+    if it is not in the cache of huggingface_hub; None if `name` is neither.
+
+    config_only: its config.json is enough. Raises InputError, naming the cause, if the hub does not give it.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return PretrainedModel(folder, name, not config_only)
+    if folder.exists():
+        return None
+    named = _HUB_ID.fullmatch(name)
+    if named is None or Path(name).parent.is_dir():
+        return None
+    from pretune.run.hub_models import download_model
+
+    path, commit = download_model(named["repository"], named["revision"], config_only)
+    return PretrainedModel(path, f"{named['repository']}@{commit}", not config_only)
+
+
+def why_no_model(name: str) -> str | None:
+    """Why the folder `name` is neither a run nor a model; None if there is no such folder."""
+    folder = Path(name)
+    if (folder / "adapter_config.json").is_file():
+        return f"{folder} holds an adapter: give it as adapter.init_from, and the model that it belongs on here"
+    if folder.is_dir():
+        return f"{folder} has neither config.yaml (a run) nor config.json (a model in Hugging Face's format)"
+    return None
