@@ -106,7 +106,7 @@ FREE = ("dropout", "init", "max_sequence_length", "vocab_multiple_of", "window",
 def check_model(config: RunConfig, start: Start) -> list[str]:
     """Raise ConfigError, naming the keys, if the model section contradicts that of the weights that the run starts
     from. Returns a note for each other difference."""
-    differing = dict(_differences(config.model.model_dump(mode="json"), model_section(start)))
+    differing = dict(sorted(_differences(config.model.model_dump(mode="json"), model_section(start))))
     free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in FREE)}
     faults = [
         f"model.{key} = {ours}, but {theirs} there" for key, (ours, theirs) in differing.items() if key not in free
