@@ -120,7 +120,7 @@ def models(shape: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(config).eval()
     model = Transformer(llama(**size, max_sequence_length=config.max_position_embeddings))
-    model.load_state_dict(from_huggingface(theirs.state_dict(), model.config))
+    model.load_state_dict(dict(from_huggingface(theirs.state_dict(), model.config)))
     return theirs, model.eval()
 
 

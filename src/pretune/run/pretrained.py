@@ -39,7 +39,7 @@ class PretrainedModel:
             return open_folder(self.path).config
         from pretune.model.huggingface.config_json import read_config
 
-        return read_config(self.path)[1]
+        return read_config(self.path)
 
     def identity(self) -> str:
         """Sixteen hex digits that depend on all its weights."""
@@ -53,9 +53,11 @@ class PretrainedModel:
         from pretune.model.huggingface.folder import open_folder
         from pretune.model.huggingface.weights import from_huggingface
 
-        found = open_folder(self.path)
+        found, own = open_folder(self.path), model.state_dict()
+        # Padding is ours: its rows may differ from those that a folder is read with.
         shape = found.config.model_copy(update={"vocab_multiple_of": model.config.vocab_multiple_of})
-        copy_over(from_huggingface(found.tensors, shape, found.kind), model.state_dict())
+        for name, tensor in from_huggingface(found.tensors, shape):
+            copy_over({name: tensor}, {name: own[name]})
 
 
 def find_pretrained(name: str, config_only: bool = False) -> PretrainedModel | None:

@@ -99,7 +99,10 @@ def model_section(start: Start) -> Mapping[str, Any]:
     return section if isinstance(section, Mapping) else {}
 
 
-FREE = ("dropout", "init", "max_sequence_length", "vocab_multiple_of", "window", "rope.theta", "rope.scaling")
+FREE = (
+    *("dropout", "init", "architecture", "max_sequence_length", "vocab_multiple_of"),
+    *("window", "rope.theta", "rope.scaling"),
+)
 """Keys of the model section that may differ from the start's: the weights fit all the same, and can learn the rest."""
 
 
@@ -117,7 +120,7 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
             f"stage.init_from: {start.name} is another model than `model` says ({'; '.join(faults[:4])}{more}): take "
             "its own with model=auto, or leave these keys out"
         )
-    shown = sorted(free - {key for key in free if key.startswith("init.")})
+    shown = [key for key in differing if key in free and not key.startswith(("init.", "architecture", "vocab_"))]
     return [f"model.{key} is {differing[key][0]}, and was {differing[key][1]} in {start.name}" for key in shown]
 
 

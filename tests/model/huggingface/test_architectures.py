@@ -85,7 +85,7 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
     shape = portable_config(model.config)
     same = Transformer(shape)
     weights = portable_weights(model.state_dict(), model.config)
-    same.load_state_dict(from_huggingface(to_huggingface(weights, shape), shape))
+    same.load_state_dict(dict(from_huggingface(to_huggingface(weights, shape), shape)))
     tokens = torch.arange(32)[None]
     torch.testing.assert_close(same.unembed(same(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)
 

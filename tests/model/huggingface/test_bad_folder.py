@@ -34,7 +34,7 @@ def write(folder: Path, case: str, remove: tuple[str, ...] = (), **changes: Any)
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     found = open_folder(folder)
-    return from_huggingface(found.tensors, found.config)
+    return dict(from_huggingface(found.tensors, found.config))
 
 
 def refused(folder: Path) -> str:
@@ -236,5 +236,5 @@ def test_what_is_exported_comes_back(changes: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(shape, 0, "float32")))
     found = open_folder(tmp_path)
     back, tokens = Transformer(found.config), torch.arange(32)[None]
-    back.load_state_dict(from_huggingface(found.tensors, found.config))
+    back.load_state_dict(dict(from_huggingface(found.tensors, found.config)))
     torch.testing.assert_close(back.unembed(back(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)

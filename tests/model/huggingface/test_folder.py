@@ -25,7 +25,7 @@ TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(
 def read(folder: Path) -> Transformer:
     found = open_folder(folder)
     model = Transformer(found.config)
-    model.load_state_dict(from_huggingface(found.tensors, found.config))
+    model.load_state_dict(dict(from_huggingface(found.tensors, found.config)))
     return model
 
 
@@ -143,7 +143,7 @@ def test_weights_keep_their_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> 
     theirs = reference("qwen2").to(dtype)
     theirs.save_pretrained(tmp_path)
     found = open_folder(tmp_path)
-    weights = from_huggingface(found.tensors, found.config)
+    weights = dict(from_huggingface(found.tensors, found.config))
     assert {one.dtype for one in weights.values()} == {dtype}
     model = Transformer(found.config)  # in float32, from those values
     model.load_state_dict(weights)

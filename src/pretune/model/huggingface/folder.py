@@ -61,7 +61,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 class Found(NamedTuple):
-    """A model in a folder: `from_huggingface(tensors, config)` are its weights by our names."""
+    """A model in a folder: `from_huggingface(tensors, config)` gives its weights by our names."""
 
     config: ModelConfig
     tensors: StoredTensors

@@ -45,23 +45,20 @@ Parts = list[Part]
 """The Hugging Face tensors that make up one of ours, stacked along the first axis."""
 
 
-def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """Convert a Hugging Face causal language model's weights for `Transformer.load_state_dict`, in their own dtypes.
+def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """A Hugging Face causal language model's weights by the names in `Transformer.state_dict`, in their own dtypes.
 
-    Padding rows of the embedding and head are zeros. Each tensor of `state_dict` is looked up once, so that it may read
-    them from files as they are needed. Raises InputError for a weight that is missing, has another shape, or has no
-    place in the model; ConfigError for a model without a Hugging Face counterpart, see `family_of`.
+    Padding rows of the embedding and head are zeros. Each tensor of `state_dict` is looked up once, when its turn
+    comes, so that it may be read from a file then. Raises InputError for a weight that is missing, has another shape,
+    or has no place in the model; ConfigError for a model without a Hugging Face counterpart, see `family_of`.
     """
     names = list(_names(config, family_of(config)))
     _check_all_used(state_dict, {part.name for _, parts in names for part in parts})
-    ours: dict[str, Tensor] = {}
     for name, parts in names:
         tensors = [part.turned(_take(state_dict, part)) for part in parts]
-        ours[name] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-    for name in ("embedding.weight", "head.weight"):
-        if name in ours and (missing := config.padded_vocab_size - ours[name].shape[0]):
-            ours[name] = F.pad(ours[name], (0, 0, 0, missing))
-    return ours
+        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+        missing = config.padded_vocab_size - len(whole) if name in ("embedding.weight", "head.weight") else 0
+        yield name, F.pad(whole, (0, 0, 0, missing)) if missing else whole
 
 
 def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
