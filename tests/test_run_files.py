@@ -50,6 +50,8 @@ def test_every_option_of_every_group_validates(option: str) -> None:
         extra = [*extra, "task=export"]  # only trained models are stored in this form
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
+    if option.startswith("model/rope/scaling=") and not option.endswith(("linear", "ntk")):
+        extra += ["model.rope.scaling.original_max_position_embeddings=512"]
     file = CONFIGS / "base.yaml"
     with compose.composed(file, ["name=x", "budget.steps=1", option, *extra]) as config:
         for key in OmegaConf.missing_keys(config):

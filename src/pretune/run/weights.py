@@ -12,6 +12,7 @@ from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.identity import identity, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
+from pretune.core.terminal import warn
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
@@ -165,8 +166,18 @@ def _identity(start: Start) -> str:
 
 
 def evaluated_run(config: RunConfig) -> RunFolder:
-    """The run that `config` names, with the checkpoint selected by checkpoint.use, for tasks that only read it."""
+    """The run that `config` names, with the checkpoint selected by checkpoint.use, for tasks that only read it.
+
+    A line says so where the model has more positions than it was trained with, and they are not stretched.
+    """
     run = find_run(config.name, config.output_dir)
+    trained, now = read_config(run.config).get("model", {}), config.model
+    positions, scaling = trained.get("max_sequence_length"), now.rope.scaling
+    if isinstance(positions, int) and now.max_sequence_length > positions and scaling is None:
+        warn(
+            f"note: {run.name} was trained with {positions} positions, and beyond them a model is seldom of use: stretch "
+            f"them by model.rope.scaling to model.max_sequence_length = {now.max_sequence_length}, or fine-tune longer"
+        )
     return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
 
 

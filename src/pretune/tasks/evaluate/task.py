@@ -65,7 +65,8 @@ def evaluate_run(config: RunConfig) -> int:
 def _keep(config: RunConfig, run: RunFolder, result: dict[str, Any]) -> Path:
     """Write a result as the newest one, and where only the same evaluation of the same checkpoint writes again; return
     the latter. With it are the generated answers, if there are any."""
-    settings = [config.evaluation.model_dump(), config.data.model_dump(), config.precision.model_dump()]
+    sections = config.model, config.evaluation, config.data, config.precision
+    settings = [section.model_dump() for section in sections]
     rounding = "" if result["quantization"] == "none" else f"-{result['quantization']}"
     folder, name = run.path / "evaluations", f"step-{result['step']}{rounding}-{fingerprint(settings)[:8]}"
     write_json(folder / f"{name}.json", result)
