@@ -88,8 +88,9 @@ def test_a_saved_tokenizer_adds_what_training_added(tmp_path: Path) -> None:
     tokenizer = sentencepiece_tokenizer(texts=TEXTS)
     tokenizer.save(tmp_path)
     theirs = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(tmp_path)
-    assert theirs("the cat")["input_ids"] == tokenizer.encode("the cat")
+    assert theirs("the cat")["input_ids"] == [theirs.bos_token_id, *tokenizer.encode("the cat")]
     assert theirs.bos_token == "<s>"
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["add_bos_token"] is True
     assert from_file(tmp_path, None).fingerprint == tokenizer.fingerprint
 
 
@@ -144,5 +145,5 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"bad/tokenizer\.json is not a tokenizer\.json"):
         from_file(tmp_path / "bad")
     shutil.copy(tmp_path / "good" / "tokenizer.json", tmp_path / "bad" / "tokenizer.json")
-    with pytest.raises(ConfigError, match=r"eos is null and .*tokenizer_config\.json does not say it"):
+    with pytest.raises(ConfigError, match=r"eos is null and neither .*tokenizer_config\.json nor .* say it"):
         from_file(tmp_path / "bad", None)

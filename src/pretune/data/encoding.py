@@ -159,7 +159,8 @@ class _Reader:
 
 
 def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
-    """Tokenize a chunk; each document ends with EOS, which is scored if its last segment is."""
+    """Tokenize a chunk; each document begins with BOS, if the tokenizer has it so, which is not scored, and ends with
+    EOS, which is scored if its last segment is."""
     encoded = Encoded(chunk.stop_row, {})
     for side, documents in chunk.documents.items():
         ids = tokenizer.encode_documents(documents)
@@ -168,6 +169,10 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
         lengths = np.zeros(len(documents), dtype=np.int64)
         end = np.array([tokenizer.eos_id], dtype=dtype)
         for index, document in enumerate(documents):
+            if start := tokenizer.document_start(ids[index]):
+                parts.append(np.array(start, dtype=dtype))
+                flags.append(np.zeros(len(start), dtype=bool))
+                lengths[index] += len(start)
             for segment, found in zip(document, ids[index], strict=True):
                 parts.append(np.array(found, dtype=dtype))
                 flags.append(np.full(len(found), segment.scored))

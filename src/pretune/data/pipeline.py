@@ -1,11 +1,11 @@
-"""The steps of a tokenizer.json: what its normalizer, pre-tokenizer and decoder consist of."""
+"""The steps of a tokenizer.json: what its normalizer, pre-tokenizer, post-processor and decoder consist of."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-_LISTS = ("normalizers", "pretokenizers", "decoders")
+_LISTS = ("normalizers", "pretokenizers", "processors", "decoders")
 """Keys under which a Sequence lists its steps."""
 
 

@@ -26,6 +26,7 @@ from pretune.data.contamination import contamination
 from pretune.data.encoding import SIZES, Encoded, Recipe, Sizes, encoded_chunks
 from pretune.data.formats.config import chat_format
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
+from pretune.data.formats.template_source import template_of
 from pretune.data.shard_files import discard, find_shards, shard_folder, write_complete, write_shard_record
 from pretune.data.sources.rows import Split, check_apart, describe, empty_side, identity
 from pretune.data.tokenizer import Tokenizer
@@ -98,8 +99,11 @@ class Job:
 
     def __init__(self, recipe: Recipe, cache: Path) -> None:
         self.recipe, self.sides = recipe, recipe.sides
-        # If a chat format has no template, the tokenizer's own template determines the text.
-        template = vars(recipe.tokenizer.template_tokens) if chat_format(recipe.format) else None
+        # A chat template is not always in the section: it may be the tokenizer's own, or in a file that it names.
+        chat, tokens, template = chat_format(recipe.format), recipe.tokenizer.template_tokens, None
+        if chat is not None:
+            text = template_of(chat, tokens)
+            template = {"template": text, "bos": tokens.bos, "eos": tokens.eos, "special": tokens.special}
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, recipe.sizes.shard_tokens],
             "source": identity(recipe.source, cache),

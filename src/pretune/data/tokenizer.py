@@ -15,6 +15,7 @@ import numpy as np
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.files import atomic_folder, fingerprint, write_atomic
 from pretune.core.terminal import warn
+from pretune.data.beginning import keep_beginning, missing_beginning
 from pretune.data.config import (
     DataConfig,
     FileTokenizer,
@@ -29,20 +30,18 @@ from pretune.data.formats.config import chat_format
 from pretune.data.formats.documents import training_texts
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
 from pretune.data.formats.segments import Segment
+from pretune.data.formats.template_source import hub_folder, is_jinja, template_of
+from pretune.data.model_tokenizer import read_tokenizer
 from pretune.data.segment_encoding import SegmentEncoder
 from pretune.data.sources import hub
 from pretune.data.sources.rows import Split, identity
 from pretune.data.token_bytes import token_bytes
 from pretune.data.tokenizer_files import (
-    ABOUT,
     CHAT_TEMPLATE,
-    SEAL,
+    END_IDS,
+    TEMPLATE_FROM,
     TOKENIZER,
-    is_as_sealed,
     is_sealed,
-    read_about,
-    saved_template,
-    token,
     write_about,
 )
 
@@ -60,11 +59,21 @@ class Tokenizer:
     """Converts text to ids and back. Text that spells a special token is treated as ordinary text: only `eos_id` ends a
     document, and only a chat template writes special tokens.
 
+    `end_ids`: tokens that end a generated text as `eos` does; `max_length`: the number of tokens that the tokenizer's
+    model was made for, or None; `template_from`: where the chat template was copied from, see TemplateTokens.
+
     Raises ConfigError if the tokenizer has no token `eos`.
     """
 
     def __init__(
-        self, backend: tokenizers.Tokenizer, eos: str, bos: str = "", chat_template: str | None = None
+        self,
+        backend: tokenizers.Tokenizer,
+        eos: str,
+        bos: str = "",
+        chat_template: str | None = None,
+        end_ids: Sequence[int] = (),
+        max_length: int | None = None,
+        template_from: str | None = None,
     ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
@@ -76,13 +85,14 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         backend.encode_special_tokens = True
-        if backend.num_special_tokens_to_add(is_pair=False):
-            # Training adds none, so nobody who loads a saved tokenizer may.
-            backend.post_processor = None
+        self.beginning: tuple[int, ...] = keep_beginning(backend)
+        """The ids that begin each document: BOS, where the tokenizer puts one before a text, else none."""
         self.backend = backend
         self.eos, self.bos = eos, bos if bos and backend.token_to_id(bos) is not None else ""
-        self.chat_template = chat_template
+        self.chat_template, self.template_from, self.max_length = chat_template, template_from, max_length
         self.eos_id: int = eos_id
+        self.end_ids = frozenset({eos_id, *end_ids})
+        """The ids that end a generated text: EOS, and others that the tokenizer's model ends a text with."""
         added = backend.get_added_tokens_decoder()
         self.special_tokens = {index: token.content for index, token in added.items() if token.special}
         """The text of each special token, which `decode` leaves out, by id."""
@@ -102,8 +112,13 @@ class Tokenizer:
 
     def encode_documents(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
         """The ids of each segment of each document: tokenized separately, and joined the document; see
-        SegmentEncoder."""
+        SegmentEncoder. What comes before them is not included: see document_start."""
         return self._segments.encode(documents)
+
+    def document_start(self, ids: Sequence[Sequence[int]]) -> tuple[int, ...]:
+        """The ids before the segments of a document or of a prompt that begins one, whose own ids these are: none, or
+        BOS, unless a chat template has written it. They are not scored."""
+        return missing_beginning(self.beginning, ids)
 
     def decode(self, ids: Sequence[int], special: bool = False) -> str:
         """The text of ids; special tokens are left out, or included if `special`."""
@@ -116,7 +131,9 @@ class Tokenizer:
     @cached_property
     def template_tokens(self) -> TemplateTokens:
         """The tokenizer's chat template and special tokens."""
-        return TemplateTokens(self.chat_template, self.bos, self.eos, tuple(self.special_tokens.values()))
+        special, added = tuple(self.special_tokens.values()), self.backend.get_added_tokens_decoder().values()
+        others = tuple(one.content for one in added if not one.special)
+        return TemplateTokens(self.chat_template, self.bos, self.eos, special, others, self.template_from)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -131,21 +148,29 @@ class Tokenizer:
         Llama 2 that includes the space it puts before a text); for WordPiece, without the spaces; see token_bytes.py.
         """
         lengths = token_bytes(self.backend, self.vocab_size)
-        lengths[self.eos_id] = 0
+        lengths[[self.eos_id, *self.beginning]] = 0
         return lengths
 
+    def with_template(self, chat_template: str | None, template_from: str | None = None) -> Tokenizer:
+        """The same tokenizer with another chat template."""
+        ends = tuple(self.end_ids)
+        return Tokenizer(self.backend, self.eos, self.bos, chat_template, ends, self.max_length, template_from)
+
     def save(self, folder: Path) -> None:
-        """Save the tokenizer, its eos and its chat template in a folder that `load_tokenizer` and `transformers` can
-        read."""
+        """Save the tokenizer, what begins and ends its texts, and its chat template in a folder that `load_tokenizer`
+        and `transformers` can read."""
         about = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": self.eos,
             **({"bos_token": self.bos} if self.bos else {}),
-            # Training adds neither, and decoding changes nothing. transformers reads this, and llama.cpp's converter.
-            "add_bos_token": False,
+            # As training does; and decoding changes nothing. transformers reads this, and llama.cpp's converter.
+            "add_bos_token": bool(self.beginning),
             "add_eos_token": False,
             "clean_up_tokenization_spaces": False,
             "pretune_fingerprint": self.fingerprint,
+            **({TEMPLATE_FROM: self.template_from} if self.template_from else {}),
+            **({END_IDS: others} if (others := sorted(self.end_ids - {self.eos_id})) else {}),
+            **({"model_max_length": self.max_length} if self.max_length else {}),
         }
         if self.chat_template is not None:
             write_atomic(folder / CHAT_TEMPLATE, self.chat_template)
@@ -156,19 +181,24 @@ class Tokenizer:
 def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> Tokenizer:
     """The tokenizer that `config` describes; kind = trained is trained on `data` and kept in `cache`.
 
-    Raises InputError for a file or hub repository that does not exist, ConfigError for an unknown eos.
+    Raises InputError for files that cannot be read or a hub repository that does not exist, ConfigError for an unknown
+    eos.
     """
-    chat = chat_format(data.format)
-    template = chat.template if chat else None
     match config:
         case FileTokenizer():
-            return _from_file(_find_file(config.path), config.eos, template)
+            tokenizer = _from_files(config.path, config.eos, data)
         case HubTokenizer():
-            return _from_hub(config, data, template)
+            tokenizer = _from_hub(config, data)
         case TrainedTokenizer():
-            return _trained(config, data, cache, template)
+            return _trained(config, data, cache)
         case InheritedTokenizer():
             raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
+    if tokenizer.max_length is not None and data.sequence_length > tokenizer.max_length:
+        warn(
+            f"data.sequence_length = {data.sequence_length:,}, but the tokenizer in {config.path} says that its model "
+            f"was made for {tokenizer.max_length:,} tokens (model_max_length)"
+        )
+    return tokenizer
 
 
 def saved_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
@@ -178,50 +208,28 @@ def saved_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
             f"the tokenizer in {folder} is damaged: its files are not what was written; restore them from a copy, or "
             "delete the folder if data.tokenizer still says which tokenizer it was"
         )
-    return load_tokenizer(FileTokenizer(kind="file", path=str(folder), eos=None), data, folder)
+    return _from_files(folder, None, data)
 
 
-def _find_file(path: str) -> Path:
-    found = Path(path).expanduser()
-    found = found / TOKENIZER if found.is_dir() else found
-    if not found.is_file():
-        raise InputError(f"no tokenizer at '{path}': expected a tokenizer.json, or a folder that contains one")
-    return found
+def _from_hub(config: HubTokenizer, data: DataConfig) -> Tokenizer:
+    path, chat = hub.download_file(config.path, TOKENIZER), chat_format(data.format)
+    if chat and chat.template is None:
+        hub_folder(config.path)
+    return _from_files(path, config.eos, data)
 
 
-def _from_hub(config: HubTokenizer, data: DataConfig, template: str | None) -> Tokenizer:
-    path = hub.download_file(config.path, TOKENIZER)
-    if chat_format(data.format) and template is None:
-        about = hub.download_file(config.path, ABOUT)
-        if saved_template(about.parent, read_about(about.parent)) is None:
-            hub.download_file(config.path, CHAT_TEMPLATE)
-    return _from_file(path, config.eos, template)
+def _from_files(path: str | Path, eos: str | None, data: DataConfig) -> Tokenizer:
+    """The tokenizer at `path`; eos and chat template are those of the configuration or, if null, from its files."""
+    found, chat = read_tokenizer(path, eos), chat_format(data.format)
+    other = (found.bos, found.template, found.end_ids, found.max_length, found.template_from)
+    tokenizer = Tokenizer(found.backend, found.eos, *other)
+    if chat is None or chat.template is None or chat.template == found.template_from:
+        return tokenizer
+    template_from = None if is_jinja(chat.template) else chat.template
+    return tokenizer.with_template(template_of(chat, tokenizer.template_tokens), template_from)
 
 
-def _from_file(path: Path, eos: str | None, template: str | None) -> Tokenizer:
-    """The tokenizer at `path`; eos and chat template come from the arguments or, if None, from the files beside it."""
-    import tokenizers
-
-    about = read_about(path.parent)
-    if not is_as_sealed(path.parent, about):
-        raise InputError(
-            f"the tokenizer in {path.parent} is damaged: its files are not what was written; restore them from a copy "
-            f"or, if you meant to change them, delete {SEAL} from {ABOUT}"
-        )
-    eos = token(about, "eos_token") if eos is None else eos
-    if eos is None:
-        raise ConfigError(
-            f"data.tokenizer.eos is null and {path.parent / ABOUT} does not say it; set it to the token's text"
-        )
-    try:
-        backend = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:  # `tokenizers` raises plain Exception
-        raise InputError(f"{path} is not a tokenizer.json: {hub.error_summary(error)}") from error
-    template = saved_template(path.parent, about) if template is None else template
-    return Tokenizer(backend, eos, token(about, "bos_token") or "", template)
-
-
-def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: str | None) -> Tokenizer:
+def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokenizer:
     depends_on = {
         "version": [VERSION, FORMATS_VERSION],
         "tokenizer": config.model_dump(),
@@ -234,11 +242,11 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path, template: 
         if folder.exists():
             warn(f"the tokenizer in {folder} is damaged: it is trained again")
             shutil.rmtree(folder)
-        texts = training_texts(data, build_formatter(data.format, TemplateTokens(template, "", TRAINED_EOS, ())))
+        texts = training_texts(data, build_formatter(data.format, TemplateTokens(None, "", TRAINED_EOS, ())))
         backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)
-    return _from_file(folder / TOKENIZER, TRAINED_EOS, template)
+    return _from_files(folder, TRAINED_EOS, data)
 
 
 def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:

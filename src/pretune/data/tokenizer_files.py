@@ -11,8 +11,10 @@ from pretune.core.config import InputError
 from pretune.core.files import fingerprint, measure, write_json
 
 TOKENIZER, ABOUT, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-SEAL = "pretune_seal"
-"""The key of tokenizer_config.json with a fingerprint of its other keys and of the files beside it."""
+SEAL, END_IDS, TEMPLATE_FROM = "pretune_seal", "pretune_end_ids", "pretune_template_from"
+"""Keys of tokenizer_config.json: a fingerprint of its other keys and of the files beside it; the ids of the tokens that
+end a text besides EOS, which a model's generation_config.json lists; and the data.format.template that named the place
+of the chat template."""
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
@@ -20,18 +22,17 @@ def write_about(folder: Path, about: Mapping[str, Any]) -> None:
     write_json(folder / ABOUT, {**about, SEAL: _seal(folder, about)})
 
 
-def read_about(folder: Path) -> dict[str, Any]:
-    """The content of tokenizer_config.json; empty if there is none. InputError if it cannot be read."""
-    path = folder / ABOUT
+def read_keys(path: Path) -> dict[str, Any]:
+    """The content of a JSON file beside a tokenizer; empty if there is none. InputError if it cannot be read."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(about, dict):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
             raise ValueError("it holds no keys")
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"cannot read {path} ({error}); restore the tokenizer's files") from None
-    return about
+    return found
 
 
 def is_as_sealed(folder: Path, about: Mapping[str, Any]) -> bool:
@@ -43,7 +44,7 @@ def is_as_sealed(folder: Path, about: Mapping[str, Any]) -> bool:
 def is_sealed(folder: Path) -> bool:
     """Whether `folder` holds a tokenizer that Pretune wrote, all of it and unchanged."""
     try:
-        about = read_about(folder)
+        about = read_keys(folder / ABOUT)
         return SEAL in about and (folder / TOKENIZER).is_file() and is_as_sealed(folder, about)
     except (InputError, OSError):
         return False

@@ -24,12 +24,13 @@ class Endings:
 def endings(
     tokenizer: Tokenizer, formatter: Formatter, end_tokens: Sequence[str] = (), stop: Sequence[str] = ()
 ) -> Endings:
-    """What ends a text of a run: the end of the document; the end of a turn, as the run's chat template writes it (a
-    special token, or else plain text); and `end_tokens` and `stop` of a decoding section.
+    """What ends a text of a run: the end of the document, and all tokens that end one for the model that the tokenizer
+    is from; the end of a turn, as the run's chat template writes it (a special token, or else plain text); and
+    `end_tokens` and `stop` of a decoding section.
 
     Raises ConfigError for an end token that the tokenizer does not have.
     """
-    ids, strings = {tokenizer.eos_id}, list(stop)
+    ids, strings = {*tokenizer.end_ids}, list(stop)
     for name in end_tokens:
         token = tokenizer.backend.token_to_id(name)
         if token is None:

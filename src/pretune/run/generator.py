@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 
@@ -50,8 +51,10 @@ class TextGenerator:
         return self.formatter.render_prompt([{"role": "user", "content": question}])
 
     def ids(self, prompt: Sequence[Segment]) -> list[int]:
-        """The tokens of a prompt, at least one: an empty prompt becomes EOS, which starts a new document."""
-        tokens = [token for part in self.tokenizer.encode_segments(prompt) for token in part]
+        """The tokens of a prompt, which begin as a document does in training. An empty prompt of a tokenizer that puts
+        nothing before a text becomes EOS, after which a new document starts."""
+        parts = self.tokenizer.encode_segments(prompt)
+        tokens = [*self.tokenizer.document_start(parts), *chain.from_iterable(parts)]
         return tokens or [self.tokenizer.eos_id]
 
     def stream(self, prompt: Sequence[int]) -> Iterator[Piece]:

@@ -285,7 +285,7 @@ def test_a_template_may_refuse_a_conversation() -> None:
     ("{{ messages.append(1) }}", "the chat template fails: SecurityError"),
     ("{{ wrong.name }}", "the chat template fails: UndefinedError: 'wrong' is undefined"),
     ("{{ raise_exception('never') }}", "rejects a question and its answer: never"),
-    (None, "the tokenizer has none; set data.format.template, for instance with data/format=chat_plain"),
+    (None, "the tokenizer has none; set data.format.template .one of chatml, llama3, gemma, a file"),
 ])  # fmt: skip
 def test_templates_that_cannot_be_used_are_errors_before_any_row_is_read(template: str | None, message: str) -> None:
     with pytest.raises(ConfigError, match=message):

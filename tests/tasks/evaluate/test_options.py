@@ -29,6 +29,9 @@ class Letters:
     def encode_segments(self, segments: list[Segment]) -> list[list[int]]:
         return [self.encode(segment.text) for segment in segments]
 
+    def document_start(self, ids: list[list[int]]) -> tuple[int, ...]:
+        return ()
+
 
 def choices(problems: list[Problem], max_length: int = 60) -> Choices:
     return tokenized(problems, Letters(), max_length)  # type: ignore[arg-type]

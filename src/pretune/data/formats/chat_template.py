@@ -23,6 +23,7 @@ from pretune.data.formats.messages import Turn
 from pretune.data.formats.rendering import Refusal, Template
 from pretune.data.formats.segments import Place, Segment, Unusable
 from pretune.data.formats.special_tokens import TemplateTokens, spellings
+from pretune.data.formats.template_source import NAMED, template_of
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 """Mark text in a message that spells a special token; these are Unicode noncharacters, which do not occur in text."""
@@ -36,16 +37,16 @@ class ChatTemplate:
     """A chat template with a tokenizer's special tokens.
 
     `end_of_turn` is the text that it writes after an assistant turn, without white space: generation stops there.
-    Raises ConfigError for a template that is missing, is not valid Jinja, or does not render the user's or the
-    assistant's text.
+    Raises ConfigError for a template that is missing, is not valid Jinja, does not render the user's or the
+    assistant's text, or writes special tokens of another tokenizer.
     """
 
     def __init__(self, config: ChatFormat, tokens: TemplateTokens) -> None:
-        text = tokens.template if config.template is None else config.template
+        text = template_of(config, tokens)
         if text is None:
             raise ConfigError(
-                "data.format.kind = chat needs a chat template, but the tokenizer has none; set data.format.template, "
-                "for instance with data/format=chat_plain"
+                "data.format.kind = chat needs a chat template, but the tokenizer has none; set data.format.template "
+                f"(one of {', '.join(NAMED)}, a file, or a model to copy it from), or data/format=chat_plain"
             )
         self._eos, self._turns = tokens.eos, config.assistant_turns
         self._template = Template(text, {**config.variables, "bos_token": tokens.bos, "eos_token": tokens.eos})

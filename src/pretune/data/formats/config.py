@@ -154,7 +154,8 @@ class ChatFormat(MessagesBase):
     """Columns that may hold variables of the template for this row, above `variables`. One that the template does not
     read is an error."""
     template: str | None
-    """The chat template, in Jinja; null takes the tokenizer's own."""
+    """The chat template: Jinja text, a file with it, a model's folder or `owner/name` on the hub to copy it from, or
+    one that comes with Pretune: chatml, llama3, gemma. null takes the tokenizer's own."""
     variables: dict[str, str | int | bool]
     """Template variables besides messages, such as enable_thinking or date_string."""
     assistant_turns: Literal["together", "apart", "last"]

@@ -15,6 +15,14 @@ class TemplateTokens:
     bos: str
     eos: str
     special: tuple[str, ...]
+    others: tuple[str, ...] = ()
+    """The texts of added tokens that are not special."""
+    template_from: str | None = None
+    """The data.format.template that named the place of `template`; None for the tokenizer's own, or for Jinja text."""
+
+    def has(self, text: str) -> bool:
+        """Whether this text, from a template, becomes a token of its own."""
+        return text in self.special or text in self.others or text == self.eos
 
 
 @lru_cache(maxsize=8)

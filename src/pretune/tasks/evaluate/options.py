@@ -76,7 +76,8 @@ def _continuations(problem: Problem, tokenizer: Tokenizer) -> list[Continuation]
     """The options, each tokenized as its document is in training: a segment after the prompt depends on no other."""
     count = len(problem.options)
     texts = [problem.prompt, *problem.options, *([problem.closing] if problem.closing is not None else [])]
-    prompt, *rest = tokenizer.encode_segments([Segment(text, True) for text in texts])
+    parts = tokenizer.encode_segments([Segment(text, True) for text in texts])
+    prompt, rest = [*tokenizer.document_start(parts), *parts[0]], parts[1:]
     end = rest[count] if len(rest) > count else [tokenizer.eos_id]
     return [
         Continuation(prompt, ids, end, len(option.strip()))

@@ -42,7 +42,7 @@ def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
     content = huggingface_config(shape, tokenizer.eos_id, dtype)
     write_json(folder / "config.json", content)
     ends = run_endings(config, tokenizer)
-    write_json(folder / "generation_config.json", generation_config(tokenizer.eos_id, ends))
+    write_json(folder / "generation_config.json", generation_config(tokenizer, ends))
     write_tokenizer(config, tokenizer, folder)
     ids = check_tokenizer(config, tokenizer, folder)
     state = evaluation_model(config, run, torch.device("cpu")).state_dict()
@@ -99,7 +99,7 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     tokenizer = assemble_tokenizer(config)
     write_tokenizer(config, tokenizer, folder)
     ends = run_endings(config, tokenizer)
-    write_json(folder / "generation_config.json", generation_config(tokenizer.eos_id, ends))
+    write_json(folder / "generation_config.json", generation_config(tokenizer, ends))
     return (
         f"It belongs on the weights of {base.name}{advice}. Load both: "
         "peft.AutoPeftModelForCausalLM.from_pretrained('{output}')"

@@ -52,11 +52,12 @@ def check_tokenizer(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> li
     texts = [*_validation_texts(config, tokenizer), *_TEXTS, "".join(f" a{token} b{token}" for token in special)]
     for text in texts:
         for parsed in (False, True):
-            wanted = tokenizer.encode_segments([Segment(text, False, parsed)])[0]
+            # transformers puts a BOS before any text, also before one that begins with it.
+            wanted = [*tokenizer.beginning, *tokenizer.encode_segments([Segment(text, False, parsed)])[0]]
             found = theirs(text, split_special_tokens=not parsed)["input_ids"]
             if found != wanted:
                 raise ConfigError(_difference(text, found, wanted))
-    return [tokenizer.encode(text) for text in texts]
+    return [[*tokenizer.beginning, *tokenizer.encode(text)] for text in texts]
 
 
 def check_model(model: Transformer, ids: Sequence[Sequence[int]], folder: Path, dtype: str) -> None:
