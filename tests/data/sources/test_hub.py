@@ -53,6 +53,7 @@ for name in ("me/tokens", "me/tokens", "me/nothing"):
         print(error)
 """.replace("TESTS", repr(str(Path(__file__).parents[1])))
 CHATS = TOKENIZER.replace("FORMAT", "format=CHAT")
+COPIED = TOKENIZER.replace("FORMAT", "format=CHAT | {'template': 'me/tokens'}")
 TEXTS = TOKENIZER.replace("FORMAT", "")
 
 CLOSED = "http://127.0.0.1:9"
@@ -162,6 +163,15 @@ def test_chats_bring_the_template_of_the_tokenizer_along(hub: str, tmp_path: Pat
     assert first == second
     assert first.endswith("] the template")
     assert run(CHATS, CLOSED, tmp_path)[:2] == [first, second]
+    assert run(COPIED, CLOSED, tmp_path)[:2] == [first, second]
+
+
+def test_a_template_is_copied_from_the_hub(hub: str, tmp_path: Path) -> None:
+    assert run(COPIED, hub, tmp_path)[0].endswith("] the template")
+    (message, *_) = run(COPIED.replace("'me/tokens'}", "'me/nothing'}"), hub, tmp_path)
+    assert "no model 'me/nothing'" in message
+    (message, *_) = run(COPIED.replace("'me/tokens'}", "'me/..no'}"), hub, tmp_path)
+    assert "'me/..no' is no" in message
 
 
 def test_no_network_is_said_at_once(tmp_path: Path) -> None:

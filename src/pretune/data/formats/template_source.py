@@ -35,7 +35,7 @@ _LLAMA3 = """\
 """
 _GEMMA = """\
 {%- set told = messages[0].content | trim + '\\n\\n' if messages[0].role == 'system' else '' %}
-{%- for message in messages[1:] if told else messages %}
+{%- for message in (messages[1:] if told else messages) %}
 {%- set role = 'model' if message.role == 'assistant' else message.role %}
 {{- '<start_of_turn>' + role + '\\n' + (told if loop.first else '') + message.content | trim + '<end_of_turn>\\n' }}
 {%- endfor %}
@@ -103,7 +103,7 @@ def template_source(value: str) -> TemplateSource:
             return TemplateSource(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"data.format.template: cannot read {path} as text ({error})") from None
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", value):
+    if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", value) and path.suffix != ".jinja":
         return _of_folder(hub_folder(value), value)
     raise ConfigError(
         f"data.format.template = {value[:60]!r} is no Jinja text, and there is no such file or folder; the templates "

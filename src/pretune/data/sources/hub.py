@@ -58,9 +58,13 @@ def download_file(repository: str, filename: str) -> Path:
     with quiet_libraries(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         import huggingface_hub
+        from huggingface_hub import errors
 
         # A file in the cache needs no network.
-        known = huggingface_hub.try_to_load_from_cache(repository, filename)
+        try:
+            known = huggingface_hub.try_to_load_from_cache(repository, filename)
+        except errors.HFValidationError:
+            raise InputError(f"'{repository}' is not a name on the hub; write owner/name") from None
         if isinstance(known, str):
             return Path(known)
         check_reachable(repository, None, "model")
