@@ -117,6 +117,7 @@ def test_what_ends_a_text_is_what_the_model_says(tmp_path: Path) -> None:
     assert (tokenizer.eos, tokenizer.end_ids) == ("<|eot_id|>", wanted)
     tokenizer.save(tmp_path / "saved")
     assert load(tmp_path / "saved").end_ids == wanted
+    assert load(folder / "tokenizer.json").end_ids == {tokenizer.eos_id}
     # config.json where there is no generation_config.json, also for the text part of a larger model; padding is no end.
     (folder / "generation_config.json").unlink()
     for content in ({"eos_token_id": [5, 999]}, {"text_config": {"eos_token_id": 5}}):
@@ -130,7 +131,7 @@ def test_eos_is_what_one_of_the_files_says(tmp_path: Path) -> None:
     write(folder / "special_tokens_map.json", {"eos_token": {"content": "<s>"}, "bos_token": "<s>"})
     assert (load(folder).eos, load(folder).bos) == ("<s>", "<s>")
     (folder / "special_tokens_map.json").unlink()
-    assert (load(folder).eos, load(folder).bos) == ("</s>", "")
+    assert (load(folder).eos, load(folder).bos) == ("</s>", "<s>")
     write(folder / "generation_config.json", {})
     write(folder / "config.json", {"eos_token_id": 2})
     assert load(folder).eos == "</s>"

@@ -14,11 +14,12 @@ from pretune.data.sources.config import SourceConfig, ValidationConfig
 
 class FileTokenizer(Section):
     kind: Literal["file"]
-    """A local tokenizer.json."""
+    """A local tokenizer.json, or the tokenizer of a model's folder."""
     path: FilePath
-    """The file, or the folder that contains it."""
+    """The file, or a folder: the tokenizer is read from all files that a model has for it, and all tokens that end a
+    text for that model end one here."""
     eos: str | None
-    """Text of the token that ends a document; null reads it from tokenizer_config.json beside the file."""
+    """Text of the token that ends a document; null reads it from tokenizer_config.json or the files beside it."""
 
 
 class HubTokenizer(Section):

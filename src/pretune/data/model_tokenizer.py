@@ -58,7 +58,8 @@ class TokenizerFiles:
 
 def read_tokenizer(path: str | Path, eos: str | None) -> TokenizerFiles:
     """The tokenizer at `path`: a tokenizer.json, or a folder with one or with another vocabulary that transformers
-    converts without a model's own code. `eos`, if not None, is taken instead of what the files say.
+    converts without a model's own code. `eos`, if not None, is taken instead of what the files say. A tokenizer.json
+    that is named itself is no model's, so its `end_ids` are empty.
 
     Raises InputError for files that are not there, damaged or cannot be converted, ConfigError if nothing says what
     EOS is.
@@ -89,6 +90,7 @@ def read_tokenizer(path: str | Path, eos: str | None) -> TokenizerFiles:
             "set it to the token's text"
         )
     bos, template = token(about, "bos_token") or token(special, "bos_token") or "", saved_template(folder, about)
+    ids = ids if found.is_dir() else ()
     return TokenizerFiles(backend, eos, bos, template, ids, _max_length(about), about.get(TEMPLATE_FROM))
 
 

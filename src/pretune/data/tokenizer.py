@@ -88,6 +88,7 @@ class Tokenizer:
         self.beginning: tuple[int, ...] = keep_beginning(backend)
         """The ids that begin each document: BOS, where the tokenizer puts one before a text, else none."""
         self.backend = backend
+        bos = bos or "".join(str(backend.id_to_token(one)) for one in self.beginning[:1])
         self.eos, self.bos = eos, bos if bos and backend.token_to_id(bos) is not None else ""
         self.chat_template, self.template_from, self.max_length = chat_template, template_from, max_length
         self.eos_id: int = eos_id

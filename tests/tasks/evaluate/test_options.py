@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from published import model_folder
 from tiny import tiny_model, transformers_llama
+from tokenizers import Tokenizer as Backend
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from pretune.core.batch import Batch
 from pretune.data.formats.problems import Problem
 from pretune.data.formats.segments import Segment
+from pretune.data.tokenizer import Tokenizer
 from pretune.objectives.language_modeling import TokenScores, score_tokens
 from pretune.tasks.evaluate.options import Choices, batches, log_likelihoods, option_accuracy, tokenized
 
@@ -112,3 +117,12 @@ def test_batches_hold_similar_rows_within_their_size() -> None:
     assert all(len(batch) * 64 <= 640 for batch in found)
     lengths = [rows[row].length for batch in found for row in batch]
     assert lengths == sorted(lengths, reverse=True)
+
+
+def test_a_prompt_begins_as_documents_of_its_tokenizer_do(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "llama2")
+    tokenizer = Tokenizer(Backend.from_file(str(folder / "tokenizer.json")), "</s>", "<s>")
+    (row, _) = tokenized([Problem("The cat", (" sat", " ate"), 0, None)], tokenizer, 60).rows
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    assert [*row.prompt, *row.option, *row.end] == [*theirs("The cat sat")["input_ids"], theirs.eos_token_id]
+    assert row.prompt == theirs("The cat")["input_ids"]
