@@ -176,8 +176,8 @@ def evaluated_run(config: RunConfig) -> RunFolder:
     if isinstance(positions, int) and now.max_sequence_length > positions and scaling is None:
         warn(
             f"note: {run.name} was trained with {positions} positions, and beyond them a model is seldom of use: "
-            f"stretch them by model.rope.scaling to model.max_sequence_length = {now.max_sequence_length}, or fine-tune "
-            "it on longer texts"
+            f"stretch them by model.rope.scaling to model.max_sequence_length = {now.max_sequence_length}, or "
+            "fine-tune it on longer texts"
         )
     return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
 

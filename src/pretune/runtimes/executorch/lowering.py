@@ -54,11 +54,12 @@ def check_installed() -> None:
 def check_lowerable(model: nn.Module) -> None:
     """Raise ConfigError, naming the key or the layer, for positions that a .pte does not have and for layers that
     XNNPACK has no kernel for."""
-    rope: Any = model.config.rope
-    if rope.follows_length:
+    config: Any = model.config
+    if config.rope.follows_length:
         raise ConfigError(
             f"a .pte cannot read a text anew or rotate by its length, which model.rope.scaling.kind = "
-            f"{rope.scaling.kind} needs; use export.format=huggingface or onnx, or another rule (yarn, ntk, linear)"
+            f"{config.rope.scaling.kind} needs; use export.format=huggingface or onnx, or another rule (yarn, ntk, "
+            "linear)"
         )
     for name, module in model.named_modules():
         weight: Any = getattr(module, "weight", None)
