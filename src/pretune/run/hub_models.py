@@ -48,7 +48,27 @@ def download_model(repository: str, revision: str | None, config_only: bool = Fa
                 f"{f' at {revision}' if revision else ''}, or not all of it; download it where there is a network"
             )
         return cached, cached.name
-    files = [one.rfilename for one in found.siblings or []]
+    _check_files(repository, [one.rfilename for one in found.siblings or []], config_only)
+    try:
+        # By the name of the revision, so that the cache knows later which commit that is.
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=_wanted(config_only)))
+        return folder, folder.name
+    except OSError as error:
+        if error.errno is not None and error.strerror is not None:
+            raise  # the disk's
+        raise _failed(repository, error) from error
+    except Exception as error:
+        raise _failed(repository, error) from error
+
+
+def _wanted(config_only: bool) -> list[str]:
+    return ["config.json"] if config_only else list(MODEL_FILES)
+
+
+def _check_files(repository: str, files: list[str], config_only: bool) -> None:
+    """Raise InputError if a repository with these files has no model that can be read."""
+    if "config.json" not in files:
+        raise InputError(f"'{repository}' has no config.json: it is not a model in Hugging Face's format")
     pickled = sorted(file for file in files if Path(file).suffix in PICKLED)
     if pickled and not config_only and not any(file.endswith(".safetensors") for file in files):
         raise InputError(
@@ -56,15 +76,6 @@ def download_model(repository: str, revision: str | None, config_only: bool = Fa
             f"Convert it where you trust it: transformers.AutoModelForCausalLM.from_pretrained('{repository}')"
             ".save_pretrained('FOLDER'), and give FOLDER"
         )
-    try:
-        wanted = ["config.json"] if config_only else list(MODEL_FILES)
-        return Path(snapshot_download(repository, revision=found.sha, allow_patterns=wanted)), str(found.sha)
-    except OSError as error:
-        if error.errno is not None and error.strerror is not None:
-            raise  # the disk's
-        raise _failed(repository, error) from error
-    except Exception as error:
-        raise _failed(repository, error) from error
 
 
 def _failed(repository: str, error: Exception) -> InputError:
@@ -80,11 +91,13 @@ def _cached_model(repository: str, revision: str | None, config_only: bool) -> P
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
-        folder = Path(snapshot_download(repository, revision=revision, local_files_only=True))
+        wanted = _wanted(config_only)
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=wanted, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
     if not (folder / "config.json").is_file():
         return None
+    # Whatever wrote the cache: not every version of the library says whether it is whole.
     whole = (folder / "model.safetensors").is_file()
     with contextlib.suppress(OSError, ValueError, LookupError, AttributeError):
         index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
