@@ -6,6 +6,7 @@ that the model was pretrained with, such as the single digits of SmolLM's.
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,10 +115,11 @@ def _converted(folder: Path) -> tokenizers.Tokenizer:
             found: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return found.backend_tokenizer
     except Exception as error:  # conversion raises whatever the libraries of each vocabulary do
+        needs_more = any(folder.glob("*.model")) and importlib.util.find_spec("sentencepiece") is None
+        why = "for a .model it needs the package sentencepiece" if needs_more else error_summary(error)
         raise InputError(
-            f"{folder} has no {TOKENIZER}, and transformers cannot convert the vocabulary there "
-            f"({error_summary(error)}); where it can be loaded, write one with "
-            "AutoTokenizer.from_pretrained(...).save_pretrained(...), and put it there"
+            f"{folder} has no {TOKENIZER}, and transformers cannot convert the vocabulary there ({why}); where it can "
+            "be loaded, write one with AutoTokenizer.from_pretrained(...).save_pretrained(...), and put it there"
         ) from error
 
 
