@@ -161,6 +161,23 @@ def test_tokens_that_only_other_files_have_are_added(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_damaged_lists_are_one_line(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path, "llama2")
+    about = json.loads((folder / "tokenizer_config.json").read_text())
+    for wrong in ({"x": {"content": "a"}}, {"1": "a"}, {"900": {"special": True}}, {"900": {"content": 3}}, ["a"]):
+        write(folder / "tokenizer_config.json", about | {"added_tokens_decoder": wrong})
+        with pytest.raises(InputError, match=r"(cannot read the added tokens in .*tokenizer_config\.json)|disagree"):
+            load(folder)
+    write(folder / "tokenizer_config.json", about)
+    write(folder / "generation_config.json", {"eos_token_id": [2, 10**12]})
+    assert load(folder).end_ids == {2}
+    content = json.loads((folder / "tokenizer.json").read_text())
+    content["post_processor"]["special_tokens"]["<s>"]["ids"] = [4_000]
+    write(folder / "tokenizer.json", content)
+    with pytest.raises(InputError, match="puts 4000 before a text, which no token has"):
+        load(folder)
+
+
 def test_a_model_made_for_shorter_texts_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = model_folder(tmp_path, "gpt2")
     load(folder, sequence_length=4096)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pretune.core.config import InputError
 from pretune.data.pipeline import steps
 
 if TYPE_CHECKING:
@@ -17,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def keep_beginning(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
-    """The ids that the tokenizer puts before a text. What it puts after one is taken from it: documents end in EOS."""
+    """The ids that the tokenizer puts before a text. What it puts after one is taken from it: documents end in EOS.
+
+    Raises InputError for an id that no token has.
+    """
     from tokenizers import processors
 
     if not backend.num_special_tokens_to_add(is_pair=False):
@@ -28,6 +32,10 @@ def keep_beginning(backend: tokenizers.Tokenizer) -> tuple[int, ...]:
     for step in steps(parts, "post_processor"):
         first, last = _added(step)
         before, after = [*first, *before], after or last
+    if unknown := [index for _, index in before if backend.id_to_token(index) is None]:
+        raise InputError(
+            f"the tokenizer's post-processor puts {unknown[0]} before a text, which no token has as its id"
+        )
     if after or not before:
         names = [name for name, _ in before]
         backend.post_processor = (

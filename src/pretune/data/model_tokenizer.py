@@ -127,19 +127,23 @@ def _add_tokens(backend: tokenizers.Tokenizer, about: Mapping[str, Any], folder:
     """Add the tokens that only the files beside tokenizer.json have, with the ids that they have there."""
     from tokenizers import AddedToken
 
-    listed = about.get("added_tokens_decoder")
-    given = dict(listed) if isinstance(listed, dict) else {}
-    given |= {str(index): text for text, index in read_keys(folder / ADDED).items() if str(index) not in given}
-    for index, one in sorted(given.items(), key=lambda item: int(item[0])):
-        keys = {"content": one, "special": False} if isinstance(one, str) else one
-        text = keys["content"]
-        if backend.token_to_id(text) is not None:
+    try:
+        given = {int(index): dict(one) for index, one in (about.get("added_tokens_decoder") or {}).items()}
+        for text, index in read_keys(folder / ADDED).items():
+            given.setdefault(int(index), {"content": text, "special": False})
+        tokens = {index: AddedToken(**{key: one[key] for key in _FLAGS if key in one}) for index, one in given.items()}
+    except (AttributeError, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot read the added tokens in {folder / ABOUT} or {ADDED} ({error}); restore them"
+        ) from None
+    for index, one in sorted(tokens.items()):
+        if backend.token_to_id(one.content) is not None:
             continue
-        backend.add_tokens([AddedToken(**{key: keys[key] for key in _FLAGS if key in keys})])
-        if backend.token_to_id(text) != int(index):
+        backend.add_tokens([one])
+        if backend.token_to_id(one.content) != index:
             raise InputError(
-                f"the files in {folder} disagree: token '{text}' is {index} beside {TOKENIZER}, where "
-                f"{backend.token_to_id(text)} would be its number; restore the model's own files"
+                f"the files in {folder} disagree: token '{one.content}' is {index} beside {TOKENIZER}, where "
+                f"{backend.token_to_id(one.content)} would be its number; restore the model's own files"
             )
 
 
@@ -160,9 +164,9 @@ def _end_ids(folder: Path, about: Mapping[str, Any], backend: tokenizers.Tokeniz
     ids = value if isinstance(value, list) else [value]
     if any(not isinstance(one, int) or isinstance(one, bool) or one < 0 for one in ids):
         raise InputError(f"{path}: its end tokens are {value!r}, which is neither an id nor a list of them; correct it")
-    return tuple(dict.fromkeys(one for one in ids if backend.id_to_token(one) is not None))
+    return tuple(dict.fromkeys(one for one in ids if one < 2**32 and backend.id_to_token(one) is not None))
 
 
 def _max_length(about: Mapping[str, Any]) -> int | None:
     value = about.get("model_max_length")
-    return int(value) if isinstance(value, int | float) and 0 < value < _NO_LIMIT else None
+    return int(value) if isinstance(value, int | float) and 1 < value < _NO_LIMIT else None

@@ -128,4 +128,5 @@ def _of_folder(folder: Path, value: str) -> TemplateSource:
     added: list[Any] = (
         [*listed.values()] if isinstance(listed, dict) else read_keys(folder / TOKENIZER).get("added_tokens", [])
     )
-    return TemplateSource(text, tuple(one["content"] for one in added if isinstance(one, dict) and one.get("special")))
+    known = [one for one in added if isinstance(one, dict) and isinstance(one.get("content"), str)]
+    return TemplateSource(text, tuple(one["content"] for one in known if one.get("special")))
