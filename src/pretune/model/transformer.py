@@ -41,7 +41,9 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embedding = nn.Embedding(config.padded_vocab_size, config.dim)
+        # Without values, like all weights here: torch's own would be drawn for nothing.
+        table = torch.empty(config.padded_vocab_size, config.dim)
+        self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
         self.rope = Rope(config.rope, config.head_dim, config.max_sequence_length)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.embedding_norm = Norm(config.dim, config.norm) if config.normalize_embedding else None

@@ -12,6 +12,8 @@ from pretune.compute.compilation import checkpoint_activations
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import use_float8
 from pretune.core.files import ADAPTER_CONFIG
+from pretune.model.config import ModelConfig
+from pretune.model.costs import skeleton
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
@@ -40,7 +42,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
             model = Transformer(config.model)
             attach_adapter(config, model, newest)
         return model
-    model, base = Transformer(config.model), None
+    model, base = _without_values(config.model), None
     if newest is None or config.adapter.freezes:
         base = fill(config, model, start_of(config))
     if config.neftune_alpha is not None:
@@ -53,9 +55,14 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
 def merged_model(config: RunConfig, weights: Start | None, device: torch.device) -> Transformer:
     """A plain model with the weights of the run that `config` describes, its adapter merged, or with random weights for
     None."""
-    model = Transformer(config.model)
+    model = _without_values(config.model)
     fill(config, model, weights, config.stage.init_from)
     return model.to(device)
+
+
+def _without_values(config: ModelConfig) -> Transformer:
+    """A model on the CPU whose weights have no values yet: they take memory once they are loaded, one by one."""
+    return skeleton(config).to_empty(device="cpu")
 
 
 def fill(config: RunConfig, model: Transformer, weights: Start | None, init_from: str | None = None) -> str | None:

@@ -46,7 +46,12 @@ ACTIVATIONS = {
 _ALIASES = {"swish": "silu", "gelu_new": "gelu_pytorch_tanh"}
 """Other names of transformers' for the same activation."""
 
-_NEUTRAL: dict[str, Any] = {"rope_interleaved": False, "is_decoder": False, "add_cross_attention": False}
+_NEUTRAL: dict[str, Any] = {
+    "rope_interleaved": False,
+    "use_mrope": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
 """Keys whose other values would change the mathematics."""
 
 

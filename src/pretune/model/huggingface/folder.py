@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,14 +27,14 @@ class StoredTensors(Mapping[str, Tensor]):
     """
 
     def __init__(self, folder: Path) -> None:
-        self._files: dict[str, Any] = {}
+        self._folder = folder
         self._places: dict[str, tuple[str, str]] = {}
         for file, names in weight_files(folder).items():
             try:
-                self._files[file] = opened = safe_open(folder / file, framework="pt")
+                with safe_open(folder / file, framework="pt") as opened:
+                    stored = list(opened.keys())
             except (SafetensorError, OSError) as error:
                 raise InputError(f"{folder / file} cannot be read ({error}); download it again") from None
-            stored = list(opened.keys())
             absent = [name for name in names or () if name not in stored]
             if absent:
                 raise InputError(f"{folder / file} has no {absent[0]}, which {INDEX} says is in it; download it again")
@@ -44,7 +44,9 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
-        return self._files[file].get_tensor(stored)
+        # Opened each time: a file that stays open keeps in memory all that was ever read from it.
+        with safe_open(self._folder / file, framework="pt") as opened:
+            return opened.get_tensor(stored)
 
     def __contains__(self, name: object) -> bool:
         return name in self._places
