@@ -23,6 +23,19 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": None,
     **ROPE,
 }
+GPT2_SHAPE: dict[str, Any] = {
+    "vocab_size": 101,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 4,
+    "n_positions": 96,
+    "initializer_range": 0.2,
+    "attn_pdrop": 0.0,
+    "embd_pdrop": 0.0,
+    "resid_pdrop": 0.0,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 100.0,
@@ -78,6 +91,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "arcee": ("Arcee", {"mlp_bias": True}),
     "apertus": ("Apertus", {"hidden_act": "relu2"}),
+    "gpt2": ("GPT2", {"n_positions": 96}),
+    "gpt2 relu, untied, narrow": ("GPT2", {"activation_function": "relu", "n_inner": 48, "tie_word_embeddings": False}),
     "nanochat": ("NanoChat", {"final_logit_softcapping": 4.0}),
 }
 
@@ -85,14 +100,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 def reference_config(case: str, **changes: Any) -> Any:
     """transformers' configuration."""
     kind, settings = FAMILIES[case]
-    values = copy.deepcopy(SHAPE | settings | changes)  # transformers adds to the rope_parameters that it is given
+    shape = GPT2_SHAPE if kind == "GPT2" else SHAPE
+    values = copy.deepcopy(shape | settings | changes)  # transformers adds to the rope_parameters that it is given
     return getattr(transformers, f"{kind}Config")(**values)
 
 
 def reference(case: str, **changes: Any) -> Any:
     """transformers' model, in float32, in training mode (no dropout)."""
     torch.manual_seed(0)
-    model = getattr(transformers, f"{FAMILIES[case][0]}ForCausalLM")(reference_config(case, **changes))
+    model = transformers.AutoModelForCausalLM.from_config(reference_config(case, **changes))
     for parameter in model.parameters():
         if parameter.dim() == 1:  # norms start at one and biases at zero, which would hide many mistakes
             torch.nn.init.normal_(parameter, 0.5, 0.3)

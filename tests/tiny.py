@@ -30,6 +30,7 @@ _TINY: dict[str, Any] = {
     "window": None,
     "value_embeddings": False,
     "residual_scalars": False,
+    "learned_positions": False,
     "normalize_embedding": False,
     "bias": {"qkv": False, "attention_output": False, "mlp": False},
     "tied_embeddings": True,
@@ -66,6 +67,17 @@ SCALINGS: dict[str, dict[str, Any]] = {
     "llama3": {"kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, **_ORIGINAL},
 }
 """Each rule of model.rope.scaling, for heads 8 wide and texts that are longer than 16 tokens."""
+
+
+GPT2: dict[str, Any] = {
+    "learned_positions": True,
+    "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"},
+    "norm": {"kind": "layernorm", "eps": 1e-5, "learned": True},
+    "bias": {"qkv": True, "attention_output": True, "mlp": True},
+    "activation": "gelu",
+    "mlp_dim": 128,
+}
+"""What makes a GPT-2 of the tiny configuration."""
 
 
 def stretched(rule: str) -> dict[str, Any]:

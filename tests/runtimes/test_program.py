@@ -92,6 +92,7 @@ def test_integers(tmp_path: Path) -> None:
             "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"},
         },
         {"activation": "reglu", "num_kv_heads": 1},
+        {"learned_positions": True, "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"}},
         {"activation": "silu", "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": False}},
     ],
 )

@@ -24,8 +24,9 @@ _BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
 lora_embedding_A has a column per row, and nothing is stacked.)"""
 
 
-def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and configuration for peft's two files, from the adapter in `folder`.
+def adapter_for_huggingface(folder: Path, layers: Layers, transposed: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and configuration for peft's two files, from the adapter in `folder`; `transposed`: whether transformers
+    stores the layers' matrices transposed (GPT-2), which peft adapts by LoRA and DoRA alone.
 
     Raises ConfigError for an adapter that has no counterpart in transformers.
     """
@@ -36,6 +37,10 @@ def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Ten
             f"adapter.init = {start} has moved part of the weights into the adapter, which does not fit the original "
             "weights; use export.adapter=merge"
         )
+    if transposed and "fan_in_fan_out" not in config:
+        raise ConfigError(
+            f"peft has no {config.get('peft_type')} for GPT-2's layers, which are transposed: use export.adapter=merge"
+        )
     tensors: dict[str, Tensor] = {}
     targets: set[str] = set()
     for name, tensor in stored.items():
@@ -45,6 +50,8 @@ def adapter_for_huggingface(folder: Path, layers: Layers) -> tuple[dict[str, Ten
         tensors.update(_split(tensor, ours, part, layers[ours]))
     # `revision` is a fingerprint of the weights under our names.
     changes = {"target_modules": sorted(targets), "task_type": "CAUSAL_LM", "revision": None}
+    if transposed:
+        changes["fan_in_fan_out"] = True
     return tensors, {**config, **changes, "inference_mode": True}
 
 

@@ -132,10 +132,11 @@ skip fully masked blocks; or None for plain causal attention."""
 class Context:
     """Inputs of every layer besides the residual stream.
 
-    tokens [B, T]; cos_sin: cosines and sines of their positions, see Rope; masks: by window.
+    tokens [B, T]; positions [T] or [B, T], and cos_sin: their cosines and sines, see Rope; masks: by window.
     """
 
     tokens: Tensor
+    positions: Tensor
     cos_sin: Tensor
     masks: Mapping[int | None, Mask]
     cache: Cache | None

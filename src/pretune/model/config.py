@@ -57,7 +57,7 @@ class WindowConfig(Section):
     """Whether the last layer is long whatever the pattern says (nanochat); false follows the pattern (Mistral)."""
 
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "arcee", "apertus", "nanochat"]
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "arcee", "apertus", "nanochat", "gpt2"]
 
 
 class ModelConfig(Section):
@@ -97,6 +97,8 @@ class ModelConfig(Section):
     (arXiv:2410.17897, as in nanochat). This adds parameters but hardly any computation."""
     residual_scalars: bool
     """Each layer reads a * stream + b * embedding, with learned scalars a (starting at 1) and b (starting at 0)."""
+    learned_positions: bool
+    """Add a learned vector for each position to the embedded tokens (GPT-2, with rope.fraction = 0)."""
     normalize_embedding: bool
     """Normalize the embedding before the first layer."""
     bias: BiasConfig
@@ -142,7 +144,8 @@ class ModelConfig(Section):
                 "attention.value_embedding": self.num_kv_heads * self.head_dim,
                 "attention.value_gate": self.dim,
             }
-        return {"embedding": self.dim, **inside, **({} if self.tied_embeddings else {"head": self.dim})}
+        tables = ["embedding", "position_embedding"] if self.learned_positions else ["embedding"]
+        return {**dict.fromkeys(tables, self.dim), **inside, **({} if self.tied_embeddings else {"head": self.dim})}
 
     def window_of(self, layer: int) -> int | None:
         """The number of tokens that layer `layer`, counted from 0, attends to; None for all."""

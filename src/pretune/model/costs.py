@@ -21,11 +21,13 @@ def skeleton(config: ModelConfig) -> Transformer:
 
 
 def parameters_by_part(model: Transformer) -> dict[str, int]:
-    """Parameters in embedding, attention, mlp, head, and norms and scalars; empty parts are left out, and tied tables
-    are counted once, as embedding."""
+    """Parameters in embedding, value and position embedding, attention, mlp, head, and norms and scalars; empty parts
+    are left out, and tied tables are counted once, as embedding."""
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
-        owners = {"attention", "mlp", "embedding", "head", "value_embedding"}.intersection(name.split("."))
+        owners = {"attention", "mlp", "embedding", "head", "value_embedding", "position_embedding"}.intersection(
+            name.split(".")
+        )
         part = max(owners).replace("_", " ") if owners and parameter.ndim > 1 else "norms and scalars"
         parts[part] += parameter.numel()
     return dict(parts)

@@ -41,9 +41,10 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        # Without values, like all weights here: torch's own would be drawn for nothing.
-        table = torch.empty(config.padded_vocab_size, config.dim)
-        self.embedding = nn.Embedding.from_pretrained(table, freeze=False)
+        self.embedding = nn.Embedding(config.padded_vocab_size, config.dim)
+        self.position_embedding = None
+        if config.learned_positions:
+            self.position_embedding = nn.Embedding(config.max_sequence_length, config.dim)
         self.rope = Rope(config.rope, config.head_dim, config.max_sequence_length)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.embedding_norm = Norm(config.dim, config.norm) if config.normalize_embedding else None
@@ -67,6 +68,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)  # [B, T, D]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
+        if self.position_embedding is not None:
+            x = x + self.position_embedding(context.positions)
         x = start = self.dropout(x)
         for index, layer in enumerate(self.layers):
             if self.stream_scale is not None and self.embedding_scale is not None:
@@ -107,7 +110,7 @@ class Transformer(nn.Module):
     def _initial_std(self, name: str) -> float:
         """Standard deviation for initializing the matrix `name`."""
         init = self.config.init
-        if name == "embedding.weight":
+        if name in ("embedding.weight", "position_embedding.weight"):
             return init.embedding_std
         if name == "head.weight":
             return init.head_std
@@ -139,11 +142,12 @@ class Transformer(nn.Module):
             assert document_ids is None, "a cache holds one document per row"
             masks = {window: cache.mask(window) for window in windows}
             positions = cache.positions()
-            return Context(tokens, self.rope(positions, positions[:, -1:] + 1), masks, cache)
+            return Context(tokens, positions, self.rope(positions, positions[:, -1:] + 1), masks, cache)
         skipping = self._skips_blocks(tokens)
         masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
         if document_ids is None:
-            return Context(tokens, self.rope.first(length), masks, None)
+            positions = torch.arange(length, device=tokens.device)
+            return Context(tokens, positions, self.rope.first(length), masks, None)
         # The row sum of the document mask, minus one, is a token's position within its document: [B, T]
         own = mask_of(tokens, document_ids, None, False)
         assert isinstance(own, Tensor)
@@ -151,4 +155,4 @@ class Transformer(nn.Module):
         lengths = None
         if self.rope.config.follows_length:
             lengths = (document_ids[:, :, None] == document_ids[:, None]).sum(-1)  # [B, T]
-        return Context(tokens, self.rope(positions, lengths), masks, None)
+        return Context(tokens, positions, self.rope(positions, lengths), masks, None)

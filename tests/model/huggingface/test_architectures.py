@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
-from tiny import SCALINGS, stretched, tiny_config, tiny_model
+from tiny import GPT2, SCALINGS, stretched, tiny_config, tiny_model
 
 from pretune.core.config import ConfigError
 from pretune.model.huggingface.config_json import huggingface_config
@@ -49,6 +49,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "arcee gelu with biases": ("arcee", {"activation": "gelu", "bias": ALL, "num_kv_heads": 1}),
     "arcee with some biases": ("arcee", {"activation": "relu_squared", "bias": QKV}),
     "apertus relu squared": ("apertus", {"activation": "relu_squared", "qk_norm": True, "tied_embeddings": False}),
+    "gpt2": ("gpt2", GPT2),
+    "gpt2 untied, narrow, padded": ("gpt2", {**GPT2, "tied_embeddings": False, "mlp_dim": 48, "vocab_multiple_of": 64}),
     "nanochat": ("nanochat", {**BARE, "softcap": 15.0, "num_kv_heads": 2, "vocab_multiple_of": 64}),
     "nanochat gelu, wide heads": ("nanochat", {**BARE, "softcap": 4.0, "activation": "gelu", "head_dim": 16}),
     "bare norms": ("apertus", BARE),
@@ -99,6 +101,11 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
         ({"rope": {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "RN"}}, r"model\.rope\.pattern = RN"),
         ({"bias": ALL, "qk_norm": True}, r"model\.bias\.mlp"),
         ({"window": {"size": 8, "pattern": "SL", "full_last_layer": True}}, r"model\.window"),
+        (
+            {"learned_positions": True},
+            r"norm\.kind = rmsnorm; model\.rope.* = 1\.0; .*bias\.mlp = false",
+        ),
+        ({**GPT2, "num_kv_heads": 2, "softcap": 5.0}, r"softcap = 5\.0; model\.num_kv_heads = 2"),
         ({"value_embeddings": True}, r"model\.value_embeddings"),
         ({"residual_scalars": True}, r"model\.residual_scalars"),
         ({**BARE, "softcap": 15.0, "attention_scale": 1.2}, r"model\.attention_scale = 1.2"),

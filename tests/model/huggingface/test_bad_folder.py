@@ -13,7 +13,7 @@ from hub_models import FAMILIES, LLAMA3, LONGROPE, YARN, reference, reference_co
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import SCALINGS, stretched, tiny_model
+from tiny import GPT2, SCALINGS, stretched, tiny_model
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
@@ -89,6 +89,14 @@ def refused(folder: Path) -> str:
         ("qwen2.5 yarn", {"rope_parameters": YARN | {"factor": None}}, "has no factor"),
         ("qwen2.5 yarn", {"rope_parameters": YARN | {"beta_fast": 0.5}}, "must exceed beta_slow"),
         ("llama dynamic", {"rope_parameters": {"type": "dynamic", "rope_theta": 1e4}}, "has no factor"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights = false cannot be computed"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx = true cannot"),
+        ("gpt2", {"add_cross_attention": True}, "add_cross_attention = true cannot"),
+        ("gpt2", {"n_head": 5}, "n_embd = 32 must be a multiple of n_head = 5"),
+        ("gpt2", {"activation_function": "silu_and_more"}, "activation_function = silu_and_more is not known"),
+        ("gpt2", {"hidden_size": 32}, "hidden_size is not known for gpt2"),
+        ("gpt2", {"n_inner": 64}, "'transformer.h.0.mlp.c_fc.weight' has shape [32, 128]"),
+        ("gpt2", {"n_positions": 64}, "'transformer.wpe.weight' has shape [96, 32]"),
         ("mistral 0.3", {"num_key_value_heads": 4}, "'model.layers.0.self_attn.k_proj.weight' has shape [32, 32]"),
         ("qwen2", {"tie_word_embeddings": False}, "no weight 'lm_head.weight'"),
     ],
@@ -149,7 +157,7 @@ def test_both_spellings_of_stretched_positions_are_read_alike(tmp_path: Path) ->
     assert new.rope.scaling.kind == "llama3"
 
 
-@pytest.mark.parametrize("family", READ)
+@pytest.mark.parametrize("family", [name for name in READ if name != "gpt2"])
 def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_path: Path) -> None:
     """Where a key with a default is removed, the reading is that of transformers' own configuration."""
     defaults = transformers.AutoConfig.for_model(family)
@@ -192,6 +200,16 @@ def test_phi3_has_older_names_for_longrope(tmp_path: Path) -> None:
         assert read_config(tmp_path) == new
 
 
+def test_what_a_gpt2_leaves_out_is_what_transformers_takes(tmp_path: Path) -> None:
+    values = {"model_type": "gpt2", "n_embd": 24, "n_head": 3, "n_layer": 2, "n_positions": 64, "vocab_size": 9}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config = read_config(tmp_path)
+    theirs = transformers.AutoConfig.for_model(**values)
+    assert (config.dim, config.num_heads, config.max_sequence_length) == (24, 3, 64)
+    assert (config.mlp_dim, config.activation, config.norm.eps) == (96, "gelu", theirs.layer_norm_epsilon)
+    assert (config.tied_embeddings, theirs.activation_function) == (theirs.tie_word_embeddings, "gelu_new")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 2**40) | st.floats() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["type", "rope_type", "x"]), inner),
@@ -223,6 +241,8 @@ BARE = {"kind": "rmsnorm", "eps": 1e-5, "learned": False}
         {"activation": "relu_squared", "qk_norm": True, "norm": BARE, "normalize_embedding": True},
         {"activation": "relu_squared", "bias": {"qkv": True, "attention_output": False, "mlp": False}},
         *({"rope": stretched(rule)} for rule in SCALINGS),
+        GPT2,
+        {**GPT2, "mlp_dim": 48, "tied_embeddings": False, "activation": "silu"},
         {"activation": "geglu", "tied_embeddings": False},
         {"activation": "gelu", "qk_norm": True, "norm": BARE, "normalize_embedding": True, "softcap": 9.0,
          "tied_embeddings": False},

@@ -117,6 +117,7 @@ EXCEPT = {
     "_name_or_path", "transformers_version", "dtype", "eos_token_id",  # of the file, or given by the caller
     "max_window_layers", "no_rope_layer_interval",  # count only where layers are not listed, as they are
     "original_max_position_embeddings", "partial_rotary_factor",  # repeat rope_parameters
+    "n_ctx",  # repeats n_positions
 }  # fmt: skip
 """What an exported config.json need not have from the one that was read."""
 
@@ -168,6 +169,19 @@ def test_a_stored_head_is_left_out_only_where_it_is_the_embedding(added: float, 
     assert found.config.tied_embeddings is tied
     reloaded = type(theirs).from_pretrained(tmp_path)
     close(read(tmp_path).unembed(read(tmp_path)(TOKENS)), reloaded(TOKENS).logits)
+
+
+def test_gpt2_as_its_authors_stored_it(tmp_path: Path) -> None:
+    """Names without a prefix, and masks among the weights."""
+    theirs = reference("gpt2")
+    theirs.save_pretrained(tmp_path)
+    before = read(tmp_path).state_dict()
+    tensors = {name.removeprefix("transformer."): one for name, one in load_file(tmp_path / WEIGHTS).items()}
+    masks = {f"h.{layer}.attn.bias": torch.ones(1, 1, 96, 96).tril() for layer in range(3)}
+    masks |= {f"h.{layer}.attn.masked_bias": torch.tensor(-1e4) for layer in range(3)}
+    save_file(tensors | masks, tmp_path / WEIGHTS, {"format": "pt"})
+    after = read(tmp_path).state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
 
 
 def test_a_file_without_the_prefix_is_the_same_model(tmp_path: Path) -> None:

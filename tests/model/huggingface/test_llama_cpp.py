@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import stretched, tiny_config, tiny_model
+from tiny import GPT2, stretched, tiny_config, tiny_model
 from transformers.activations import XIELUActivation
 
 from pretune.model.huggingface.folding import portable_config, portable_weights
@@ -40,6 +40,9 @@ def test_an_apertus_computes_relu_squared_by_xielu(tied: bool) -> None:
         ({}, None),
         ({"bias": {"qkv": True, "attention_output": False, "mlp": True}}, None),
         ({"qk_norm": True}, None),
+        (GPT2, None),
+        ({**GPT2, "mlp_dim": 48}, "four times model.dim"),
+        ({**GPT2, "activation": "relu"}, "gelu in place of model.activation = relu"),
         ({"qk_norm": True, "rope": stretched("ntk")}, None),
         ({"rope": stretched("llama3")}, None),
         ({"rope": stretched("yarn")}, "not known to stretch positions as model.rope.scaling.kind = yarn"),

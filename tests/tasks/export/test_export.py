@@ -106,6 +106,39 @@ def test_an_adapter_is_merged_or_kept(
     assert transformers.GenerationConfig.from_pretrained(kept).eos_token_id == 0
 
 
+GPT2 = (
+    "model.learned_positions=true", "model.rope.fraction=0.0", "model.norm.kind=layernorm", "model.activation=gelu",
+    "model.bias={qkv:true,attention_output:true,mlp:true}", "model.mlp_dim=128", "model.num_kv_heads=2",
+)  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha"])
+def test_a_gpt2_is_trained_adapted_and_exported(kind: str, tiny: Compose, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    run(tiny(*BASE, *GPT2))
+    run(tiny(*BASE, *GPT2, "task=export"))
+    base = load(runs / "base" / "export" / "huggingface-step_00000004")
+    assert base.config.model_type == "gpt2"
+    settings = ("name=tuned", *TUNE, *GPT2, f"adapter={kind}")
+    run(tiny(*settings))
+    wanted = own_logits(tiny(*settings))
+    run(tiny(*settings, "task=export"))
+    merged = load(runs / "tuned" / "export" / "huggingface-step_00000004")
+    torch.testing.assert_close(logits(merged), wanted, rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(logits(base), wanted, rtol=1e-4, atol=1e-4)
+    keep = tiny(*settings, "task=export", "export.adapter=keep")
+    if kind == "loha":
+        with pytest.raises(ConfigError, match=r"no LOHA for GPT-2's layers, .* use export\.adapter=merge"):
+            run(keep)
+        return
+    run(keep)
+    kept = runs / "tuned" / "export" / "huggingface-adapter-step_00000004"
+    both = peft.AutoPeftModelForCausalLM.from_pretrained(str(kept))
+    torch.testing.assert_close(logits(both), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(logits(both.merge_and_unload()), wanted, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("targets", ["[embedding]", "[head]", "[embedding,head,attention]"])
 def test_an_adapter_on_the_vocabulary_is_trained_and_kept(targets: str, tiny: Compose, tmp_path: Path) -> None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.families import FAMILIES, Family, family_of, value_of
+from pretune.model.huggingface.families import FAMILIES, GPT2, Family, family_of, value_of
+from pretune.model.huggingface.gpt2_keys import GPT2_IGNORED, read_gpt2, written_gpt2
 from pretune.model.huggingface.keys import REQUIRED, Keys
 from pretune.model.huggingface.rope_keys import max_length, read_rope, written_rope
 from pretune.model.huggingface.window_keys import read_window, written_window
@@ -73,10 +74,18 @@ def read_config(folder: Path) -> ModelConfig:
     family, keys = FAMILIES[name], Keys(content, path)
     keys.must_be("model_type", name)
     _check_class(keys, family)
-    section = _section(keys, family)
+    if family is GPT2:
+        section = read_gpt2(keys, _activation(keys, family.gated, "activation_function", "gelu_new"))
+    else:
+        section = _section(keys, family)
+    section |= _common(keys, family)
+    for ours, (theirs, default) in family.numbers.items():
+        _put(section, ours, keys.take(theirs, float, default=default, none=True))
+    for ours, value in family.fixed().items():
+        _put(section, ours, value)
     for key, value in _NEUTRAL.items():
         keys.must_be(key, value, default=value)
-    keys.refuse_rest(IGNORED)
+    keys.refuse_rest(IGNORED | GPT2_IGNORED if family is GPT2 else IGNORED)
     try:
         return validate(ModelConfig, section)
     except ConfigError as error:
@@ -85,28 +94,37 @@ def read_config(folder: Path) -> ModelConfig:
 
 def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
     """The content of config.json for weights from `to_huggingface`, stored as `dtype`. ConfigError: see family_of."""
-    family, bias = family_of(config), config.bias
-    content = {
+    family = family_of(config)
+    shape = written_gpt2(config, ACTIVATIONS[config.activation]) if family is GPT2 else _written(config, family)
+    return {
         "architectures": [family.name],
         "model_type": family.model_type,
-        "hidden_size": config.dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "intermediate_size": config.mlp_dim,
-        "hidden_act": ACTIVATIONS[config.activation],
+        **shape,
         "vocab_size": config.vocab_size,
-        **written_rope(config),
-        **written_window(config, family),
-        "rms_norm_eps": config.norm.eps,
         "tie_word_embeddings": config.tied_embeddings,
-        "attention_dropout": 0.0,
         "initializer_range": config.init.std,
         "bos_token_id": None,
         "eos_token_id": eos_id,
         "pad_token_id": None,
         "use_cache": True,
         "dtype": dtype,
+    }
+
+
+def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
+    """The shape, by the keys of every family but GPT-2."""
+    bias = config.bias
+    content = {
+        "hidden_size": config.dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "intermediate_size": config.mlp_dim,
+        "hidden_act": ACTIVATIONS[config.activation],
+        **written_rope(config),
+        **written_window(config, family),
+        "rms_norm_eps": config.norm.eps,
+        "attention_dropout": 0.0,
     }
     if family.says_head_dim or config.head_dim * config.num_heads != config.dim:
         content["head_dim"] = config.head_dim
@@ -134,7 +152,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_class(keys: Keys, family: Family) -> None:
-    known = {family.name, family.name.replace("ForCausalLM", "Model")}
+    known = {family.name, family.name.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
     found = keys.take("architectures", list, default=None)
     if found and not known.intersection(str(one) for one in found):
         raise InputError(f"{keys.path}: architectures = {found} is not a language model; {family.name} can be read")
@@ -147,12 +165,11 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
     num_layers, length = keys.take("num_hidden_layers", int), keys.take("max_position_embeddings", int)
     if not 1 <= num_layers <= 1000:
         raise InputError(f"{keys.path}: num_hidden_layers = {num_layers} must be from 1 to 1000")
-    std, rope = keys.content.get("initializer_range"), read_rope(keys, family.theta, length, family.longrope)
+    rope = read_rope(keys, family.theta, length, family.longrope)
     head_dim = keys.take("head_dim", int, default=family.head_dim) or dim // num_heads
     if int(head_dim * rope["fraction"]) % 2:
         raise InputError(f"{keys.path}: partial_rotary_factor = {rope['fraction']} rotates an odd number of components")
     section: dict[str, Any] = {
-        "architecture": family.model_type,
         "num_layers": num_layers,
         "dim": dim,
         "num_heads": num_heads,
@@ -160,25 +177,29 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         or num_heads,
         "head_dim": head_dim,
         "mlp_dim": keys.take("intermediate_size", int),
-        "vocab_size": keys.take("vocab_size", int),
-        "vocab_multiple_of": 64,
         "max_sequence_length": max_length(rope["scaling"], length),
         "activation": _activation(keys, family.gated),
         "norm": {"eps": keys.take("rms_norm_eps", float)},
         "window": read_window(keys, family, num_layers),
         "bias": _biases(keys, family),
-        "tied_embeddings": keys.take("tie_word_embeddings", bool, default=family.tied),
-        "dropout": 0.0,
-        "init": dict.fromkeys(("std", "embedding_std", "head_std"), std or 0.02) | {"output": "plain"},
         "rope": rope,
     }
     if family.unrotated:
         section["rope"]["pattern"] = _rotated_layers(keys, num_layers)
-    for ours, (theirs, default) in family.numbers.items():
-        _put(section, ours, keys.take(theirs, float, default=default, none=True))
-    for ours, value in family.fixed().items():
-        _put(section, ours, value)
     return section
+
+
+def _common(keys: Keys, family: Family) -> dict[str, Any]:
+    """The keys that every family has by the same names."""
+    std = keys.content.get("initializer_range") or 0.02
+    return {
+        "architecture": family.model_type,
+        "vocab_size": keys.take("vocab_size", int),
+        "vocab_multiple_of": 64,
+        "tied_embeddings": keys.take("tie_word_embeddings", bool, default=family.tied),
+        "dropout": 0.0,
+        "init": dict.fromkeys(("std", "embedding_std", "head_std"), std) | {"output": "plain"},
+    }
 
 
 def _put(section: dict[str, Any], key: str, value: Any) -> None:
@@ -189,14 +210,12 @@ def _put(section: dict[str, Any], key: str, value: Any) -> None:
     section[last] = value
 
 
-def _activation(keys: Keys, gated: bool) -> str:
-    given: str = keys.take("hidden_act", str)
+def _activation(keys: Keys, gated: bool, key: str = "hidden_act", default: Any = REQUIRED) -> str:
+    given: str = keys.take(key, str, default)
     name = _ALIASES.get(given, given)
     known: dict[str, str] = {theirs: ours for ours, theirs in ACTIVATIONS.items() if (ours in GATED) == gated}
     if name not in known:
-        raise InputError(
-            f"{keys.path}: hidden_act = {given} is not known for this architecture; {', '.join(known)} are"
-        )
+        raise InputError(f"{keys.path}: {key} = {given} is not known for this architecture; {', '.join(known)} are")
     return known[name]
 
 

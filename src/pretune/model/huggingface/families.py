@@ -16,6 +16,7 @@ _PLAIN: dict[str, Any] = {
     "attention_scale": 1.0,
     "value_embeddings": False,
     "residual_scalars": False,
+    "learned_positions": False,
     "normalize_embedding": False,
 }
 """Keys of the model section with the value that they have in every family whose record does not say otherwise."""
@@ -32,9 +33,9 @@ class Family(NamedTuple):
     """Keys of the model section that config.json has: its key, and the value that transformers gives it if left out;
     null is a value."""
     gated: bool = True
-    biases: Literal["none", "qkv", "attention", "all"] = "attention"
-    """none; qkv (always those, and no others); attention (attention_bias: all of attention's or none); or all (also
-    mlp_bias)."""
+    biases: Literal["none", "qkv", "attention", "all", "every"] = "attention"
+    """none; qkv (always those, and no others); attention (attention_bias: all of attention's or none); all (also
+    mlp_bias); or every (always all)."""
     windows: Literal["none", "off", "every", "some"] = "none"
     """none, off (there are keys, which must say none), every (each layer has sliding_window) or some (of the layers, as
     layer_types says, or use_sliding_window and max_window_layers)."""
@@ -57,6 +58,10 @@ class Family(NamedTuple):
     in part (Phi-3)."""
     names: Mapping[str, str] = {}
     """Names of tensors within a block that it has in place of Llama's."""
+    places: tuple[str, str, str] = ("model.embed_tokens", "model.layers", "model.norm")
+    """Names of the embedding, the list of blocks and the last norm."""
+    transposed: bool = False
+    """Whether the matrices of blocks are stored transposed."""
     stacked: bool = False
     """Whether queries, keys and values are one matrix, and gate and up another, as in Pretune."""
     turned: bool = False
@@ -92,6 +97,26 @@ NANOCHAT = Family(
     names={"mlp.up_proj": "mlp.fc1", "mlp.down_proj": "mlp.fc2"},
     turned=True,
 )
+GPT2 = Family(
+    "gpt2",
+    "GPT2LMHeadModel",
+    {"learned_positions": True, "norm.kind": "layernorm", "rope.fraction": 0.0},
+    gated=False,
+    biases="every",
+    tied=True,
+    names={
+        "input_layernorm": "ln_1",
+        "post_attention_layernorm": "ln_2",
+        "self_attn.qkv_proj": "attn.c_attn",
+        "self_attn.o_proj": "attn.c_proj",
+        "mlp.up_proj": "mlp.c_fc",
+        "mlp.down_proj": "mlp.c_proj",
+    },
+    places=("transformer.wte", "transformer.h", "transformer.ln_f"),
+    transposed=True,
+    stacked=True,
+)
+"""It has other keys than those below: see gpt2_keys.py."""
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -122,6 +147,7 @@ FAMILIES = {
         ARCEE,
         APERTUS,
         NANOCHAT,
+        GPT2,
     )
 }
 
@@ -130,9 +156,9 @@ def family_of(config: ModelConfig) -> Family:
     """The family that a portable model is exported as: model.architecture, or one that fits.
 
     Without model.architecture it is Llama or Qwen3 for gated activations, else Arcee or Apertus; with a softcap, only
-    NanoChat. Never Qwen2: for its model_type, transformers' AutoTokenizer replaces the pre-tokenizer by Qwen's own,
-    whatever tokenizer.json says. A Llama with biases of zeros computes the same. Raises ConfigError, naming the keys,
-    for features that the family has not.
+    NanoChat; with learned positions, GPT-2. Never Qwen2: for its model_type, transformers' AutoTokenizer replaces the
+    pre-tokenizer by Qwen's own, whatever tokenizer.json says. A Llama with biases of zeros computes the same. Raises
+    ConfigError, naming the keys, for features that the family has not.
     """
     if config.architecture is not None:
         family = FAMILIES[config.architecture]
@@ -145,7 +171,9 @@ def family_of(config: ModelConfig) -> Family:
         return family
     if config.softcap is not None and not misfits(config, NANOCHAT):
         return NANOCHAT
-    if config.activation in GATED:
+    if config.learned_positions:
+        family = GPT2
+    elif config.activation in GATED:
         family = QWEN3 if config.qk_norm else LLAMA
     else:
         family = APERTUS if config.qk_norm else ARCEE
@@ -154,7 +182,8 @@ def family_of(config: ModelConfig) -> Family:
         raise ConfigError(
             f"no transformers architecture computes what this model does: {'; '.join(found)}. Llama, Qwen3, Arcee "
             "and Apertus have learned rmsnorms, fully rotated heads and none of these features; nanochat has "
-            "model.softcap with relu_squared, qk_norm, normalize_embedding and norm.learned=false"
+            "model.softcap with relu_squared, qk_norm, normalize_embedding and norm.learned=false; GPT-2 has "
+            "model.learned_positions with rope.fraction=0, layernorm, one key and value head per query head, and biases"
         )
     return family
 
@@ -171,10 +200,14 @@ def _misfits(config: ModelConfig, family: Family) -> Iterator[str]:
     if (config.activation in GATED) != family.gated:
         yield f"model.activation = {config.activation}"
     yield from _misfit_biases(config, family)
+    if family is GPT2 and config.num_kv_heads != config.num_heads:
+        yield f"model.num_kv_heads = {config.num_kv_heads}"
+    if family is GPT2 and config.head_dim * config.num_heads != config.dim:
+        yield f"model.head_dim = {config.head_dim}"
     windows = {config.window_of(layer) for layer in range(config.num_layers)}
     if windows != {None} and (family.windows in ("none", "off") or (family.windows == "every" and None in windows)):
         yield f"model.window.pattern = {config.window.pattern}" if config.window else ""
-    if not family.longrope and config.rope.fraction != 1:
+    if not family.longrope and family is not GPT2 and config.rope.fraction != 1:
         yield f"model.rope.fraction = {config.rope.fraction}"
     if family.longrope and config.rope.scaling is not None and config.rope.scaling.kind not in ("longrope", "ntk"):
         yield f"model.rope.scaling.kind = {config.rope.scaling.kind}"
@@ -184,6 +217,9 @@ def _misfits(config: ModelConfig, family: Family) -> Iterator[str]:
 
 def _misfit_biases(config: ModelConfig, family: Family) -> Iterator[str]:
     bias = config.bias
+    if family.biases == "every":
+        yield from (f"model.bias.{name} = false" for name, there in bias if not there)
+        return
     if family.biases in ("none", "qkv"):
         if bias.qkv != (family.biases == "qkv"):
             yield f"model.bias.qkv = {_shown(bias.qkv)}"

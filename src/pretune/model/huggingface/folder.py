@@ -14,7 +14,8 @@ from torch import Tensor
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface.config_json import read_config
-from pretune.model.huggingface.weights import EMBEDDING, HEAD
+from pretune.model.huggingface.families import family_of
+from pretune.model.huggingface.weights import HEAD
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
@@ -22,11 +23,11 @@ WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 class StoredTensors(Mapping[str, Tensor]):
     """The tensors of a folder by name, in their stored dtype, read (or mapped into memory) when they are looked up.
 
-    A file of a model without its head leaves out the prefix `model.`; names here have it. Raises InputError for files
+    A file of a model without its head leaves out the `prefix` of names; names here have it. Raises InputError for files
     that are missing, damaged or pickled.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, prefix: str = "model.") -> None:
         self._folder = folder
         self._places: dict[str, tuple[str, str]] = {}
         for file, names in weight_files(folder).items():
@@ -39,8 +40,8 @@ class StoredTensors(Mapping[str, Tensor]):
             if absent:
                 raise InputError(f"{folder / file} has no {absent[0]}, which {INDEX} says is in it; download it again")
             self._places |= {name: (file, name) for name in names or stored}
-        if not any(name.startswith("model.") for name in self._places):
-            self._places = {name if name == HEAD else f"model.{name}": at for name, at in self._places.items()}
+        if not any(name.startswith(prefix) for name in self._places):
+            self._places = {name if name == HEAD else f"{prefix}{name}": at for name, at in self._places.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         file, stored = self._places[name]
@@ -76,11 +77,13 @@ def open_folder(folder: Path) -> Found:
     two are equal, and otherwise the model is untied: a trained head is never dropped (transformers 5 does the same).
     Raises InputError, in one line that names the file, for whatever cannot be read.
     """
-    config, tensors = read_config(folder), StoredTensors(folder)
+    config = read_config(folder)
+    embedding = f"{family_of(config).places[0]}.weight"
+    tensors = StoredTensors(folder, f"{embedding.partition('.')[0]}.")
     if config.tied_embeddings and HEAD in tensors:
-        if EMBEDDING not in tensors:
-            tensors.rename(HEAD, EMBEDDING)
-        elif not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
+        if embedding not in tensors:
+            tensors.rename(HEAD, embedding)
+        elif not torch.equal(tensors[HEAD], tensors[embedding]):
             config = config.model_copy(update={"tied_embeddings": False})
     return Found(config, tensors)
 

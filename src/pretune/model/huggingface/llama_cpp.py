@@ -16,11 +16,17 @@ import torch
 from torch import Tensor
 
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.families import APERTUS, LLAMA, family_of
+from pretune.model.huggingface.families import APERTUS, GPT2, LLAMA, family_of
 
 FILE = "model-llama-cpp.safetensors"
 
-_ACTIVATIONS = {"llama": "swiglu", "qwen3": "swiglu", "arcee": "relu_squared", "apertus": "relu_squared"}
+_ACTIVATIONS = {
+    "llama": "swiglu",
+    "qwen3": "swiglu",
+    "arcee": "relu_squared",
+    "apertus": "relu_squared",
+    "gpt2": "gelu",
+}
 """The activation that llama.cpp computes. Apertus has xIELU there, which is relu_squared for the parameters below."""
 
 
@@ -41,6 +47,8 @@ def obstacle(config: ModelConfig) -> str | None:
         return f"it is not known to stretch positions as model.rope.scaling.kind = {scaling.kind} does"
     if family is not LLAMA and scaling is not None and scaling.kind != "ntk":
         return f"its {family.model_type} has no stretched positions (model.rope.scaling)"
+    if family is GPT2:
+        return None if config.mlp_dim == 4 * config.dim else "it takes model.mlp_dim to be four times model.dim"
     if family is not LLAMA and (bias.qkv or bias.mlp):
         return f"its {family.model_type} has no biases (model.bias)"
     return None

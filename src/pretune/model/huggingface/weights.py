@@ -4,8 +4,8 @@ Both sides are plain mappings from names to tensors, and one table (`_names`) se
 separate matrices for queries, keys and values (and for gate and up); we stack them into one, in that order. The rotary
 layout is the same, so no rows are permuted, except NanoChat's: it rotates by the opposite angle, and swapping the two
 halves of each query and key makes the results equal. (It normalizes queries and keys after rotation, and we before;
-without learned weights that is the same.) Features that only we have are folded into the weights beforehand
-(folding.py).
+without learned weights that is the same.) GPT-2 stores its matrices transposed. Features that only we have are folded
+into the weights beforehand (folding.py).
 """
 
 from __future__ import annotations
@@ -21,21 +21,29 @@ from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.huggingface.families import Family, family_of
 
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+HEAD = "lm_head.weight"
 
-_BUFFERS = ("rotary_emb.inv_freq",)
+_BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Ends of the names of stored tensors that are not weights: they follow from config.json."""
 
 
 class Part(NamedTuple):
-    """A Hugging Face tensor: name, shape, and the head width if the two halves of each head's rows are swapped."""
+    """A Hugging Face tensor: name, our shape of it, the head width if the two halves of each head's rows are swapped,
+    and whether it is stored transposed."""
 
     name: str
     shape: tuple[int, ...]
     swapped: int | None = None
+    transposed: bool = False
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        return self.shape[::-1] if self.transposed else self.shape
 
     def turned(self, tensor: Tensor) -> Tensor:
-        """The tensor from one layout in the other: [H K, D] -> [H K, D]; its own inverse."""
+        """The tensor from one layout in the other; its own inverse."""
+        if self.transposed:
+            return tensor.T
         if self.swapped is None:
             return tensor
         return tensor.unflatten(0, (-1, 2, self.swapped // 2)).flip(1).flatten(0, 2)
@@ -88,25 +96,27 @@ def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
 
 def _names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
     """Our tensors, each with its parts in a model of that family."""
-    yield "embedding.weight", [Part(EMBEDDING, (config.vocab_size, config.dim))]
+    embedding, layers, norm = family.places
+    yield "embedding.weight", [Part(f"{embedding}.weight", (config.vocab_size, config.dim))]
+    if config.learned_positions:
+        yield "position_embedding.weight", [Part("transformer.wpe.weight", (config.max_sequence_length, config.dim))]
     if not config.tied_embeddings:
         yield "head.weight", [Part(HEAD, (config.vocab_size, config.dim))]
-    if config.norm.learned:
-        yield "norm.weight", [Part("model.norm.weight", (config.dim,))]
+    yield from _norm("norm", norm, config)
     for index in range(config.num_layers):
         for ours, parts in _block_names(config, family):
             renamed = []
             for part in parts:
                 stem, end = part.name.rsplit(".", 1)
-                renamed.append(part._replace(name=f"model.layers.{index}.{family.names.get(stem, stem)}.{end}"))
+                name = f"{layers}.{index}.{family.names.get(stem, stem)}.{end}"
+                renamed.append(part._replace(name=name, transposed=family.transposed and len(part.shape) == 2))
             yield f"layers.{index}.{ours}", renamed
 
 
 def _block_names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
     """The same within a block, by Llama's names."""
-    if config.norm.learned:
-        yield "attention_norm.weight", [Part("input_layernorm.weight", (config.dim,))]
-        yield "mlp_norm.weight", [Part("post_attention_layernorm.weight", (config.dim,))]
+    yield from _norm("attention_norm", "input_layernorm", config)
+    yield from _norm("mlp_norm", "post_attention_layernorm", config)
     if config.norm.learned and config.qk_norm:
         yield "attention.query_norm.weight", [Part("self_attn.q_norm.weight", (config.head_dim,))]
         yield "attention.key_norm.weight", [Part("self_attn.k_norm.weight", (config.head_dim,))]
@@ -128,6 +138,13 @@ def _block_names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Par
     yield from _linear("mlp.down", [("mlp.down_proj", config.dim)], config.mlp_dim, config.bias.mlp)
 
 
+def _norm(ours: str, theirs: str, config: ModelConfig) -> Iterator[tuple[str, Parts]]:
+    if config.norm.learned:
+        yield f"{ours}.weight", [Part(f"{theirs}.weight", (config.dim,))]
+    if config.norm.learned and config.norm.kind == "layernorm":
+        yield f"{ours}.bias", [Part(f"{theirs}.bias", (config.dim,))]
+
+
 def _linear(ours: str, parts: list[tuple[str, int]], columns: int, bias: bool) -> Iterator[tuple[str, Parts]]:
     yield f"{ours}.weight", [Part(f"{part}.weight", (rows, columns)) for part, rows in parts]
     if bias:
@@ -138,10 +155,10 @@ def _take(state_dict: Mapping[str, Tensor], part: Part) -> Tensor:
     if part.name not in state_dict:
         raise InputError(f"the checkpoint has no weight '{part.name}', which the model's configuration requires")
     tensor = state_dict[part.name]
-    if tensor.shape != part.shape:
+    if tensor.shape != part.stored_shape:
         raise InputError(
             f"the checkpoint's '{part.name}' has shape {list(tensor.shape)}, but the model's configuration "
-            f"requires {list(part.shape)}"
+            f"requires {list(part.stored_shape)}"
         )
     if not tensor.is_floating_point() or tensor.itemsize < 2:
         raise InputError(

@@ -16,6 +16,7 @@ from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface import llama_cpp
 from pretune.model.huggingface.config_json import huggingface_config
+from pretune.model.huggingface.families import family_of
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import split_layers, to_huggingface
@@ -90,7 +91,7 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
             "model.normalize_embedding is folded into the embedding, which an adapter on it does not fit: use "
             "export.adapter=merge"
         )
-    tensors, content = adapter_for_huggingface(newest, split_layers(shape))
+    tensors, content = adapter_for_huggingface(newest, split_layers(shape), family_of(shape).transposed)
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_of(config)
     assert base is not None  # RunConfig ensures it
