@@ -7,21 +7,29 @@ from typing import Any
 
 import pytest
 import torch
+import torch._functorch.config as partitioner
+from functorch.compile import (
+    make_boxed_func,  # pyright: ignore[reportPrivateImportUsage]
+    min_cut_rematerialization_partition,
+)
+from torch._dynamo.backends.common import aot_autograd
+from torch._inductor.decomposition import select_decomp_table
 
 from pretune.adapters.attach import attach
+from pretune.compute.compilation import RECOMPUTATION
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.core.config import validate
 from pretune.memory.estimate import CPU, Footprint
 from pretune.model.transformer import Transformer
-from pretune.objectives.language_modeling import language_modeling
+from pretune.objectives.objective import objective_of
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.nf4 import NF4Linear
 from pretune.run.config import RunConfig
 from pretune.run.model import apply_precision, quantize
 
 Compose = Callable[..., dict[str, Any]]
-SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176",
+SMALL = ("precision=bf16", "model.vocab_size=2000", "model.dim=64", "model.mlp_dim=176", "batch.tokens=1024",
          "stage.objective.chunk_tokens=128")  # fmt: skip
 
 
@@ -36,14 +44,15 @@ class Measured:
         apply_precision(config.precision, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
-        self.batch = Batch(tokens, tokens, documents)
+        reference = torch.zeros(rows, 1, 2) if config.stage.objective.needs_reference else None
+        self.batch = Batch(tokens, tokens, documents, reference)
 
     def loss(self) -> torch.Tensor:
         with autocast(self.config.precision, CPU):
-            return language_modeling(self.model, self.batch, self.config.stage.objective.chunk_tokens)
+            return objective_of(self.config.stage.objective).sums(self.model, self.batch)["loss"]
 
-    def saved(self) -> int:
-        """Bytes of the tensors that autograd keeps, without parameters."""
+    def saved(self, loss: Callable[[], torch.Tensor] | None = None) -> int:
+        """Bytes of the tensors that autograd keeps for `loss`, by default the uncompiled one, without parameters."""
         own = {parameter.data_ptr() for parameter in self.model.parameters() if type(parameter) is torch.nn.Parameter}
         layers = [layer for layer in self.model.modules() if isinstance(layer, NF4Linear)]
         own |= {tensor.data_ptr() for layer in layers for tensor in layer.stored()}
@@ -56,13 +65,16 @@ class Measured:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            loss = self.loss()
-        assert loss.requires_grad
+            result = (loss or self.loss)()
+        assert result.requires_grad
         return sum(storage.nbytes() for storage in kept.values())
 
     def peak(self) -> int:
-        """Peak bytes that torch's allocator hands out over a second forward and backward pass."""
+        """Peak bytes that torch's allocator hands out over a second forward and backward pass: of the same step or, if
+        one is a whole step, of the next."""
         self.loss().backward()
+        if self.batch.inputs.numel() == self.config.batch.tokens:
+            self.model.zero_grad(set_to_none=True)
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
             self.loss().backward()
         assert profile.profiler is not None
@@ -109,6 +121,21 @@ def test_the_peak_is_the_allocators(tiny: Compose, changes: tuple[str, ...]) -> 
     assert sum(footprint.parts(rows).values()) == footprint.peak(rows)
 
 
+def test_a_step_of_one_micro_batch_has_no_gradients_to_add_to(tiny: Compose) -> None:
+    settings, rows = (*SMALL, "model.vocab_size=8000"), 16
+    eager = validate(RunConfig, tiny(*settings, "batch.tokens=512", "precision.compile=false"))
+    one = Footprint(eager)
+    real = one.constant - one.gradients + Measured(eager, rows).peak()
+    assert one.peak(rows) == pytest.approx(real, rel=0.03)
+    assert sum(one.parts(rows).values()) == one.peak(rows)
+    one, two = (
+        Footprint(validate(RunConfig, tiny(*settings, f"batch.tokens={tokens}", "precision.compile=true")))
+        for tokens in (512, 1024)
+    )
+    assert one.peak(rows) == two.peak(rows) - two.gradients
+    assert one.parts(rows) == {**two.parts(rows), "gradients": 0}
+
+
 def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
     eager = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
     compiled = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=true")))
@@ -127,6 +154,30 @@ def test_checkpointed_a_layer_costs_what_goes_into_it(tiny: Compose, compiled: b
     assert deep.saved(8) - shallow.saved(8) == pytest.approx(10 * 8 * 32 * 64 * 4, rel=0.05)
     kept = Footprint(validate(RunConfig, tiny(*settings[:-1], "model.num_layers=12")))
     assert deep.peak(8) - deep.constant < 0.6 * (kept.peak(8) - kept.constant)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler does what it deprecates
+@pytest.mark.parametrize("changes", [(), ("data=ultrafeedback", "stage=dpo", "stage.init_from=base")])
+def test_compiled_activations_are_the_bytes_that_a_compiled_step_saves(
+    composed: Compose, changes: tuple[str, ...]
+) -> None:
+    """The losses of pairs keep no logits: in a compiled step, they are one operator."""
+    config = validate(RunConfig, composed("smoke", *changes, *SMALL, "precision.compile=true", "batch.micro_batch=1"))
+    footprint, measured = Footprint(config), Measured(config, 8)
+
+    def as_is(graph: torch.fx.GraphModule, inputs: Any) -> Any:
+        return make_boxed_func(graph.forward)
+
+    torch.compiler.reset()
+    backend = aot_autograd(
+        fw_compiler=as_is,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    loss = torch.compile(measured.loss, backend=backend, dynamic=False)
+    with partitioner.patch(RECOMPUTATION):
+        loss()
+        assert footprint.saved(8) == pytest.approx(measured.saved(loss), rel=0.02)
 
 
 ADAPTED = ("stage=finetune", "stage.init_from=base", "data.tokenizer.kind=trained", "adapter.rank=4")

@@ -2,14 +2,15 @@
 
 Without compilation, a step is run on fake tensors and its peak is recorded. With compilation, torch's own partitioner
 says what is kept for the backward pass, for one and for two layers (each further layer costs as much as the second),
-and `_compiled_peak` computes the peak from that. With activation checkpointing, each layer keeps only its input, plus
-what the partitioner says for one layer at a time.
+and the peak is computed from that. With activation checkpointing, each layer keeps only its input, plus what the
+partitioner says for one layer at a time.
 """
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ class Footprint:
             with torch.compiler.set_stance("force_eager"):  # adamw_8bit compiles its update
                 optimizer.step()
             self.optimizer = live.now - before
-            self._step_peak = live.peak
+            self._update = live.peak - live.now
         # EMA keeps a float32 average of every trained weight: as many bytes as the gradients.
         self.averages = 0 if config.ema.decay is None else self.gradients
         twice = config.stage.objective.needs_reference and config.reference == "model"
@@ -88,25 +89,44 @@ class Footprint:
 
     def peak(self, size: int) -> int:
         """Peak memory of a step with micro-batches of `size` sequences."""
-        if self.config.precision.compile:
-            again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # one recomputed layer
-            passes = self.constant + _compiled_peak(self.config, self.saved(size), again, self.gradients, size)
-        else:
-            passes = self.averages + self.reference + self.optimizer + self._dry_run(size)
-        return max(passes, self.averages + self.reference + self._step_peak)
+        return sum(self.parts(size).values())
 
     def parts(self, size: int) -> dict[str, int]:
-        """The peak by part; the last part is whatever the peak has beyond the others."""
-        parts = {
+        """The memory by part at the moment of a step when it is greatest."""
+        gradients, activations, work = max(self._moments(size), key=sum)
+        return {
             "weights": self.weights,
             **({"averaged weights": self.averages} if self.averages else {}),
-            "gradients": self.gradients,
+            "gradients": gradients,
             "optimizer": self.optimizer,
-            "activations": self.saved(size),
+            "activations": activations,
+            **({"reference": self.reference} if self.reference else {}),
+            "logits and work space": work,
         }
-        if self.reference:
-            parts["reference"] = self.reference
-        return {**parts, "logits and work space": max(self.peak(size) - sum(parts.values()), 0)}
+
+    def _moments(self, size: int) -> Iterator[tuple[int, int, int]]:
+        """Gradients, activations and work space at the moments of which one is the peak: in the passes of a
+        micro-batch, and in the update."""
+        before = self._gradients_before(size)
+        if self.config.precision.compile:
+            again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # one recomputed layer
+            yield before, self.saved(size), _compiled_work_space(self.config, again, size)
+            # 16-bit copies of the weights, for the matrix products
+            copies = 0 if self.config.precision.activations == "float32" else self.gradients // 2
+            yield before + self.gradients, 0, copies
+        else:
+            passes = self._dry_run(size) - self.weights - before
+            saved = min(self.saved(size), passes)
+            yield before, saved, passes - saved
+        yield self.gradients, 0, self._update
+
+    def _gradients_before(self, size: int) -> int:
+        """Bytes of the gradients to which a micro-batch of `size` sequences adds its own; none if it is a whole step,
+        whose gradients take the place of activations that are no longer needed."""
+        return 0 if self._is_step(size) else self.gradients
+
+    def _is_step(self, size: int) -> bool:
+        return size * self.config.data.sequence_length >= self.config.batch.tokens
 
     def largest(self, limit: int, num_sequences: int) -> int | None:
         """The largest micro-batch size that divides `num_sequences` and stays within `limit` bytes; None if even one
@@ -129,19 +149,21 @@ class Footprint:
             more = size - high
             if more > 0 and self.peak(high) + more * growth < limit / 1.2:
                 return True
-            if more > 0 and self.constant + self.saved(high) + more * saved > limit * 1.2:
+            least = self.constant - self.gradients + self._gradients_before(size)
+            if more > 0 and least + self.saved(high) + more * saved > limit * 1.2:
                 return False
             return self.peak(size) <= limit
 
         return next((size for size in reversed(options) if fits(size)), None)
 
     def _dry_run(self, size: int) -> int:
-        """Peak of weights, gradients, activations and temporaries in the second micro-batch of an eager step."""
+        """Peak of weights, gradients, activations and temporaries in an eager micro-batch: in the second of a step,
+        if it has more than one."""
         if size not in self._dry_runs:
             with FakeTensorMode(), LiveMemory() as live:
                 dry_run = _DryRun(self.config, _fake(self.config), self.kind)
                 batch = dry_run.batch(size)
-                for _ in range(2):
+                for _ in range(1 if self._is_step(size) else 2):
                     live.restart()
                     dry_run(batch).backward()
                 self._dry_runs[size] = live.peak
@@ -207,23 +229,22 @@ def _saved(config: RunConfig, num_layers: int, size: int, kind: str) -> int:
         own = {**dict(dry_run.named_parameters()), **dict(dry_run.named_buffers())}
         tensors = {name: tensor for name, tensor in batch.items() if tensor is not None}
 
-        def loss(given: Any) -> Tensor:
-            inputs = {name: given.get(name) for name in batch}
-            result = torch.func.functional_call(dry_run, {name: given[name] for name in own}, (inputs,))
+        def loss(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensor:
+            inputs = {name: tensors.get(name) for name in batch}
+            result = torch.func.functional_call(dry_run, dict(own), (inputs,))
             assert isinstance(result, Tensor)
             return result
 
         recomputation = {} if config.precision.activation_checkpointing else RECOMPUTATION
-        return saved_compiled(loss, {**own, **tensors}, recomputation)
+        return saved_compiled(loss, own, tensors, recomputation)
 
 
-def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, size: int) -> int:
-    """Peak memory of a compiled micro-batch beyond weights, gradients and optimizer state.
+def _compiled_work_space(config: RunConfig, again: int, size: int) -> int:
+    """Bytes beside everything saved, at the worse of two moments of a compiled micro-batch.
 
-    The peak is at one of three moments: in the last chunk of the loss (logits, their gradient, and a product to be
-    added to the head's gradient, on top of everything saved); at the start of the backward pass (gradients of the
-    widest feed-forward activation and of the residual stream, and `again`, what is recomputed); or at its end, when the
-    gradients of this micro-batch have yet to be added to the accumulated ones.
+    In the last chunk of the loss, they are its logits, their gradient, and a product to be added to the head's
+    gradient. At the start of the backward pass, they are gradients of the widest feed-forward activation and of the
+    residual stream, and `again`, what is recomputed.
     """
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
@@ -232,5 +253,4 @@ def _compiled_peak(config: RunConfig, saved: int, again: int, gradients: int, si
     loss = itemsize * rows_of_head * (2 * chunk + model.dim * whole)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
-    copies = gradients // 2 if itemsize == 2 else 0  # 16-bit copies of the weights for the matrix products
-    return max(saved + max(loss, start), copies + gradients)
+    return max(loss, start)

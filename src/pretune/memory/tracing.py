@@ -68,10 +68,13 @@ def saved_eagerly(loss: Callable[[], Tensor], model: torch.nn.Module) -> int:
 
 
 def saved_compiled(
-    loss: Callable[[Mapping[str, Tensor]], Tensor], tensors: Mapping[str, Tensor], recomputation: Mapping[str, bool]
+    loss: Callable[[Mapping[str, Tensor], Mapping[str, Tensor]], Tensor],
+    own: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
+    recomputation: Mapping[str, bool],
 ) -> int:
-    """The same for a compiled loss, a function of parameters, buffers and inputs: the bytes that torch.compile's
-    partitioner keeps instead of recomputing, with these options of it. No code is generated or run."""
+    """The same for a compiled loss, a function of the model's own parameters and buffers and of inputs: the bytes that
+    torch.compile's partitioner keeps instead of recomputing, with these options of it. No code is generated or run."""
     import torch._functorch.config as partitioner
     from functorch.compile import (
         aot_function,
@@ -82,9 +85,11 @@ def saved_compiled(
 
     kept: list[int] = []
 
-    def partition(joint: GraphModule, inputs: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
+    def partition(joint: GraphModule, examples: Any, **options: Any) -> tuple[GraphModule, GraphModule]:
+        # Parameters are there in any case, so that the backward pass casts them again instead of keeping the casts.
+        options["static_lifetime_input_indices"] = list(range(len(own)))
         with partitioner.patch(dict(recomputation)):
-            forward, backward = min_cut_rematerialization_partition(joint, inputs, **options)
+            forward, backward = min_cut_rematerialization_partition(joint, examples, **options)
         outputs = forward.graph.output_node().args[0]
         assert isinstance(outputs, tuple | list)
         kept.append(_bytes_of(outputs[options["num_fwd_outputs"] :]))
@@ -96,7 +101,9 @@ def saved_compiled(
     compiled = aot_function(
         loss, fw_compiler=as_is, bw_compiler=as_is, partition_fn=partition, decompositions=select_decomp_table()
     )
-    compiled(dict(tensors))
+    # As torch.compile does, so that code that asks whether it is being compiled takes the same branch here.
+    with torch.compiler._compile_session_context():
+        compiled(dict(own), dict(inputs))
     return kept[0]
 
 
