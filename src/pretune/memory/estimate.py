@@ -123,10 +123,7 @@ class Footprint:
     def _gradients_before(self, size: int) -> int:
         """Bytes of the gradients to which a micro-batch of `size` sequences adds its own; none if it is a whole step,
         whose gradients take the place of activations that are no longer needed."""
-        return 0 if self._is_step(size) else self.gradients
-
-    def _is_step(self, size: int) -> bool:
-        return size * self.config.data.sequence_length >= self.config.batch.tokens
+        return 0 if self.config.is_step(size) else self.gradients
 
     def largest(self, limit: int, num_sequences: int) -> int | None:
         """The largest micro-batch size that divides `num_sequences` and stays within `limit` bytes; None if even one
@@ -163,7 +160,7 @@ class Footprint:
             with FakeTensorMode(), LiveMemory() as live:
                 dry_run = _DryRun(self.config, _fake(self.config), self.kind)
                 batch = dry_run.batch(size)
-                for _ in range(1 if self._is_step(size) else 2):
+                for _ in range(1 if self.config.is_step(size) else 2):
                     live.restart()
                     dry_run(batch).backward()
                 self._dry_runs[size] = live.peak

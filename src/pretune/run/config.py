@@ -130,3 +130,7 @@ class RunConfig(Section):
         """Gradient accumulation: micro-batches per optimizer step; only if micro_batch is not auto."""
         assert self.batch.micro_batch != "auto", "only the loop knows: it finds the largest that fits"
         return self.batch.tokens // (self.data.sequence_length * self.batch.micro_batch)
+
+    def is_step(self, size: int) -> bool:
+        """Whether one micro-batch of `size` sequences is as large as the largest optimizer step."""
+        return size * self.data.sequence_length >= self.batch.tokens

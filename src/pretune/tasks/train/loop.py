@@ -271,7 +271,8 @@ def choose(run: Run) -> MicroBatch:
         run.optimizer.zero_grad(set_to_none=True)
         batch = run.loader.batch(0, size)
         with as_deployed(run.config, run.parts.model):  # fake quantization takes memory, even if it starts later
-            for _ in range(2):  # memory is scarcer once there are gradients to add to
+            # Memory is scarcer once there are gradients to add to.
+            for _ in range(1 if run.config.is_step(size) else 2):
                 run.compilation.passes(batch)
 
     try:
