@@ -101,7 +101,7 @@ def models(shape: str) -> tuple[Any, Any]:
     """transformers' Llama with random weights, and our model with the same weights."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from pretune.model.huggingface.weights import from_huggingface
+    from pretune.model.huggingface.weights import load_huggingface
     from pretune.model.transformer import Transformer
 
     size = SHAPES[shape]
@@ -120,7 +120,7 @@ def models(shape: str) -> tuple[Any, Any]:
     torch.manual_seed(0)
     theirs = LlamaForCausalLM(config).eval()
     model = Transformer(llama(**size, max_sequence_length=config.max_position_embeddings))
-    model.load_state_dict(dict(from_huggingface(theirs.state_dict(), model.config)))
+    load_huggingface(theirs.state_dict(), model)
     return theirs, model.eval()
 
 

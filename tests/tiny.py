@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from pretune.core.config import validate
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.weights import to_huggingface
+from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
 _TINY: dict[str, Any] = {
@@ -131,4 +132,11 @@ def tiny_model(seed: int = 0, **changes: Any) -> Transformer:
         for parameter in model.parameters():
             if parameter.dim() == 1 or not parameter.any():
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def imported(state_dict: Mapping[str, Tensor], config: ModelConfig) -> Transformer:
+    """A model of that shape with the weights of one of transformers'."""
+    model = Transformer(config)
+    load_huggingface(state_dict, model)
     return model

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from pretune.adapters.config import AdapterConfig
 from pretune.checkpoint import store as checkpoint
@@ -13,7 +15,6 @@ from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import use_float8
 from pretune.core.files import ADAPTER_CONFIG
 from pretune.model.config import ModelConfig
-from pretune.model.costs import skeleton
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
@@ -61,8 +62,20 @@ def merged_model(config: RunConfig, weights: Start | None, device: torch.device)
 
 
 def _without_values(config: ModelConfig) -> Transformer:
-    """A model on the CPU whose weights have no values yet: they take memory once they are loaded, one by one."""
-    return skeleton(config).to_empty(device="cpu")
+    """A model on the CPU whose weights have no values yet: each takes memory once it is filled, and torch's own initial
+    values would be drawn for nothing."""
+    with _NoInitialization():
+        return Transformer(config)
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Within it, the functions of torch.nn.init leave tensors as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
 
 
 def fill(config: RunConfig, model: Transformer, weights: Start | None, init_from: str | None = None) -> str | None:

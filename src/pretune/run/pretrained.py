@@ -49,15 +49,10 @@ class PretrainedModel:
 
     def load(self, model: Transformer) -> None:
         """Load its weights; InputError if they do not fit `model`."""
-        from pretune.core.named_tensors import copy_over
         from pretune.model.huggingface.folder import open_folder
-        from pretune.model.huggingface.weights import from_huggingface
+        from pretune.model.huggingface.weights import load_huggingface
 
-        found, own = open_folder(self.path), model.state_dict()
-        # Padding is ours: its rows may differ from those that a folder is read with.
-        shape = found.config.model_copy(update={"vocab_multiple_of": model.config.vocab_multiple_of})
-        for name, tensor in from_huggingface(found.tensors, shape):
-            copy_over({name: tensor}, {name: own[name]})
+        load_huggingface(open_folder(self.path).tensors, model)
 
 
 def find_pretrained(name: str, config_only: bool = False) -> PretrainedModel | None:

@@ -16,7 +16,7 @@ from pretune.core.config import ConfigError
 from pretune.model.huggingface.config_json import huggingface_config
 from pretune.model.huggingface.families import family_of
 from pretune.model.huggingface.folding import portable_config, portable_weights
-from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
 NONE, QKV, ATTENTION, ALL = (
@@ -87,7 +87,7 @@ def test_a_portable_model_computes_the_same_here_too(case: str) -> None:
     shape = portable_config(model.config)
     same = Transformer(shape)
     weights = portable_weights(model.state_dict(), model.config)
-    same.load_state_dict(dict(from_huggingface(to_huggingface(weights, shape), shape)))
+    load_huggingface(to_huggingface(weights, shape), same)
     tokens = torch.arange(32)[None]
     torch.testing.assert_close(same.unembed(same(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)
 

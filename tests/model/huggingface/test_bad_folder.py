@@ -13,7 +13,7 @@ from hub_models import FAMILIES, LLAMA3, LONGROPE, YARN, reference, reference_co
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny import GPT2, SCALINGS, stretched, tiny_model
+from tiny import GPT2, SCALINGS, imported, stretched, tiny_model
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
@@ -21,7 +21,7 @@ from pretune.model.huggingface.config_json import huggingface_config, read_confi
 from pretune.model.huggingface.families import FAMILIES as READ
 from pretune.model.huggingface.folder import INDEX, WEIGHTS, open_folder
 from pretune.model.huggingface.folding import portable_config, portable_weights
-from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
 
@@ -34,7 +34,7 @@ def write(folder: Path, case: str, remove: tuple[str, ...] = (), **changes: Any)
 
 def weights_of(folder: Path) -> dict[str, torch.Tensor]:
     found = open_folder(folder)
-    return dict(from_huggingface(found.tensors, found.config))
+    return imported(found.tensors, found.config).state_dict()
 
 
 def refused(folder: Path) -> str:
@@ -256,5 +256,5 @@ def test_what_is_exported_comes_back(changes: dict[str, Any], tmp_path: Path) ->
     (tmp_path / "config.json").write_text(json.dumps(huggingface_config(shape, 0, "float32")))
     found = open_folder(tmp_path)
     back, tokens = Transformer(found.config), torch.arange(32)[None]
-    back.load_state_dict(dict(from_huggingface(found.tensors, found.config)))
+    load_huggingface(found.tensors, back)
     torch.testing.assert_close(back.unembed(back(tokens)), model.unembed(model(tokens)), rtol=1e-4, atol=1e-4)

@@ -12,11 +12,12 @@ import torch.nn.functional as F
 import transformers
 from hub_models import FAMILIES, reference
 from safetensors.torch import load_file, save_file
+from tiny import imported
 from torch import Tensor
 
 from pretune.model.huggingface.config_json import huggingface_config, read_config
 from pretune.model.huggingface.folder import WEIGHTS, Found, StoredTensors, open_folder
-from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
 TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(1))
@@ -25,7 +26,7 @@ TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(
 def read(folder: Path) -> Transformer:
     found = open_folder(folder)
     model = Transformer(found.config)
-    model.load_state_dict(dict(from_huggingface(found.tensors, found.config)))
+    load_huggingface(found.tensors, model)
     return model
 
 
@@ -144,10 +145,8 @@ def test_weights_keep_their_stored_dtype(dtype: torch.dtype, tmp_path: Path) -> 
     theirs = reference("qwen2").to(dtype)
     theirs.save_pretrained(tmp_path)
     found = open_folder(tmp_path)
-    weights = dict(from_huggingface(found.tensors, found.config))
-    assert {one.dtype for one in weights.values()} == {dtype}
-    model = Transformer(found.config)  # in float32, from those values
-    model.load_state_dict(weights)
+    assert {one.dtype for one in found.tensors.values()} == {dtype}
+    model = imported(found.tensors, found.config)  # in float32, from those values
     close(model.unembed(model(TOKENS)), theirs.float()(TOKENS).logits)
 
 

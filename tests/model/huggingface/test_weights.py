@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from tiny import tiny_config, tiny_model, transformers_shape
+from tiny import imported, tiny_config, tiny_model, transformers_shape
 
 from pretune.core.config import ConfigError, InputError
-from pretune.model.huggingface.weights import from_huggingface, to_huggingface
+from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
 
 QWEN2 = {"architecture": "qwen2", "bias": {"qkv": True, "attention_output": False, "mlp": False}}
@@ -46,7 +46,7 @@ def test_logits_and_gradients_equal_transformers(case: str) -> None:
     kind, changes = CASES[case]
     reference, config = theirs(kind, changes), tiny_config(**changes)
     model = Transformer(config)
-    model.load_state_dict(dict(from_huggingface(reference.state_dict(), config)))
+    load_huggingface(reference.state_dict(), model)
     tokens = torch.randint(0, config.vocab_size, (3, 33), generator=torch.Generator().manual_seed(1))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
 
@@ -70,7 +70,7 @@ def test_logits_and_gradients_equal_transformers(case: str) -> None:
 def test_round_trip(changes: dict[str, Any]) -> None:
     model = tiny_model(**changes)
     ours = model.state_dict()
-    back = dict(from_huggingface(to_huggingface(ours, model.config), model.config))
+    back = imported(to_huggingface(ours, model.config), model.config).state_dict()
     assert back.keys() == ours.keys()
     assert all(torch.equal(back[name], ours[name]) for name in ours)
 
@@ -79,7 +79,7 @@ def test_padding_rows_are_dropped_and_come_back_as_zeros() -> None:
     model = tiny_model(vocab_multiple_of=64, tied_embeddings=False)
     hub = to_huggingface(model.state_dict(), model.config)
     assert hub["model.embed_tokens.weight"].shape[0] == hub["lm_head.weight"].shape[0] == 61
-    ours = dict(from_huggingface(hub, model.config))
+    ours = imported(hub, model.config).state_dict()
     for name in ("embedding.weight", "head.weight"):
         assert torch.equal(ours[name][:61], model.state_dict()[name][:61])
         assert ours[name].shape[0] == 64
@@ -89,10 +89,10 @@ def test_padding_rows_are_dropped_and_come_back_as_zeros() -> None:
 def test_weights_that_do_not_fit_are_named() -> None:
     hub = to_huggingface(tiny_model(**QWEN2).state_dict(), tiny_config(**QWEN2))
     with pytest.raises(InputError, match=r"no place for, such as 'model.layers.0.self_attn.q_proj.bias'"):
-        dict(from_huggingface(hub, tiny_config()))
+        imported(hub, tiny_config())
     with pytest.raises(InputError, match=r"no weight 'model.layers.2.input_layernorm.weight'"):
-        dict(from_huggingface(hub, tiny_config(**QWEN2, num_layers=3)))
+        imported(hub, tiny_config(**QWEN2, num_layers=3))
     with pytest.raises(InputError, match=r"'model.layers.0.mlp.gate_proj.weight' has shape \[48, 32\].*\[40, 32\]"):
-        dict(from_huggingface(hub, tiny_config(**QWEN2, mlp_dim=40)))
+        imported(hub, tiny_config(**QWEN2, mlp_dim=40))
     with pytest.raises(ConfigError, match="softcap"):
         to_huggingface(tiny_model(softcap=15.0).state_dict(), tiny_config(softcap=15.0))

@@ -64,7 +64,7 @@ class StoredTensors(Mapping[str, Tensor]):
 
 
 class Found(NamedTuple):
-    """A model in a folder: `from_huggingface(tensors, config)` gives its weights by our names."""
+    """A model in a folder: `load_huggingface(tensors, model)` loads its weights."""
 
     config: ModelConfig
     tensors: StoredTensors

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.huggingface.families import Family, family_of
+from pretune.model.transformer import Transformer
 
 HEAD = "lm_head.weight"
 
@@ -53,24 +53,28 @@ Parts = list[Part]
 """The Hugging Face tensors that make up one of ours, stacked along the first axis."""
 
 
-def from_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """A Hugging Face causal language model's weights by the names in `Transformer.state_dict`, in their own dtypes.
+@torch.no_grad()
+def load_huggingface(state_dict: Mapping[str, Tensor], model: Transformer) -> None:
+    """Load a Hugging Face causal language model's weights into `model`, whatever dtypes they are stored in.
 
-    Padding rows of the embedding and head are zeros. Each tensor of `state_dict` is looked up once, when its turn
+    Padding rows of the embedding and head become zeros. Each tensor of `state_dict` is looked up once, when its turn
     comes, so that it may be read from a file then. Raises InputError for a weight that is missing, has another shape,
     or has no place in the model; ConfigError for a model without a Hugging Face counterpart, see `family_of`.
     """
+    config, own = model.config, model.state_dict()
     names = list(_names(config, family_of(config)))
     _check_all_used(state_dict, {part.name for _, parts in names for part in parts})
     for name, parts in names:
-        tensors = [part.turned(_take(state_dict, part)) for part in parts]
-        whole = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-        missing = config.padded_vocab_size - len(whole) if name in ("embedding.weight", "head.weight") else 0
-        yield name, F.pad(whole, (0, 0, 0, missing)) if missing else whole
+        filled = 0
+        for part in parts:
+            rows = part.turned(_take(state_dict, part))
+            own[name][filled : filled + len(rows)].copy_(rows)
+            filled += len(rows)
+        own[name][filled:].zero_()
 
 
 def to_huggingface(state_dict: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
-    """The inverse of `from_huggingface`: padding rows are left out; tied weights appear once, as the embedding."""
+    """The inverse of `load_huggingface`: padding rows are left out; tied weights appear once, as the embedding."""
     theirs: dict[str, Tensor] = {}
     for name, parts in _names(config, family_of(config)):
         rows = [part.shape[0] for part in parts]
