@@ -35,6 +35,7 @@ SHORTEST = {
     "loader_speed": ["--tokens", "300000"],
     "memory": ["--cases", "nano", "--device", "cpu"],
     "phone": ["--shape", "tiny", "--sides", "eager", "pte", "--new", "4", "--repeats", "1"],
+    "pretrained": ["--shape", "tiny", "--import-shape", "tiny", "--bursts", "1", "--seconds", "0.1", "--length", "32"],
     "prefetch": ["tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1"],
     "precision": ["--steps", "3", "--seeds", "1", "--data", "TEXTS", "--only", "fp32", "auto"],
     "quantization": ["--quick"],

@@ -43,7 +43,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
             model = Transformer(config.model)
             attach_adapter(config, model, newest)
         return model
-    model, base = _without_values(config.model), None
+    model, base = without_values(config.model), None
     if newest is None or config.adapter.freezes:
         base = fill(config, model, start_of(config))
     if config.neftune_alpha is not None:
@@ -56,12 +56,12 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
 def merged_model(config: RunConfig, weights: Start | None, device: torch.device) -> Transformer:
     """A plain model with the weights of the run that `config` describes, its adapter merged, or with random weights for
     None."""
-    model = _without_values(config.model)
+    model = without_values(config.model)
     fill(config, model, weights, config.stage.init_from)
     return model.to(device)
 
 
-def _without_values(config: ModelConfig) -> Transformer:
+def without_values(config: ModelConfig) -> Transformer:
     """A model on the CPU whose weights have no values yet: each takes memory once it is filled, and torch's own initial
     values would be drawn for nothing."""
     with _NoInitialization():
