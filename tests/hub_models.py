@@ -89,6 +89,46 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         "Phi3",
         {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
     ),
+    "olmo2": ("Olmo2", {}),
+    "olmo2 biases, wide heads": ("Olmo2", {"attention_bias": True, "head_dim": 16, "tie_word_embeddings": True}),
+    "gemma": ("Gemma", {"head_dim": 16}),
+    "gemma untied": ("Gemma", {"head_dim": 8, "tie_word_embeddings": False, "num_key_value_heads": 1}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "head_dim": 16,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 9,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma2 without caps": (
+        "Gemma2",
+        {"head_dim": 8, "attn_logit_softcapping": None, "final_logit_softcapping": None, "sliding_window": 7},
+    ),
+    "gemma3": (
+        "Gemma3Text",
+        {
+            "head_dim": 16,
+            "sliding_window": 5,
+            "query_pre_attn_scalar": 11,
+            "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4},
+            },
+        },
+    ),
+    "gemma3 capped": (
+        "Gemma3Text",
+        {
+            "head_dim": 8,
+            "final_logit_softcapping": 3.0,
+            "rope_parameters": None,
+            "num_hidden_layers": 6,
+        },
+    ),
     "arcee": ("Arcee", {"mlp_bias": True}),
     "apertus": ("Apertus", {"hidden_act": "relu2"}),
     "gpt2": ("GPT2", {"n_positions": 96}),

@@ -25,22 +25,42 @@ _TINY: dict[str, Any] = {
     "architecture": None,
     "max_sequence_length": 32,
     "activation": "swiglu",
-    "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True},
+    "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": True, "offset": 0, "placement": "before"},
     "qk_norm": False,
+    "qk_norm_over": "head",
     "attention_scale": 1.0,
+    "attention_softcap": None,
     "window": None,
     "value_embeddings": False,
     "residual_scalars": False,
     "learned_positions": False,
     "normalize_embedding": False,
+    "scale_embedding": False,
     "bias": {"qkv": False, "attention_output": False, "mlp": False},
     "tied_embeddings": True,
     "dropout": 0.0,
     "softcap": None,
     "init": {"std": 0.2, "embedding_std": 0.2, "head_std": 0.2, "output": "plain"},
-    "rope": {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "R"},
+    "rope": {"theta": 1e4, "local_theta": None, "fraction": 1.0, "scaling": None, "pattern": "R"},
 }
 
+
+_WINDOWS = {"size": 5, "pattern": "SL", "full_last_layer": False}
+_GEMMA: dict[str, Any] = {
+    "activation": "geglu",
+    "norm": {"offset": 1, "placement": "both"},
+    "scale_embedding": True,
+    "window": _WINDOWS,
+    "head_dim": 16,
+    "num_kv_heads": 2,
+}
+FAMILY_SWITCHES: dict[str, dict[str, Any]] = {
+    "olmo2": {"norm": {"placement": "after"}, "qk_norm": True, "qk_norm_over": "all_heads", "num_kv_heads": 2},
+    "gemma": {"activation": "geglu", "norm": {"offset": 1}, "scale_embedding": True, "head_dim": 16},
+    "gemma2": {**_GEMMA, "attention_scale": 4 / 3, "attention_softcap": 2.0, "softcap": 3.0},
+    "gemma3_text": {**_GEMMA, "attention_scale": 0.5, "qk_norm": True, "rope": {"theta": 1e4, "local_theta": 30.0}},
+}
+"""What models of these families have that Llama has not, with model.architecture left null."""
 
 _ORIGINAL = {"original_max_position_embeddings": 16}
 SCALINGS: dict[str, dict[str, Any]] = {
@@ -120,8 +140,13 @@ def document_ids(rows: int, length: int) -> Tensor:
 
 
 def tiny_config(**changes: Any) -> ModelConfig:
-    """The tiny configuration with other top-level values."""
-    return validate(ModelConfig, _TINY | changes)
+    """The tiny configuration with other values; those of a section (norm, rope) are added to the tiny one's."""
+    sections = {
+        key: _TINY[key] | value
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(_TINY.get(key), dict)
+    }
+    return validate(ModelConfig, _TINY | changes | sections)
 
 
 def tiny_model(seed: int = 0, **changes: Any) -> Transformer:

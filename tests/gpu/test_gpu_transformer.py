@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from card import CARD, ON_THE_CARD, assert_near
-from tiny import document_ids, tiny_model, transformers_llama
+from tiny import FAMILY_SWITCHES, document_ids, tiny_model, transformers_llama
 from torch import Tensor, nn
 
 from pretune.compute.compilation import compile_step
@@ -31,6 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
         "tied_embeddings": False,
     },
     "windows, documents apart": {"num_kv_heads": 2, "window": {"size": 40, "pattern": "SL", "full_last_layer": True}},
+    "gemma2: attention softcaps": FAMILY_SWITCHES["gemma2"],
 }
 both_ways = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 

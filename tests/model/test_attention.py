@@ -13,7 +13,7 @@ from torch.nn.attention.flex_attention import BlockMask
 
 from pretune.compute.compilation import checkpoint_activations
 from pretune.core.batch import Batch
-from pretune.model.attention import attend, mask_of, skips_blocks
+from pretune.model.attention import Logits, attend, mask_of, skips_blocks
 from pretune.model.transformer import Transformer
 from pretune.objectives.language_modeling import language_modeling
 
@@ -55,7 +55,8 @@ def test_blocks_allow_what_the_mask_allows(isolated: bool, window: int | None) -
 @pytest.mark.usefixtures("with_gradients")
 @pytest.mark.parametrize("num_kv_heads", [4, 2])
 @pytest.mark.parametrize("window", [None, 70])
-def test_outputs_and_gradients_are_the_same(num_kv_heads: int, window: int | None) -> None:
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_outputs_and_gradients_are_the_same(softcap: float | None, num_kv_heads: int, window: int | None) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (
         torch.randn(2, heads, LENGTH, 16, generator=generator).requires_grad_()
@@ -64,7 +65,7 @@ def test_outputs_and_gradients_are_the_same(num_kv_heads: int, window: int | Non
     tokens, ids = torch.zeros(2, LENGTH, dtype=torch.int64), document_ids(2, LENGTH)
     results = []
     for skipping in (False, True):
-        y = attend(q, k, v, mask_of(tokens, ids, window, skipping), 0.3, 0.0)
+        y = attend(q, k, v, mask_of(tokens, ids, window, skipping), Logits(0.3, softcap), 0.0)
         results.append((y, *torch.autograd.grad(y.square().sum(), (q, k, v))))
     for expected, found in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from transformers.activations import ACT2FN
 
 from pretune.core.config import validate
 from pretune.model.config import NormConfig
-from pretune.model.layers import MLP, Norm, activate
+from pretune.model.layers import MLP, EmbeddingScale, Norm, activate
 from pretune.model.rope import Rope, rotate
 from pretune.model.rope_config import RopeConfig
 
@@ -46,7 +46,9 @@ def test_mlp_multiplies_gate_and_up_where_gated(activation) -> None:
 
 @pytest.mark.parametrize("kind", ["rmsnorm", "layernorm"])
 def test_norm_is_computed_in_float32(kind) -> None:
-    norm = Norm(512, validate(NormConfig, {"kind": kind, "eps": 1e-5, "learned": True})).bfloat16()
+    norm = Norm(
+        512, validate(NormConfig, {"kind": kind, "eps": 1e-5, "learned": True, "offset": 0, "placement": "before"})
+    ).bfloat16()
     x = (3 + torch.randn(7, 512, generator=torch.Generator().manual_seed(0))).bfloat16()
     wide = x.double()
     if kind == "rmsnorm":
@@ -69,14 +71,22 @@ def test_rotary_table_is_exact_and_stays_float32_whatever_the_module_becomes() -
 
 def test_bf16_positions_are_all_distinct() -> None:
     rope = Rope(
-        validate(RopeConfig, {"theta": 1e4, "fraction": 1.0, "scaling": None, "pattern": "R"}), 64, 512
+        validate(RopeConfig, {"theta": 1e4, "local_theta": None, "fraction": 1.0, "scaling": None, "pattern": "R"}),
+        64,
+        512,
     ).bfloat16()
     assert len(rope.table[:, :, 0].T.unique(dim=0)) == 512
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.25, 0.5, 1.0])
 def test_rotation_turns_complex_pairs_of_the_rotated_share(fraction) -> None:
-    rope = Rope(validate(RopeConfig, {"theta": 100.0, "fraction": fraction, "scaling": None, "pattern": "R"}), 16, 10)
+    rope = Rope(
+        validate(
+            RopeConfig, {"theta": 100.0, "local_theta": None, "fraction": fraction, "scaling": None, "pattern": "R"}
+        ),
+        16,
+        10,
+    )
     heads = torch.randn(2, 10, 3, 16, generator=torch.Generator().manual_seed(0))
     turned, width = rotate(heads, rope.first(10)), int(16 * fraction)
     half = width // 2
@@ -87,3 +97,26 @@ def test_rotation_turns_complex_pairs_of_the_rotated_share(fraction) -> None:
     assert torch.equal(turned[..., width:], heads[..., width:])
     by_row = rotate(heads, rope(torch.arange(10).expand(2, 10)))
     assert torch.equal(by_row, turned)
+
+
+def test_gemmas_norms_and_embeddings_are_rounded_as_there() -> None:
+    from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm, Gemma2TextScaledWordEmbedding
+
+    torch.manual_seed(0)
+    section = {"kind": "rmsnorm", "eps": 1e-6, "learned": True, "offset": 1, "placement": "both"}
+    ours, theirs = Norm(512, validate(NormConfig, section)), Gemma2RMSNorm(512, 1e-6)
+    assert not ours.weight.any()
+    with torch.no_grad():
+        for norm in (ours, theirs):
+            norm.weight.copy_(torch.randn(512, generator=torch.Generator().manual_seed(1)) / 100)
+            norm.bfloat16()
+    x = torch.randn(64, 512).bfloat16()
+    difference = (ours(x).float() - theirs(x).float()).abs() / theirs(x).float().abs().clamp(min=1e-6)
+    assert (difference > 0).float().mean() < 0.01  # a sum in another order, at the edge between two numbers
+    assert difference.max() <= 2**-7
+    # sqrt(3072) is 55.43, and 55.5 in bfloat16.
+    for dtype, factor in ((torch.bfloat16, 55.5), (torch.float32, 3072**0.5)):
+        table = Gemma2TextScaledWordEmbedding(7, 3072, None, embed_scale=3072**0.5).to(dtype)
+        scaled = EmbeddingScale(3072)(table.weight)
+        assert torch.equal(scaled, table(torch.arange(7)))
+        assert torch.equal(scaled, table.weight * factor)

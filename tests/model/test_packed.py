@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import tiny_model
+from tiny import FAMILY_SWITCHES, tiny_model
 
 from pretune.model.packed import PackedLinear, PlainNorm, packed
 
@@ -20,6 +20,7 @@ SHAPES: list[dict[str, Any]] = [
     {"tied_embeddings": False, "softcap": 5.0},
     {"bias": {"qkv": True, "attention_output": True, "mlp": True}, "num_kv_heads": 2},
     {"value_embeddings": True, "qk_norm": True, "activation": "relu_squared", "normalize_embedding": True},
+    *FAMILY_SWITCHES.values(),
 ]
 
 

@@ -50,7 +50,9 @@ RULES: dict[str, dict[str, Any]] = {
 
 
 def rope(scaling: dict[str, Any] | None, theta: float = 1e4, fraction: float = 1.0) -> RopeConfig:
-    return validate(RopeConfig, {"theta": theta, "fraction": fraction, "scaling": scaling, "pattern": "R"})
+    return validate(
+        RopeConfig, {"theta": theta, "local_theta": None, "fraction": fraction, "scaling": scaling, "pattern": "R"}
+    )
 
 
 def theirs(scaling: dict[str, Any], length: int, theta: float) -> tuple[torch.Tensor, float]:

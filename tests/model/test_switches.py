@@ -11,6 +11,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from pretune.core.config import ConfigError
 from pretune.model.costs import forward_flops, parameters_by_part, skeleton
 from pretune.model.huggingface.weights import to_huggingface
+from pretune.model.layers import Norm
 from pretune.model.transformer import Transformer
 
 TOKENS = torch.randint(0, 61, (2, 20), generator=torch.Generator().manual_seed(0))
@@ -143,3 +144,33 @@ def test_the_last_layer_follows_the_pattern_where_it_need_not_be_long() -> None:
     assert [tiny_config(window=window).window_of(layer) for layer in range(2)] == [5, 5]
     window["full_last_layer"] = True
     assert [tiny_config(window=window).window_of(layer) for layer in range(2)] == [5, None]
+
+
+def test_norms_start_as_the_identity_scale_whatever_their_offset() -> None:
+    for offset in (0, 1):
+        model = Transformer(tiny_config(norm={"offset": offset, "placement": "both"}, qk_norm=True))
+        for _ in range(2):  # as built, and as initialized
+            scales = [one.scale() for one in model.modules() if isinstance(one, Norm)]
+            assert len(scales) == 2 * (4 + 2) + 1
+            assert all(torch.equal(scale, torch.ones_like(scale)) for scale in scales)
+            model.reset_parameters(torch.Generator().manual_seed(0))
+
+
+def test_a_high_softcap_leaves_attention_as_it_is_and_a_low_one_does_not() -> None:
+    plain = tiny_model(num_kv_heads=2)
+    for softcap, same in ((1e4, True), (0.5, False)):
+        capped = with_weights_of(plain, num_kv_heads=2, attention_softcap=softcap)
+        assert torch.allclose(capped(TOKENS), plain(TOKENS), rtol=1e-4, atol=1e-4) == same
+
+
+def test_layers_with_a_window_have_their_own_theta() -> None:
+    window = {"size": 100, "pattern": "SL", "full_last_layer": False}  # longer than the text
+    shape = {"num_layers": 2, "window": window}
+    one = tiny_model(**shape, rope={"theta": 1e4, "local_theta": 20.0, "scaling": {"kind": "linear", "factor": 2.0}})
+    for theta, scaling, layer in ((20.0, None, 0), (1e4, {"kind": "linear", "factor": 2.0}, 1)):
+        other = with_weights_of(one, **shape, rope={"theta": theta, "scaling": scaling})
+        x = torch.randn(2, 20, 32, generator=torch.Generator().manual_seed(3))
+        outputs = [model.layers[layer](x, model._context(TOKENS, None, None)) for model in (one, other)]
+        torch.testing.assert_close(*outputs)
+        outputs = [model.layers[1 - layer](x, model._context(TOKENS, None, None)) for model in (one, other)]
+        assert not torch.allclose(*outputs)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import GPT2, tiny_config, tiny_model
+from tiny import FAMILY_SWITCHES, GPT2, tiny_config, tiny_model
 
 from pretune.core.config import InputError
 from pretune.model.attention import KVCache
@@ -34,6 +34,7 @@ VARIANTS = {
     "values": {"num_layers": 3, "value_embeddings": True, "num_kv_heads": 2, "residual_scalars": True},
     "gpt2": GPT2,
     "bare": {"norm": {"kind": "rmsnorm", "eps": 1e-6, "learned": False}, "qk_norm": True, "normalize_embedding": True},
+    **FAMILY_SWITCHES,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny import stretched, tiny_model
+from tiny import FAMILY_SWITCHES, stretched, tiny_model
 from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
@@ -94,6 +94,8 @@ def test_integers(tmp_path: Path) -> None:
         {"activation": "reglu", "num_kv_heads": 1},
         {"learned_positions": True, "rope": {"theta": 1e4, "fraction": 0.0, "scaling": None, "pattern": "R"}},
         {"activation": "silu", "norm": {"kind": "rmsnorm", "eps": 1e-5, "learned": False}},
+        FAMILY_SWITCHES["olmo2"],
+        FAMILY_SWITCHES["gemma3_text"],
     ],
 )
 def test_each_kind_of_layer(changes: dict[str, Any], tmp_path: Path) -> None:
@@ -136,3 +138,8 @@ def test_a_file_that_is_no_program(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "model.pte").write_bytes(content)
     with pytest.raises(InputError, match=r"is not a \.pte that ExecuTorch can load"):
         Program(tmp_path / "model.pte")
+
+
+def test_attention_softcaps_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model\.attention_softcap = 2, as in Gemma 2\)"):
+        lowered(tiny_model(**FAMILY_SWITCHES["gemma2"]).eval(), tmp_path / "model.pte")

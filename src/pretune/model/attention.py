@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,13 @@ from pretune.model.config import ModelConfig
 from pretune.model.layers import Norm
 from pretune.model.rope import rotate
 from pretune.model.rope_config import LongropeScaling
+
+
+class Logits(NamedTuple):
+    """How attention logits are made: scale * (query . key), and with a softcap, softcap * tanh(logits / softcap)."""
+
+    scale: float
+    softcap: float | None
 
 
 class Cache(Protocol):
@@ -31,7 +38,7 @@ class Cache(Protocol):
         """The mask to pass to `attend` in layers with that window."""
         ...
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, logits: Logits) -> Tensor:
         """Store a layer's new keys and values [B, T, G, K], and attend from queries [B, T, H, K] to all stored ones:
         [B, T, H, K]."""
         ...
@@ -100,13 +107,13 @@ class KVCache:
         # Additive rather than boolean: attention would convert a boolean mask again in every layer.
         return torch.zeros(seen.shape, dtype=self._keys[0].dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Mask, logits: Logits) -> Tensor:
         """Store a layer's new keys and values [B, T, G, K]; attend from queries [B, T, H, K] to all stored ones."""
         memory = self._keys[layer], self._values[layer]
         for stored, new in zip(memory, (k, v), strict=True):
             stored.index_copy_(2, self._columns, new.transpose(1, 2).to(stored.dtype))
         keys, values = (stored[:, :, : self._visible].to(k.dtype) for stored in memory)  # [B, G, S, K]
-        return attend(q.transpose(1, 2), keys, values, mask, scale, 0.0).transpose(1, 2)
+        return attend(q.transpose(1, 2), keys, values, mask, logits, 0.0).transpose(1, 2)
 
     def keep(self, rows: Tensor) -> None:
         """Keep only these rows of the batch: integer indices, possibly repeated."""
@@ -132,12 +139,14 @@ skip fully masked blocks; or None for plain causal attention."""
 class Context:
     """Inputs of every layer besides the residual stream.
 
-    tokens [B, T]; positions [T] or [B, T], and cos_sin: their cosines and sines, see Rope; masks: by window.
+    tokens [B, T]; positions [T] or [B, T]; cos_sin: their cosines and sines, see Rope, and those in layers that have a
+    window; masks: by window.
     """
 
     tokens: Tensor
     positions: Tensor
     cos_sin: Tensor
+    local_cos_sin: Tensor
     masks: Mapping[int | None, Mask]
     cache: Cache | None
 
@@ -151,11 +160,13 @@ def skips_blocks(tokens: Tensor, dropout: float) -> bool:
     return torch.cuda.get_device_capability(tokens.device) >= (8, 0)
 
 
-def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, skipping: bool) -> Mask:
+def mask_of(
+    tokens: Tensor, document_ids: Tensor | None, window: int | None, skipping: bool, always: bool = False
+) -> Mask:
     """The mask for layers with that window over tokens [B, T]; with document_ids [B, T], no attention between
-    documents. `skipping`: return a block mask."""
+    documents. `skipping`: return a block mask. `always`: return a mask for plain causal attention too."""
     length = tokens.shape[1]
-    if document_ids is None and window is None:
+    if document_ids is None and window is None and not always:
         return None
     if not skipping:
         columns = torch.arange(length, device=tokens.device)
@@ -172,16 +183,38 @@ def mask_of(tokens: Tensor, document_ids: Tensor | None, window: int | None, ski
     return create_block_mask(allowed, rows, None, length, length, device=tokens.device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float, dropout: float) -> Tensor:
-    """Attend from queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]."""
-    grouped = k.shape[1] < q.shape[1]
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, logits: Logits, dropout: float) -> Tensor:
+    """Attend from queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]. With a softcap, there must be a
+    mask."""
+    grouped, softcap = k.shape[1] < q.shape[1], logits.softcap
     if isinstance(mask, BlockMask):
-        y = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=grouped)
+
+        def capped(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            return score if softcap is None else softcap * torch.tanh(score / softcap)
+
+        change = None if softcap is None else capped
+        y = flex_attention(q, k, v, change, block_mask=mask, scale=logits.scale, enable_gqa=grouped)
         assert isinstance(y, Tensor)
         return y
+    if softcap is not None:
+        assert mask is not None, "capped attention needs a mask"
+        return _capped_attention(q, k, v, mask, logits.scale, softcap, dropout)
     return F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=logits.scale, enable_gqa=grouped
     )
+
+
+def _capped_attention(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float, dropout: float
+) -> Tensor:
+    """The same, written out with logits in float32, because no kernel of torch's own has softcaps."""
+    grouped = q.unflatten(1, (k.shape[1], -1))  # [B, G, H/G, T, K]
+    scores = (grouped @ k[:, :, None].mT).float() * scale  # [B, G, H/G, T, S]
+    capped = softcap * torch.tanh(scores / softcap)
+    mask = mask[:, :, None]
+    capped = capped.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else capped + mask
+    weights = F.dropout(capped.softmax(-1).to(v.dtype), dropout)
+    return (weights @ v[:, :, None]).flatten(1, 2)
 
 
 class Attention(nn.Module):
@@ -190,7 +223,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer, self.window, self.rotated = layer, config.window_of(layer), config.is_rotated(layer)
-        self.scale = config.attention_scale / config.head_dim**0.5
+        self.logits = Logits(config.attention_scale / config.head_dim**0.5, config.attention_softcap)
         self.num_heads, self.num_kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
         self.dropout = config.dropout
         width = config.num_heads * config.head_dim
@@ -199,8 +232,9 @@ class Attention(nn.Module):
         # Optimizers that treat a matrix as a whole (Muon) must treat these as three.
         self.qkv.rows = (width, config.num_kv_heads * config.head_dim, config.num_kv_heads * config.head_dim)  # type: ignore[assignment]
         self.output = nn.Linear(width, config.dim, bias=config.bias.attention_output)
-        self.query_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
-        self.key_norm = Norm(config.head_dim, config.norm) if config.qk_norm else None
+        self.query_norm, self.key_norm, self.whole_norm = None, None, config.qk_norm_over == "all_heads"
+        if config.qk_norm:
+            self.query_norm, self.key_norm = (Norm(size, config.norm) for size in config.qk_norm_sizes)
         self.value_embedding, self.value_gate = None, None
         if config.has_value_embedding(layer):
             self.value_embedding = nn.Embedding(config.padded_vocab_size, config.num_kv_heads * config.head_dim)
@@ -212,9 +246,13 @@ class Attention(nn.Module):
         q_k, v = heads.split([self.num_heads + self.num_kv_heads, self.num_kv_heads], dim=2)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
-            q_k = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
+            if self.whole_norm:
+                normalized = self.query_norm(q.flatten(2)), self.key_norm(k.flatten(2))
+                q_k = torch.cat(normalized, dim=2).unflatten(2, (-1, self.head_dim))
+            else:
+                q_k = torch.cat((self.query_norm(q), self.key_norm(k)), dim=2)
         if self.rotated:  # both at once: for a single token, the number of operations determines the time
-            q_k = rotate(q_k, context.cos_sin)
+            q_k = rotate(q_k, context.cos_sin if self.window is None else context.local_cos_sin)
         q, k = q_k.split([self.num_heads, self.num_kv_heads], dim=2)
         if self.value_embedding is not None and self.value_gate is not None:
             gate = 2 * self.value_gate(x).sigmoid()  # [B, T, G]: 1 where the gate's weights are 0
@@ -222,7 +260,7 @@ class Attention(nn.Module):
             v = v + gate[..., None] * table.to(v.dtype)
         mask = context.masks[self.window]
         if context.cache is not None:
-            return self.output(context.cache.attend(self.layer, q, k, v, mask, self.scale).flatten(2))
+            return self.output(context.cache.attend(self.layer, q, k, v, mask, self.logits).flatten(2))
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))  # [B, H or G, T, K]
-        y = attend(q, k, v, mask, self.scale, self.dropout if self.training else 0.0)
+        y = attend(q, k, v, mask, self.logits, self.dropout if self.training else 0.0)
         return self.output(y.transpose(1, 2).flatten(2))

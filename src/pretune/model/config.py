@@ -23,6 +23,11 @@ class NormConfig(Section):
     """rmsnorm or layernorm (which also centers); both are computed in float32."""
     learned: bool
     """Whether norms have learned weights: a scale, and for layernorm also a shift."""
+    offset: Literal[0, 1]
+    """Norms multiply by offset + weight. With 1, weights start at 0, and weight decay pulls the scale to 1 (Gemma)."""
+    placement: Literal["before", "after", "both"]
+    """Where a sublayer has its norm: on what it reads (before), on what it adds to the residual stream (after: OLMo 2),
+    or one on each (both: Gemma 2)."""
     eps: Annotated[float, Field(gt=0)]
     """Added to the mean square (or the variance) before taking the root."""
 
@@ -57,7 +62,10 @@ class WindowConfig(Section):
     """Whether the last layer is long whatever the pattern says (nanochat); false follows the pattern (Mistral)."""
 
 
-Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "arcee", "apertus", "nanochat", "gpt2"]
+Architecture = Literal[
+    "llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo2", "gemma", "gemma2", "gemma3_text", "arcee",
+    "apertus", "nanochat", "gpt2"
+]  # fmt: skip
 
 
 class ModelConfig(Section):
@@ -85,11 +93,16 @@ class ModelConfig(Section):
     activation: Activation
     """Feed-forward activation; swiglu, geglu and reglu are gated (three matrices), the others are not (two)."""
     norm: NormConfig
-    """Normalization before each sublayer and before the head."""
+    """Normalization of each sublayer and before the head."""
     qk_norm: bool
-    """Normalize queries and keys, per head, before they are rotated (as in Qwen3 if norm.learned)."""
+    """Normalize queries and keys before they are rotated (as in Qwen3 if norm.learned)."""
+    qk_norm_over: Literal["head", "all_heads"]
+    """What qk_norm takes the mean over: each head on its own, or all heads of a token at once (OLMo 2)."""
     attention_scale: Annotated[float, Field(gt=0)]
     """Extra factor on the attention logits besides 1 / sqrt(head_dim); above 1 sharpens attention with qk_norm."""
+    attention_softcap: Annotated[float, Field(gt=0)] | None
+    """Attention logits become softcap * tanh(logits / softcap) before they are masked (Gemma 2); null leaves them
+    unchanged. Outside of compiled code on CUDA this computes the logits of all pairs of tokens."""
     window: WindowConfig | None
     """Sliding-window attention in some layers; null: in none."""
     value_embeddings: bool
@@ -101,6 +114,8 @@ class ModelConfig(Section):
     """Add a learned vector for each position to the embedded tokens (GPT-2, with rope.fraction = 0)."""
     normalize_embedding: bool
     """Normalize the embedding before the first layer."""
+    scale_embedding: bool
+    """Multiply the embedding by sqrt(dim), rounded to the embedding's type, before the first layer (Gemma)."""
     bias: BiasConfig
     """Which projections have biases."""
     tied_embeddings: bool
@@ -130,6 +145,13 @@ class ModelConfig(Section):
     def padded_vocab_size(self) -> int:
         """Rows of the embedding table."""
         return -(-self.vocab_size // self.vocab_multiple_of) * self.vocab_multiple_of
+
+    @property
+    def qk_norm_sizes(self) -> tuple[int, int]:
+        """What the norms of queries and keys are over."""
+        if self.qk_norm_over == "head":
+            return self.head_dim, self.head_dim
+        return self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
 
     def matrix_inputs(self) -> dict[str, int]:
         """Columns (inputs) of each kind of matrix, by its name within a block; for tables, the width of a vector."""

@@ -14,16 +14,33 @@ class Norm(nn.Module):
 
     def __init__(self, dim: int, config: NormConfig) -> None:
         super().__init__()
-        self.kind, self.shape, self.eps = config.kind, (dim,), config.eps
-        self.weight = nn.Parameter(torch.ones(dim)) if config.learned else None
+        self.kind, self.shape, self.eps, self.offset = config.kind, (dim,), config.eps, config.offset
+        self.weight = nn.Parameter(torch.full((dim,), 1.0 - config.offset)) if config.learned else None
         self.bias = nn.Parameter(torch.zeros(dim)) if config.learned and config.kind == "layernorm" else None
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
+        weight = self.scale()
         if self.kind == "rmsnorm":
             return F.rms_norm(x.float(), self.shape, weight, self.eps).to(x.dtype)
         bias = None if self.bias is None else self.bias.float()
         return F.layer_norm(x.float(), self.shape, weight, bias, self.eps).to(x.dtype)
+
+    def scale(self) -> Tensor | None:
+        """What the normalized values are multiplied by, in float32: [D]; None for 1."""
+        if self.weight is None:
+            return None
+        return self.weight.float() + self.offset if self.offset else self.weight.float()
+
+
+class EmbeddingScale(nn.Module):
+    """Multiplies by sqrt(dim), rounded to the type of what it multiplies (55.5 for 3072 in bfloat16), as Gemma does."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.factor = dim**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.full((), self.factor, dtype=x.dtype, device=x.device)
 
 
 class MLP(nn.Module):

@@ -57,7 +57,8 @@ class PlainNorm(nn.Module):
 
     def __init__(self, norm: Norm) -> None:
         super().__init__()
-        self.weight = None if norm.weight is None else norm.weight.detach().float()
+        scale = norm.scale()
+        self.weight = None if scale is None else scale.detach()
         self.root, self.eps = norm.shape[0] ** 0.5, norm.eps
 
     def forward(self, x: Tensor) -> Tensor:

@@ -131,6 +131,8 @@ RopeScaling = Annotated[
 class RopeConfig(Section):
     theta: Annotated[float, Field(gt=1)]
     """Base of the rotary frequencies."""
+    local_theta: Annotated[float, Field(gt=1)] | None
+    """Base in the layers that have a window, which are then not stretched (Gemma 3); null: the same as elsewhere."""
     fraction: Annotated[float, Field(ge=0, le=1)]
     """Fraction of each head that is rotated; 0 turns rotary positions off."""
     scaling: RopeScaling | None

@@ -1,4 +1,4 @@
-"""A decoder-only, pre-norm transformer whose shape ModelConfig defines.
+"""A decoder-only transformer whose shape ModelConfig defines.
 
 B rows, T tokens, D model width, V token ids.
 """
@@ -12,24 +12,31 @@ from torch import Tensor, nn
 from pretune.core.config import InputError
 from pretune.model.attention import Attention, Cache, Context, KVCache, mask_of, skips_blocks
 from pretune.model.config import ModelConfig
-from pretune.model.layers import MLP, Norm
+from pretune.model.layers import MLP, EmbeddingScale, Norm
 from pretune.model.rope import Rope
 
 
 class Block(nn.Module):
-    """Attention, then the feed-forward network; each reads a normalized copy and adds to the residual stream."""
+    """Attention, then the feed-forward network; each adds to the residual stream. Norms: see NormConfig.placement."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
-        self.attention_norm = Norm(config.dim, config.norm)
+        self.attention_norm = _norm_unless(config, "after")
         self.attention = Attention(config, layer)
-        self.mlp_norm = Norm(config.dim, config.norm)
+        self.post_attention_norm = _norm_unless(config, "before")
+        self.mlp_norm = _norm_unless(config, "after")
         self.mlp = MLP(config)
+        self.post_mlp_norm = _norm_unless(config, "before")
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        x = x + self.dropout(self.attention(self.attention_norm(x), context))
-        return x + self.dropout(self.mlp(self.mlp_norm(x)))
+        x = x + self.dropout(self.post_attention_norm(self.attention(self.attention_norm(x), context)))
+        return x + self.dropout(self.post_mlp_norm(self.mlp(self.mlp_norm(x))))
+
+
+def _norm_unless(config: ModelConfig, placement: str) -> nn.Module:
+    """A sublayer's norm; nothing if norms have that placement."""
+    return nn.Identity() if config.norm.placement == placement else Norm(config.dim, config.norm)
 
 
 class Transformer(nn.Module):
@@ -46,8 +53,13 @@ class Transformer(nn.Module):
         if config.learned_positions:
             self.position_embedding = nn.Embedding(config.max_sequence_length, config.dim)
         self.rope = Rope(config.rope, config.head_dim, config.max_sequence_length)
+        self.local_rope = None
+        if config.rope.local_theta is not None:
+            local = config.rope.model_copy(update={"theta": config.rope.local_theta, "scaling": None})
+            self.local_rope = Rope(local, config.head_dim, config.max_sequence_length)
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
         self.embedding_norm = Norm(config.dim, config.norm) if config.normalize_embedding else None
+        self.input_scale = EmbeddingScale(config.dim) if config.scale_embedding else None
         self.stream_scale, self.embedding_scale = None, None
         if config.residual_scalars:
             self.stream_scale = nn.Parameter(torch.ones(config.num_layers))
@@ -68,6 +80,8 @@ class Transformer(nn.Module):
         x = self.embedding(tokens)  # [B, T, D]
         if self.embedding_norm is not None:
             x = self.embedding_norm(x)
+        if self.input_scale is not None:
+            x = self.input_scale(x)
         if self.position_embedding is not None:
             x = x + self.position_embedding(context.positions)
         x = start = self.dropout(x)
@@ -104,6 +118,8 @@ class Transformer(nn.Module):
             if parameter.dim() == 2:
                 noise = torch.randn(parameter.shape, generator=generator, device=generator.device)
                 parameter.copy_(noise.mul_(self._initial_std(name)))
+            elif name.endswith("norm.weight"):
+                parameter.fill_(1.0 - self.config.norm.offset)
             else:
                 parameter.fill_(0.0 if name.endswith(("bias", "embedding_scale")) else 1.0)
 
@@ -137,17 +153,19 @@ class Transformer(nn.Module):
 
     def _context(self, tokens: Tensor, document_ids: Tensor | None, cache: Cache | None) -> Context:
         """Positions and masks of `tokens`: per document, or continuing what the cache holds."""
-        length, windows = tokens.shape[1], {self.config.window_of(layer) for layer in range(self.config.num_layers)}
+        windows = {self.config.window_of(layer) for layer in range(self.config.num_layers)}
         if cache is not None:
             assert document_ids is None, "a cache holds one document per row"
-            masks = {window: cache.mask(window) for window in windows}
             positions = cache.positions()
-            return Context(tokens, positions, self.rope(positions, positions[:, -1:] + 1), masks, cache)
-        skipping = self._skips_blocks(tokens)
-        masks = {window: mask_of(tokens, document_ids, window, skipping) for window in windows}
+            masks = {window: cache.mask(window) for window in windows}
+            return Context(tokens, positions, *self._rotations(positions, positions[:, -1:] + 1), masks, cache)
+        skipping, capped = self._skips_blocks(tokens), self.config.attention_softcap is not None
+        masks = {window: mask_of(tokens, document_ids, window, skipping, capped) for window in windows}
         if document_ids is None:
-            positions = torch.arange(length, device=tokens.device)
-            return Context(tokens, positions, self.rope.first(length), masks, None)
+            length = tokens.shape[1]
+            positions, whole = torch.arange(length, device=tokens.device), self.rope.first(length)
+            local = self.local_rope.first(length) if self.local_rope else whole
+            return Context(tokens, positions, whole, local, masks, None)
         # The row sum of the document mask, minus one, is a token's position within its document: [B, T]
         own = mask_of(tokens, document_ids, None, False)
         assert isinstance(own, Tensor)
@@ -155,4 +173,9 @@ class Transformer(nn.Module):
         lengths = None
         if self.rope.config.follows_length:
             lengths = (document_ids[:, :, None] == document_ids[:, None]).sum(-1)  # [B, T]
-        return Context(tokens, positions, self.rope(positions, lengths), masks, None)
+        return Context(tokens, positions, *self._rotations(positions, lengths), masks, None)
+
+    def _rotations(self, positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Cosines and sines for layers without and with a window, see Rope."""
+        whole = self.rope(positions, lengths)
+        return whole, whole if self.local_rope is None else self.local_rope(positions)

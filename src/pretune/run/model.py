@@ -47,7 +47,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
     if newest is None or config.adapter.freezes:
         base = fill(config, model, start_of(config))
     if config.neftune_alpha is not None:
-        add_embedding_noise(model.embedding, config.neftune_alpha)
+        add_embedding_noise(model.input_scale or model.embedding, config.neftune_alpha)
     model.to(device)
     attach_adapter(config, model, newest, base)
     return model

@@ -13,7 +13,7 @@ from pretune.compute.config import FLOAT8_MULTIPLE, PrecisionConfig
 from pretune.core.config import ConfigError
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.families import family_of
+from pretune.model.huggingface.fitting import family_of
 from pretune.objectives.config import ReferenceBase
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig

@@ -102,7 +102,7 @@ def model_section(start: Start) -> Mapping[str, Any]:
 
 FREE = (
     *("dropout", "init", "architecture", "max_sequence_length", "vocab_multiple_of"),
-    *("window", "rope.theta", "rope.scaling"),
+    *("window", "rope.theta", "rope.local_theta", "rope.scaling"),
 )
 """Keys of the model section that may differ from the start's: the weights fit all the same, and can learn the rest."""
 

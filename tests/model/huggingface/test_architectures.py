@@ -14,7 +14,7 @@ from tiny import GPT2, SCALINGS, stretched, tiny_config, tiny_model
 
 from pretune.core.config import ConfigError
 from pretune.model.huggingface.config_json import huggingface_config
-from pretune.model.huggingface.families import family_of
+from pretune.model.huggingface.fitting import family_of
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer

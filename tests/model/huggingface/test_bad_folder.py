@@ -74,6 +74,21 @@ def refused(folder: Path) -> str:
         ("qwen2", {"intermediate_size": 50}, "'model.layers.0.mlp.gate_proj.weight' has shape [48, 32]"),
         ("llama", {"num_hidden_layers": 4}, "no weight 'model.layers.3."),
         ("llama", {"num_hidden_layers": 2}, "has no place for, such as 'model.layers.2."),
+        ("gemma", {"hidden_act": "gelu", "hidden_activation": "relu"}, "hidden_act and hidden_activation contradict"),
+        ("gemma2", {"hidden_activation": "gelu"}, "hidden_activation = gelu is not known for this architecture"),
+        ("gemma2", {"sliding_window": None}, "layer_types has sliding_attention, but"),
+        ("gemma2", {"sliding_window_pattern": 3}, "sliding_window_pattern is not known for gemma2"),
+        ("gemma2", {"query_pre_attn_scalar": 0}, "query_pre_attn_scalar = 0 must be at least 1"),
+        ("gemma2", {"attn_logit_softcapping": -2.0}, "attention_softcap"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention = true cannot be computed"),
+        ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping is not known for gemma3_text"),
+        ("gemma3", {"rope_local_base_freq": 60.0}, "rope_parameters and rope_local_base_freq contradict each other"),
+        ("gemma3", {"rope_parameters": {"rope_theta": 1e4}}, "must have sliding_attention and full_attention"),
+        ("gemma3", {"rope_parameters": {"sliding_attention": {"rope_type": "linear"}}}, 'rope_type = "linear" cannot'),
+        ("gemma3", {"model_type": "gemma3", "text_config": {}, "vision_config": {}}, "reads more than text"),
+        ("gemma3", {"layer_types": None, "sliding_window_pattern": 0}, "sliding_window_pattern = 0 must be"),
+        ("olmo2", {"clip_qkv": 8.0}, "clip_qkv is not known for olmo2"),
+        ("olmo2", {"num_key_value_heads": 4}, "'model.layers.0.self_attn.k_norm.weight' has shape [16]"),
         ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers must have a 0 or 1 for each of 3 layers"),
         ("smollm3", {"use_sliding_window": True}, "use_sliding_window = true cannot be computed"),
         (
@@ -162,12 +177,12 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
     """Where a key with a default is removed, the reading is that of transformers' own configuration."""
     defaults = transformers.AutoConfig.for_model(family)
     needed = ("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "vocab_size")
-    values = {key: getattr(defaults, key) for key in needed} | {"rope_theta": 1e4, "hidden_act": "relu2"}
+    values = {key: getattr(defaults, key) for key in needed} | {"rope_theta": 1e4}
     values |= {"max_position_embeddings": 64, "rms_norm_eps": 1e-6, "model_type": family}
     if READ[family].grouped:
         values["num_key_value_heads"] = 8
-    if READ[family].gated:
-        values["hidden_act"] = "silu"
+    if READ[family].activation[1] is None:
+        values["hidden_act"] = "silu" if READ[family].gated else "relu2"
     (tmp_path / "config.json").write_text(json.dumps(values))
     config = read_config(tmp_path)
     theirs = transformers.AutoConfig.for_model(**values)
@@ -177,6 +192,24 @@ def test_what_a_config_leaves_out_is_what_transformers_takes(family: str, tmp_pa
     assert config.softcap == getattr(theirs, "final_logit_softcapping", None)
     assert (config.window and config.window.size) == getattr(theirs, "sliding_window", None)
     assert config.bias.qkv == getattr(theirs, "attention_bias", family == "qwen2")
+    assert config.attention_softcap == getattr(theirs, "attn_logit_softcapping", None)
+    scalar = getattr(theirs, "query_pre_attn_scalar", config.head_dim)
+    assert config.attention_scale == pytest.approx((config.head_dim / scalar) ** 0.5)
+    if getattr(theirs, "layer_types", None) is not None:
+        windows = [config.window_of(layer) is not None for layer in range(config.num_layers)]
+        assert windows == [kind == "sliding_attention" for kind in theirs.layer_types]
+    local = theirs.rope_parameters.get("sliding_attention", {}).get("rope_theta")
+    assert config.rope.local_theta == local
+
+
+def test_gemma3_has_older_spellings(tmp_path: Path) -> None:
+    write(tmp_path, "gemma3")
+    new = read_config(tmp_path)
+    old = {"rope_theta": 1e4, "rope_local_base_freq": 50.0, "rope_scaling": {"rope_type": "linear", "factor": 4.0}}
+    write(tmp_path, "gemma3", remove=("rope_parameters", "layer_types"), **old, sliding_window_pattern=3)
+    assert read_config(tmp_path) == new
+    write(tmp_path, "gemma", hidden_act="gelu", hidden_activation="gelu_pytorch_tanh")
+    assert read_config(tmp_path).activation == "geglu"
 
 
 def test_how_far_positions_are_stretched_is_known(tmp_path: Path) -> None:

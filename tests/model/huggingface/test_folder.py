@@ -15,10 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny import imported
 from torch import Tensor
 
+from pretune.core.batch import Batch
 from pretune.model.huggingface.config_json import huggingface_config, read_config
 from pretune.model.huggingface.folder import WEIGHTS, Found, StoredTensors, open_folder
 from pretune.model.huggingface.weights import load_huggingface, to_huggingface
 from pretune.model.transformer import Transformer
+from pretune.objectives.language_modeling import language_modeling
 
 TOKENS = torch.randint(0, 101, (3, 25), generator=torch.Generator().manual_seed(1))
 
@@ -55,6 +57,13 @@ def test_logits_and_gradients_are_those_of_transformers(both: tuple[Any, Transfo
     assert converted.keys() == references.keys()
     for name, gradient in converted.items():
         close(gradient, references[name])
+
+
+def test_the_loss_is_that_of_transformers(both: tuple[Any, Transformer, Found]) -> None:
+    theirs, model, _ = both
+    data = Batch(TOKENS[:, :-1], TOKENS[:, 1:], None, None)
+    loss = language_modeling(model, data, chunk_tokens=16) / data.targets.numel()
+    close(loss, theirs(TOKENS, labels=TOKENS).loss)
 
 
 def test_packed_documents_are_what_each_is_alone(both: tuple[Any, Transformer, Found]) -> None:
@@ -192,3 +201,17 @@ def test_a_file_without_the_prefix_is_the_same_model(tmp_path: Path) -> None:
     after = read(tmp_path).state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before)
     assert len(StoredTensors(tmp_path)) == len(load_file(tmp_path / WEIGHTS))
+
+
+@pytest.mark.parametrize("case", ["olmo2", "gemma", "gemma2", "gemma3"])
+def test_bfloat16_is_as_far_from_float32_as_in_transformers(case: str, tmp_path: Path) -> None:
+    theirs = reference(case).eval()
+    theirs.save_pretrained(tmp_path)
+    model = read(tmp_path).eval()
+    with torch.no_grad():
+        exact = theirs(TOKENS).logits
+        theirs.bfloat16()
+        model.bfloat16()
+        rounded = model.unembed(model(TOKENS)), theirs(TOKENS).logits
+    ours, wanted = ((one.float() - exact).square().mean().sqrt() for one in rounded)
+    assert ours <= 1.2 * wanted

@@ -13,10 +13,11 @@ from typing import Any
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.families import FAMILIES, GPT2, Family, family_of, value_of
+from pretune.model.huggingface.families import FAMILIES, GPT2, Family
+from pretune.model.huggingface.fitting import family_of, query_scalar, value_of
 from pretune.model.huggingface.gpt2_keys import GPT2_IGNORED, read_gpt2, written_gpt2
 from pretune.model.huggingface.keys import REQUIRED, Keys
-from pretune.model.huggingface.rope_keys import max_length, read_rope, written_rope
+from pretune.model.huggingface.rope_keys import max_length, read_rope, take_local_theta, written_rope
 from pretune.model.huggingface.window_keys import read_window, written_window
 
 IGNORED = frozenset({
@@ -27,7 +28,8 @@ IGNORED = frozenset({
     "transformers.js_config", "id2label", "label2id", "problem_type", "task_specific_params",
     "output_attentions", "output_hidden_states", "return_dict", "return_dict_in_generate",
     "chunk_size_feed_forward", "max_length", "min_length", "do_sample", "temperature", "top_k", "top_p",
-    "_attn_implementation", "attn_implementation", "unsloth_fixed", "unsloth_version"
+    "_attn_implementation", "attn_implementation", "unsloth_fixed", "unsloth_version",
+    "cache_implementation", "_sliding_window_pattern"
 })  # fmt: skip
 """Keys that say how a model is stored, trained, run or ended, not what it computes: the stored tensors tell their own
 dtype, dropout is a choice of training (model.dropout), generation has a section of its own, and pretraining_tp only
@@ -52,6 +54,7 @@ _NEUTRAL: dict[str, Any] = {
     "use_mrope": False,
     "is_decoder": False,
     "add_cross_attention": False,
+    "use_bidirectional_attention": False,
 }
 """Keys whose other values would change the mathematics."""
 
@@ -66,6 +69,11 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     content = _read_json(path)
     name = content.get("model_type")
+    if isinstance(content.get("text_config"), dict):
+        raise InputError(
+            f"{path}: model_type = {json.dumps(name)} reads more than text. Save its language model on its own, with "
+            "transformers, and give that folder"
+        )
     if not isinstance(name, str) or name not in FAMILIES:
         raise InputError(
             f"{path}: model_type = {json.dumps(name)} is none of the architectures that can be read: "
@@ -74,10 +82,7 @@ def read_config(folder: Path) -> ModelConfig:
     family, keys = FAMILIES[name], Keys(content, path)
     keys.must_be("model_type", name)
     _check_class(keys, family)
-    if family is GPT2:
-        section = read_gpt2(keys, _activation(keys, family.gated, "activation_function", "gelu_new"))
-    else:
-        section = _section(keys, family)
+    section = read_gpt2(keys, _activation(keys, family)) if family is GPT2 else _section(keys, family)
     section |= _common(keys, family)
     for ours, (theirs, default) in family.numbers.items():
         _put(section, ours, keys.take(theirs, float, default=default, none=True))
@@ -120,7 +125,7 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
         "intermediate_size": config.mlp_dim,
-        "hidden_act": ACTIVATIONS[config.activation],
+        family.activation[0]: ACTIVATIONS[config.activation],
         **written_rope(config),
         **written_window(config, family),
         "rms_norm_eps": config.norm.eps,
@@ -134,6 +139,8 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
         content["mlp_bias"] = bias.mlp
     if family.unrotated:
         content["no_rope_layers"] = [int(config.is_rotated(layer)) for layer in range(config.num_layers)]
+    if family.query_scalar is not None:
+        content["query_pre_attn_scalar"] = query_scalar(config, family)
     return content | {theirs: value_of(config, ours) for ours, (theirs, _) in family.numbers.items()}
 
 
@@ -152,7 +159,8 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _check_class(keys: Keys, family: Family) -> None:
-    known = {family.name, family.name.replace("ForCausalLM", "Model").replace("LMHeadModel", "Model")}
+    stem = family.name.removesuffix("ForCausalLM").removesuffix("LMHeadModel")
+    known = {family.name, f"{stem}Model", f"{stem}TextModel"}
     found = keys.take("architectures", list, default=None)
     if found and not known.intersection(str(one) for one in found):
         raise InputError(f"{keys.path}: architectures = {found} is not a language model; {family.name} can be read")
@@ -165,6 +173,7 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
     num_layers, length = keys.take("num_hidden_layers", int), keys.take("max_position_embeddings", int)
     if not 1 <= num_layers <= 1000:
         raise InputError(f"{keys.path}: num_hidden_layers = {num_layers} must be from 1 to 1000")
+    local_theta = None if family.local_theta is None else take_local_theta(keys, family.local_theta)
     rope = read_rope(keys, family.theta, length, family.longrope)
     head_dim = keys.take("head_dim", int, default=family.head_dim) or dim // num_heads
     if int(head_dim * rope["fraction"]) % 2:
@@ -178,11 +187,12 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
         "head_dim": head_dim,
         "mlp_dim": keys.take("intermediate_size", int),
         "max_sequence_length": max_length(rope["scaling"], length),
-        "activation": _activation(keys, family.gated),
+        "activation": _activation(keys, family),
+        "attention_scale": _attention_scale(keys, family, head_dim),
         "norm": {"eps": keys.take("rms_norm_eps", float)},
         "window": read_window(keys, family, num_layers),
         "bias": _biases(keys, family),
-        "rope": rope,
+        "rope": rope | {"local_theta": local_theta},
     }
     if family.unrotated:
         section["rope"]["pattern"] = _rotated_layers(keys, num_layers)
@@ -210,13 +220,29 @@ def _put(section: dict[str, Any], key: str, value: Any) -> None:
     section[last] = value
 
 
-def _activation(keys: Keys, gated: bool, key: str = "hidden_act", default: Any = REQUIRED) -> str:
-    given: str = keys.take(key, str, default)
-    name = _ALIASES.get(given, given)
-    known: dict[str, str] = {theirs: ours for ours, theirs in ACTIVATIONS.items() if (ours in GATED) == gated}
+def _activation(keys: Keys, family: Family) -> str:
+    key, default = family.activation
+    given: str = keys.take(key, str, default=REQUIRED if default is None else default)
+    aliases = _ALIASES | ({"gelu": "gelu_pytorch_tanh"} if family.model_type == "gemma" else {})  # as transformers does
+    name = aliases.get(given, given)
+    known: dict[str, str] = {theirs: ours for ours, theirs in ACTIVATIONS.items() if (ours in GATED) == family.gated}
     if name not in known:
         raise InputError(f"{keys.path}: {key} = {given} is not known for this architecture; {', '.join(known)} are")
+    if family.model_type.startswith("gemma"):
+        # Its files have had either key, with a gelu that always meant the tanh approximation.
+        other = "hidden_act" if key == "hidden_activation" else "hidden_activation"
+        if keys.take(other, str, default=name) not in (name, "gelu"):
+            raise InputError(f"{keys.path}: hidden_act and hidden_activation contradict each other; keep {key}")
     return known[name]
+
+
+def _attention_scale(keys: Keys, family: Family, head_dim: int) -> float:
+    if family.query_scalar is None:
+        return 1.0
+    scalar = keys.take("query_pre_attn_scalar", int, default=family.query_scalar)
+    if scalar < 1:
+        raise InputError(f"{keys.path}: query_pre_attn_scalar = {scalar} must be at least 1")
+    return float((head_dim / scalar) ** 0.5)
 
 
 def _biases(keys: Keys, family: Family) -> dict[str, bool]:

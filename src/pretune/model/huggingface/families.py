@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
-
-from pretune.core.config import ConfigError
-from pretune.model.config import GATED, ModelConfig
 
 _PLAIN: dict[str, Any] = {
     "softcap": None,
+    "attention_softcap": None,
     "norm.kind": "rmsnorm",
     "norm.learned": True,
+    "norm.offset": 0,
+    "norm.placement": "before",
     "qk_norm": False,
-    "attention_scale": 1.0,
+    "qk_norm_over": "head",
     "value_embeddings": False,
     "residual_scalars": False,
     "learned_positions": False,
     "normalize_embedding": False,
+    "scale_embedding": False,
 }
 """Keys of the model section with the value that they have in every family whose record does not say otherwise."""
 
@@ -29,18 +30,25 @@ class Family(NamedTuple):
     name: str
     always: Mapping[str, Any] = {}
     """Keys of the model section with the only value that they have in this family, where it is not that of _PLAIN."""
-    numbers: Mapping[str, tuple[str, float]] = {}
+    numbers: Mapping[str, tuple[str, float | None]] = {}
     """Keys of the model section that config.json has: its key, and the value that transformers gives it if left out;
     null is a value."""
     gated: bool = True
+    activation: tuple[str, str | None] = ("hidden_act", None)
+    """The key of the activation, and the value that transformers gives it if left out; None: it must be given."""
     biases: Literal["none", "qkv", "attention", "all", "every"] = "attention"
     """none; qkv (always those, and no others); attention (attention_bias: all of attention's or none); all (also
     mlp_bias); or every (always all)."""
-    windows: Literal["none", "off", "every", "some"] = "none"
-    """none, off (there are keys, which must say none), every (each layer has sliding_window) or some (of the layers, as
-    layer_types says, or use_sliding_window and max_window_layers)."""
+    windows: Literal["none", "off", "every", "some", "typed"] = "none"
+    """none, off (there are keys, which must say none), every (each layer has sliding_window), some (of the layers, as
+    layer_types says, or use_sliding_window and max_window_layers) or typed (as layer_types says)."""
     window: int | None = 4096
     """The window if sliding_window is left out."""
+    period: int = 0
+    """For typed windows: if layer_types is left out, each period-th layer has none."""
+    query_scalar: int | None = None
+    """The value of query_pre_attn_scalar if it is left out: queries are divided by its root; None: there is no such
+    key, and they are divided by the root of head_dim."""
     unrotated: bool = False
     """Whether layers may have no rotary positions (no_rope_layers)."""
     grouped: bool = True
@@ -53,6 +61,8 @@ class Family(NamedTuple):
     """Whether the head is tied to the embedding if tie_word_embeddings is left out."""
     theta: float | None = None
     """Base of the rotary frequencies if neither spelling gives one; None: it must be given."""
+    local_theta: float | None = None
+    """The base in layers with a window, if it is left out; None: there is no such base."""
     longrope: bool = False
     """Whether positions are stretched by longrope only, which has other names in older files, and heads may be rotated
     in part (Phi-3)."""
@@ -102,6 +112,7 @@ GPT2 = Family(
     "GPT2LMHeadModel",
     {"learned_positions": True, "norm.kind": "layernorm", "rope.fraction": 0.0},
     gated=False,
+    activation=("activation_function", "gelu_new"),
     biases="every",
     tied=True,
     names={
@@ -117,6 +128,7 @@ GPT2 = Family(
     stacked=True,
 )
 """It has other keys than those below: see gpt2_keys.py."""
+_GEMMA: dict[str, Any] = {"norm.offset": 1, "scale_embedding": True}
 FAMILIES = {
     family.model_type: family
     for family in (
@@ -144,103 +156,50 @@ FAMILIES = {
             longrope=True,
             stacked=True,
         ),
+        Family(
+            "olmo2",
+            "Olmo2ForCausalLM",
+            {"norm.placement": "after", "qk_norm": True, "qk_norm_over": "all_heads"},
+            grouped=False,
+            says_head_dim=False,
+        ),
+        Family(
+            "gemma",
+            "GemmaForCausalLM",
+            _GEMMA,
+            activation=("hidden_act", "gelu_pytorch_tanh"),
+            head_dim=256,
+            tied=True,
+        ),
+        Family(
+            "gemma2",
+            "Gemma2ForCausalLM",
+            {**_GEMMA, "norm.placement": "both"},
+            {"softcap": ("final_logit_softcapping", 30.0), "attention_softcap": ("attn_logit_softcapping", 50.0)},
+            activation=("hidden_activation", "gelu_pytorch_tanh"),
+            windows="typed",
+            period=2,
+            query_scalar=256,
+            head_dim=256,
+            tied=True,
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            {**_GEMMA, "norm.placement": "both", "qk_norm": True},
+            {"softcap": ("final_logit_softcapping", None)},  # transformers leaves attn_logit_softcapping out
+            activation=("hidden_activation", "gelu_pytorch_tanh"),
+            windows="typed",
+            period=6,
+            query_scalar=256,
+            head_dim=256,
+            tied=True,
+            theta=1e6,
+            local_theta=1e4,
+        ),
         ARCEE,
         APERTUS,
         NANOCHAT,
         GPT2,
     )
 }
-
-
-def family_of(config: ModelConfig) -> Family:
-    """The family that a portable model is exported as: model.architecture, or one that fits.
-
-    Without model.architecture it is Llama or Qwen3 for gated activations, else Arcee or Apertus; with a softcap, only
-    NanoChat; with learned positions, GPT-2. Never Qwen2: for its model_type, transformers' AutoTokenizer replaces the
-    pre-tokenizer by Qwen's own, whatever tokenizer.json says. A Llama with biases of zeros computes the same. Raises
-    ConfigError, naming the keys, for features that the family has not.
-    """
-    if config.architecture is not None:
-        family = FAMILIES[config.architecture]
-        found = misfits(config, family)
-        if found:
-            raise ConfigError(
-                f"model.architecture = {family.model_type} contradicts {'; '.join(found)}: change these keys, or set "
-                "model.architecture=null, and exports choose one that fits"
-            )
-        return family
-    if config.softcap is not None and not misfits(config, NANOCHAT):
-        return NANOCHAT
-    if config.learned_positions:
-        family = GPT2
-    elif config.activation in GATED:
-        family = QWEN3 if config.qk_norm else LLAMA
-    else:
-        family = APERTUS if config.qk_norm else ARCEE
-    found = misfits(config, family)
-    if found:
-        raise ConfigError(
-            f"no transformers architecture computes what this model does: {'; '.join(found)}. Llama, Qwen3, Arcee "
-            "and Apertus have learned rmsnorms, fully rotated heads and none of these features; nanochat has "
-            "model.softcap with relu_squared, qk_norm, normalize_embedding and norm.learned=false; GPT-2 has "
-            "model.learned_positions with rope.fraction=0, layernorm, one key and value head per query head, and biases"
-        )
-    return family
-
-
-def misfits(config: ModelConfig, family: Family) -> list[str]:
-    """What a model has and the family has not, each as `model.key = value`; the keys alone decide, not the sizes."""
-    return list(_misfits(config, family))
-
-
-def _misfits(config: ModelConfig, family: Family) -> Iterator[str]:
-    for key, wanted in family.fixed().items():
-        if (found := value_of(config, key)) != wanted:
-            yield f"model.{key} = {_shown(found)}"
-    if (config.activation in GATED) != family.gated:
-        yield f"model.activation = {config.activation}"
-    yield from _misfit_biases(config, family)
-    if family is GPT2 and config.num_kv_heads != config.num_heads:
-        yield f"model.num_kv_heads = {config.num_kv_heads}"
-    if family is GPT2 and config.head_dim * config.num_heads != config.dim:
-        yield f"model.head_dim = {config.head_dim}"
-    windows = {config.window_of(layer) for layer in range(config.num_layers)}
-    if windows != {None} and (family.windows in ("none", "off") or (family.windows == "every" and None in windows)):
-        yield f"model.window.pattern = {config.window.pattern}" if config.window else ""
-    if not family.longrope and family is not GPT2 and config.rope.fraction != 1:
-        yield f"model.rope.fraction = {config.rope.fraction}"
-    if family.longrope and config.rope.scaling is not None and config.rope.scaling.kind not in ("longrope", "ntk"):
-        yield f"model.rope.scaling.kind = {config.rope.scaling.kind}"
-    if not family.unrotated and "N" in config.rope.pattern:
-        yield f"model.rope.pattern = {config.rope.pattern}"
-
-
-def _misfit_biases(config: ModelConfig, family: Family) -> Iterator[str]:
-    bias = config.bias
-    if family.biases == "every":
-        yield from (f"model.bias.{name} = false" for name, there in bias if not there)
-        return
-    if family.biases in ("none", "qkv"):
-        if bias.qkv != (family.biases == "qkv"):
-            yield f"model.bias.qkv = {_shown(bias.qkv)}"
-        if bias.attention_output:
-            yield "model.bias.attention_output = true"
-    elif bias.qkv != bias.attention_output:
-        yield f"model.bias.qkv = {_shown(bias.qkv)} with attention_output = {_shown(bias.attention_output)}"
-    if bias.mlp and family.biases != "all":
-        yield "model.bias.mlp = true"
-
-
-def value_of(config: ModelConfig, key: str) -> Any:
-    """The value of a dotted key of the model section."""
-    found: Any = config
-    for part in key.split("."):
-        found = getattr(found, part)
-    return found
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML writes it."""
-    if isinstance(value, bool) or value is None:
-        return {True: "true", False: "false", None: "null"}[value]
-    return str(value)

@@ -14,7 +14,7 @@ from torch import Tensor
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface.config_json import read_config
-from pretune.model.huggingface.families import family_of
+from pretune.model.huggingface.fitting import family_of
 from pretune.model.huggingface.weights import HEAD
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"

@@ -36,9 +36,10 @@ def read_gpt2(keys: Keys, activation: str) -> dict[str, Any]:
         "max_sequence_length": keys.take("n_positions", int),
         "activation": activation,
         "norm": {"eps": keys.take("layer_norm_epsilon", float, default=1e-5)},
+        "attention_scale": 1.0,
         "window": None,
         "bias": {"qkv": True, "attention_output": True, "mlp": True},
-        "rope": {"theta": 10000.0, "scaling": None, "pattern": "R"},
+        "rope": {"theta": 10000.0, "local_theta": None, "scaling": None, "pattern": "R"},
     }
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.families import APERTUS, GPT2, LLAMA, family_of
+from pretune.model.huggingface.families import APERTUS, GPT2, LLAMA
+from pretune.model.huggingface.fitting import family_of
 
 FILE = "model-llama-cpp.safetensors"
 

@@ -62,7 +62,31 @@ def read_rope(keys: Keys, default_theta: float | None, length: int, phi3: bool =
         scaling = _scaling(one, _kind(one, phi3), original, length)
         one.refuse_rest(())
     theta = thetas.pop() if thetas else default_theta
-    return {"theta": theta, "fraction": fraction, "scaling": scaling, "pattern": "R"}
+    return {"theta": theta, "local_theta": None, "fraction": fraction, "scaling": scaling, "pattern": "R"}
+
+
+def take_local_theta(keys: Keys, default: float) -> float:
+    """The base in layers with a window, for a Gemma 3; in rope_parameters only what holds in the other layers is left.
+
+    Raises InputError for spellings that contradict each other, and windowed layers that are stretched.
+    """
+    thetas = _values("rope_local_base_freq", [keys])
+    nested = keys.take("rope_parameters", dict, default=None)
+    if nested:
+        kinds = [nested.get(kind) or {} for kind in ("sliding_attention", "full_attention")]
+        if set(nested) - {"sliding_attention", "full_attention"} or not all(isinstance(one, dict) for one in kinds):
+            raise InputError(
+                f"{keys.path}: rope_parameters must have sliding_attention and full_attention, and no more"
+            )
+        local = Keys({"model_type": "rope", **kinds[0]}, keys.path)
+        local.take("model_type", str)
+        local.must_be("rope_type", "default", default="default")
+        thetas |= _values("rope_theta", [local])
+        local.refuse_rest(())
+        keys.content["rope_parameters"] = kinds[1]
+    if len(thetas) > 1:
+        raise InputError(f"{keys.path}: rope_parameters and rope_local_base_freq contradict each other; keep one")
+    return thetas.pop() if thetas else default
 
 
 _STRETCHED = ("yarn", "longrope", "llama3")
@@ -140,6 +164,10 @@ def written_rope(config: ModelConfig) -> dict[str, Any]:
         beside["rope_scaling"] = scaling  # the same
     fraction = {} if rope.fraction == 1 else {"partial_rotary_factor": rope.fraction}
     parameters = scaling | {"rope_theta": theta} | fraction
+    if rope.local_theta is not None:
+        local = {"rope_type": "default", "rope_theta": rope.local_theta}
+        parameters = {"sliding_attention": local, "full_attention": parameters}
+        beside["rope_local_base_freq"] = rope.local_theta
     return {"max_position_embeddings": length, "rope_parameters": parameters, **beside, **fraction}
 
 

@@ -18,13 +18,29 @@ from torch import Tensor
 
 from pretune.core.config import ConfigError, InputError
 from pretune.model.config import GATED, ModelConfig
-from pretune.model.huggingface.families import Family, family_of
+from pretune.model.huggingface.families import Family
+from pretune.model.huggingface.fitting import family_of
 from pretune.model.transformer import Transformer
 
 HEAD = "lm_head.weight"
 
 _BUFFERS = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias")
 """Ends of the names of stored tensors that are not weights: they follow from config.json."""
+
+
+_NORMS = {
+    "before": {"attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm"},
+    "after": {"post_attention_norm": "post_attention_layernorm", "post_mlp_norm": "post_feedforward_layernorm"},
+    "both": {
+        "attention_norm": "input_layernorm",
+        "post_attention_norm": "post_attention_layernorm",
+        "mlp_norm": "pre_feedforward_layernorm",
+        "post_mlp_norm": "post_feedforward_layernorm",
+    },
+}
+"""The norms of a block by norm.placement: ours, and the names that all families have for them."""
+
+_QK_NORMS = {"query_norm": "q_norm", "key_norm": "k_norm"}
 
 
 class Part(NamedTuple):
@@ -119,11 +135,11 @@ def _names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
 
 def _block_names(config: ModelConfig, family: Family) -> Iterator[tuple[str, Parts]]:
     """The same within a block, by Llama's names."""
-    yield from _norm("attention_norm", "input_layernorm", config)
-    yield from _norm("mlp_norm", "post_attention_layernorm", config)
+    for ours, theirs in _NORMS[config.norm.placement].items():
+        yield from _norm(ours, theirs, config)
     if config.norm.learned and config.qk_norm:
-        yield "attention.query_norm.weight", [Part("self_attn.q_norm.weight", (config.head_dim,))]
-        yield "attention.key_norm.weight", [Part("self_attn.k_norm.weight", (config.head_dim,))]
+        for (ours, theirs), size in zip(_QK_NORMS.items(), config.qk_norm_sizes, strict=True):
+            yield f"attention.{ours}.weight", [Part(f"self_attn.{theirs}.weight", (size,))]
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     qkv = [("self_attn.q_proj", queries), ("self_attn.k_proj", keys), ("self_attn.v_proj", keys)]
     if family.stacked:

@@ -28,16 +28,31 @@ def read_window(keys: Keys, family: Family, num_layers: int) -> dict[str, Any] |
     size = keys.take("sliding_window", int, default=family.window, none=True)
     if family.windows == "every":
         return None if size is None else {"size": size, "pattern": "S", "full_last_layer": False}
-    used = keys.take("use_sliding_window", bool, default=False) and size is not None
-    first, types = keys.take("max_window_layers", int, default=28), keys.take("layer_types", list, default=None)
+    types = keys.take("layer_types", list, default=None)
+    if family.windows == "typed":
+        used, full = size is not None, _full_by_period(keys, family, num_layers)
+    else:
+        used = keys.take("use_sliding_window", bool, default=False) and size is not None
+        first = keys.take("max_window_layers", int, default=28)
+        full = [not used or layer < first for layer in range(num_layers)]
     if types is None:
-        types = ["sliding_attention" if used and layer >= first else "full_attention" for layer in range(num_layers)]
+        types = ["full_attention" if whole else "sliding_attention" for whole in full]
     if len(types) != num_layers or any(str(one) not in _LETTERS for one in types):
         raise InputError(f"{keys.path}: layer_types must be {num_layers} times full_attention or sliding_attention")
     if "sliding_attention" in types and not used:
         raise InputError(f"{keys.path}: layer_types has sliding_attention, but use_sliding_window or sliding_window no")
     pattern = "".join(_LETTERS[one] for one in types)
     return {"size": size, "pattern": pattern, "full_last_layer": False} if "S" in pattern else None
+
+
+def _full_by_period(keys: Keys, family: Family, num_layers: int) -> list[bool]:
+    """Which layers have no window if layer_types is left out."""
+    period = family.period
+    if family.local_theta is not None:  # Gemma 3, of which older files have this key
+        period = keys.take("sliding_window_pattern", int, default=period)
+    if period < 1:
+        raise InputError(f"{keys.path}: sliding_window_pattern = {period} must be at least 1")
+    return [layer % period == 0 for layer in range(1, num_layers + 1)]
 
 
 def written_window(config: ModelConfig, family: Family) -> dict[str, Any]:
@@ -48,10 +63,13 @@ def written_window(config: ModelConfig, family: Family) -> dict[str, Any]:
         return {}
     if family.windows == "every":
         return {"sliding_window": size}
+    types = ["full_attention" if window is None else "sliding_attention" for window in windows]
+    if family.windows == "typed":
+        return {"sliding_window": family.window if size is None else size, "layer_types": types}
     full = windows.index(size) if size is not None else config.num_layers
     return {
         "use_sliding_window": size is not None,
         "sliding_window": size,
-        "layer_types": ["full_attention" if window is None else "sliding_attention" for window in windows],
+        "layer_types": types,
         "max_window_layers": full,  # where programs look that do not know layer_types; wrong for other patterns
     }

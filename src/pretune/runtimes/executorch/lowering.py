@@ -52,9 +52,15 @@ def check_installed() -> None:
 
 
 def check_lowerable(model: nn.Module) -> None:
-    """Raise ConfigError, naming the key or the layer, for positions that a .pte does not have and for layers that
-    XNNPACK has no kernel for."""
+    """Raise ConfigError, naming the key or the layer, for positions and attention that a .pte does not have and for
+    layers that XNNPACK has no kernel for."""
     config: Any = model.config
+    if config.attention_softcap is not None:
+        raise ConfigError(
+            "ExecuTorch's attention for language models has no softcap, which this model needs "
+            f"(model.attention_softcap = {config.attention_softcap:g}, as in Gemma 2); use export.format=huggingface "
+            "or onnx"
+        )
     if config.rope.follows_length:
         raise ConfigError(
             f"a .pte cannot read a text anew or rotate by its length, which model.rope.scaling.kind = "

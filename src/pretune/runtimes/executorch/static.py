@@ -40,14 +40,14 @@ class StaticCache:
         seen = (keys <= queries) & (keys > queries - window)
         return torch.where(seen, 0.0, -torch.inf)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, logits: Any) -> Tensor:
         """Store new keys and values [1, T, G, K]; attend from queries [1, T, H, K] to all stored ones: [1, T, H, K]."""
         memory: Any = self._memory[layer]
         for stored, new in ((memory.keys, k), (memory.values, v)):
             torch.ops.llama.update_cache(new.contiguous(), stored, self._first)
         # With a mask, the operator reads all columns; without one, those before `start` and the new ones.
         start = self._first if mask is None else 0
-        return torch.ops.llama.custom_sdpa(q, memory.keys, memory.values, start, mask, 0.0, mask is None, scale)
+        return torch.ops.llama.custom_sdpa(q, memory.keys, memory.values, start, mask, 0.0, mask is None, logits.scale)
 
 
 class LayerMemory(nn.Module):

@@ -16,7 +16,7 @@ from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface import llama_cpp
 from pretune.model.huggingface.config_json import huggingface_config
-from pretune.model.huggingface.families import family_of
+from pretune.model.huggingface.fitting import family_of
 from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import split_layers, to_huggingface
