@@ -84,6 +84,12 @@ def test_a_key_that_the_run_file_sets_for_another_option_is_traced_to_it(tmp_pat
     assert "own.yaml" not in message
 
 
+def test_a_key_with_a_line_break_is_named_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text('defaults: [/run/smoke, _self_]\nmodel: {"a\\nb\\x1bé": 1}\n')
+    assert r"unknown key 'model.a\nb\x1bé'" in refused("--config", file)
+
+
 def test_several_faults_are_reported_together() -> None:
     message = refused("--config", RUNS / "smoke.yaml", "model.dim=0", "optimizer.lr=-1")
     assert "model.dim" in message

@@ -141,7 +141,9 @@ def _explained(section: type[Section], faults: Iterable[Any]) -> Iterator[str]:
         subject, complaint = _explain(section, fault)
         complaints.setdefault(subject, []).append(complaint)
     for subject, said in complaints.items():
-        yield subject + " or ".join([said[0], *(complaint.removeprefix("input should be ") for complaint in said[1:])])
+        line = subject + " or ".join([said[0], *(complaint.removeprefix("input should be ") for complaint in said[1:])])
+        # A key may hold a line break.
+        yield "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
 
 
 def _explain(section: type[Section], fault: Any) -> tuple[str, str]:

@@ -105,7 +105,7 @@ class Window:
         """The metrics to report after `seconds` of training; begins a new window."""
         assert self.sums, "nothing was trained since the last report"
         means = {f"train/{name}": float(value) / max(self.scored, 1) for name, value in self.sums.items()}
-        elapsed = seconds - self.since
+        elapsed = seconds - self.since or math.nan  # none has passed on a clock that was set back
         self.shown_loss = means["train/loss"]
         self.speed, scored_speed = self.tokens / elapsed, self.scored_tokens / elapsed
         if self.speed * self.mfu > 1:  # the peak was measured, and came out too low

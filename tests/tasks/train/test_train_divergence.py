@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from recorded import rows
+from recorded import losses, rows
 from safetensors.torch import load_file, save_file
 
 from pretune.checkpoint import store as checkpoint
@@ -100,21 +100,35 @@ def test_an_evaluation_without_a_finite_loss_ends_it_at_once(tiny: Compose, tmp_
     assert not (tmp_path / "runs" / "b" / "summary.json").exists()
 
 
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_signal_saves_no_weights_that_are_not_finite(tiny: Compose, tmp_path: Path) -> None:
-    def stop() -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    mapping = tiny(*BASE, "evaluation.every=null")
-    assert run(mapping, broken_from(8, then=stop)) == EXIT_STOPPED  # the weights are those of step 7
-    assert saved_steps(tmp_path / "runs" / "a") == [5, 9]
-
     def begin(training: Run, what: object) -> None:
         if isinstance(what, Step) and training.state.step == 7:
             next(iter(training.parts.model.parameters())).data[0, 0] = math.inf
             stop()
 
-    assert run(tiny(*BASE, "name=b"), Instruments(on_begin=begin)) == EXIT_DIVERGED
-    assert saved_steps(tmp_path / "runs" / "b") == [5]
+    assert run(tiny(*BASE), Instruments(on_begin=begin)) == EXIT_DIVERGED
+    assert saved_steps(tmp_path / "runs" / "a") == [5]
+
+
+@pytest.mark.parametrize(("first", "start"), [(1, "begin again"), (8, "resume from step 5")])
+def test_a_signal_among_bad_steps_puts_nothing_before_the_good_checkpoint(
+    first: int, start: str, tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights may be lost although they are finite. Steps are taken again instead, and nothing else is different."""
+    folder = tmp_path / "runs" / "a"
+    mapping = tiny(*BASE, "checkpoint.keep=1", "evaluation.every=5", "budget.steps=20", "model.dropout=0.1")
+    assert run(mapping, broken_from(first, then=stop)) == EXIT_STOPPED
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith(f"stopped at step {first + 1}, after 2 steps without a finite loss and gradient")
+    assert said.endswith(f"the same command will {start}.")
+    assert checkpoint.pick(folder / "checkpoints", "best") == checkpoint.newest(folder / "checkpoints")
+    assert run(mapping) == 0
+    assert run(mapping | {"name": "whole"}) == 0
+    assert losses(folder) == losses(tmp_path / "runs" / "whole")
 
 
 def spoil(path: Path, file: str) -> None:

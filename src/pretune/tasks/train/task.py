@@ -108,7 +108,7 @@ def _train(
         evaluator = Evaluator(config, parts, compiled, tracker.message)
         run = Run(config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments)
         if not loop(run):
-            tracker.message(f"stopped at step {state.step}; everything is saved, run the same command to resume.")
+            tracker.message(how_stopped(run))
             return EXIT_STOPPED
         with run.timed("evaluation"):
             newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
@@ -145,6 +145,19 @@ def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: T
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
         f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
         + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *loader.notes(), *parts.data.notes])
+    )
+
+
+def how_stopped(run: Run) -> str:
+    """One line for a run that a signal ended."""
+    stopped = f"stopped at step {run.state.step:,}"
+    if run.saved:
+        return f"{stopped}; everything is saved, run the same command to resume."
+    newest = checkpoint.newest(run.folder.checkpoints)
+    start = "begin again" if newest is None else f"resume from step {checkpoint.step_of(newest):,}"
+    return (
+        f"{stopped}, after {run.state.failed:,} steps without a finite loss and gradient: this is not saved, and the "
+        f"same command will {start}."
     )
 
 
