@@ -51,13 +51,16 @@ def qwen() -> Path:
     return SHARED
 
 
+@cache
+def qwens() -> Tokenizer:
+    config = data_config(tokenizer={"kind": "file", "path": str(qwen()), "eos": "<|im_end|>"})
+    return load_tokenizer(config.tokenizer, config, Path())
+
+
 def chat(template: str | None = CALLS, **changes: Any) -> Formatter:
     """A chat format, with Qwen2.5's own tokenizer and template if `template` is None."""
-    path = "x" if template else str(qwen())
-    section = {"kind": "file", "path": path, "eos": "<|im_end|>"}
-    config = data_config(format={"kind": "chat", "template": template} | changes, tokenizer=section)
-    tokenizer = own() if template else load_tokenizer(config.tokenizer, config, Path())
-    return build_formatter(config.format, tokenizer.template_tokens)
+    config = data_config(format={"kind": "chat", "template": template} | changes)
+    return build_formatter(config.format, (own() if template else qwens()).template_tokens)
 
 
 def whole(formatter: Formatter, row: dict[str, Any]) -> str:
@@ -70,13 +73,17 @@ def scored(formatter: Formatter, row: dict[str, Any]) -> str:
     return "".join(one.text for document in formatter.documents(row, PLACE) for one in document if one.scored)
 
 
+@cache
+def reference(template: str | None) -> Any:
+    """transformers' tokenizer with the template."""
+    if template is None:
+        return PreTrainedTokenizerFast.from_pretrained(qwen())
+    return PreTrainedTokenizerFast(tokenizer_object=own().backend, chat_template=template)
+
+
 def rendered(messages: list[dict[str, Any]], template: str | None = CALLS, **extra: Any) -> str:
     """What transformers renders."""
-    if template is None:
-        reference = PreTrainedTokenizerFast.from_pretrained(qwen())
-    else:
-        reference = PreTrainedTokenizerFast(tokenizer_object=own().backend, chat_template=template)
-    text = reference.apply_chat_template(messages, tokenize=False, **extra)
+    text = reference(template).apply_chat_template(messages, tokenize=False, **extra)
     assert isinstance(text, str)
     return text.rstrip()
 
@@ -96,9 +103,10 @@ values = st.recursive(
 
 
 @pytest.mark.parametrize("template", [CALLS, None])
-@given(arguments=st.dictionaries(names, values, max_size=3))
+@given(arguments=st.dictionaries(names, values, max_size=3), shift=st.integers(0, 4))
 @settings(max_examples=30, deadline=None)
-def test_calls_are_objects_however_they_are_stored(template: str | None, arguments: dict[str, Any]) -> None:
+def test_calls_are_objects_however_they_are_stored(template: str | None, arguments: dict[str, Any], shift: int) -> None:
+    """And the tools beside them: each form of one with each of the other, over the examples."""
     of = chat(template)
     messages = [ASK, call(arguments), {"role": "tool", "content": "no", "name": "rain"}, SAY]
     expected = rendered(messages, template, tools=[TOOL])
@@ -106,16 +114,16 @@ def test_calls_are_objects_however_they_are_stored(template: str | None, argumen
     openai = {"role": "assistant", "content": None, "function_call": {"name": "rain", "arguments": text}}
     glaive = {"role": "function_call", "content": json.dumps({"name": "rain", "arguments": arguments})}
     bare = {"role": "assistant", "tool_calls": [{"name": "rain", "arguments": arguments}]}
-    for turn in (messages[1], call(text), openai, glaive, bare,
-                 {"role": "assistant", "tool_calls": json.dumps(bare["tool_calls"])}):  # fmt: skip
-        before = copy.deepcopy(turn)
-        for tools in ([TOOL], [WEATHER], json.dumps([WEATHER]), json.dumps([TOOL]), [json.dumps(WEATHER)]):
-            row = {
-                "messages": [ASK, turn, {"role": "observation", "content": "no", "name": "rain"}, SAY],
-                "tools": tools,
-            }
-            assert whole(of, row) == expected
-        assert turn == before, "what is read stays as it is"
+    written = {"role": "assistant", "tool_calls": json.dumps(bare["tool_calls"])}
+    offered = ([TOOL], [WEATHER], json.dumps([WEATHER]), json.dumps([TOOL]), [json.dumps(WEATHER)])
+    for number, turn in enumerate((messages[1], call(text), openai, glaive, bare, written), shift):
+        row = {
+            "messages": [ASK, turn, {"role": "observation", "content": "no", "name": "rain"}, SAY],
+            "tools": offered[number % len(offered)],
+        }
+        before = copy.deepcopy(row)
+        assert whole(of, row) == expected
+        assert row == before, "what is read stays as it is"
 
 
 def test_calls_that_are_no_calls() -> None:

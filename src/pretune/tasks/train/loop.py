@@ -113,8 +113,7 @@ class Run:
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget is spent (True) or a signal arrives (False), and save; among steps that failed, a signal
-    saves nothing. Raises Diverged without saving."""
+    """Train until the budget is spent (True) or a signal arrives (False), and save. Raises Diverged without saving."""
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
     random_state, say = checkpoint.random_state(model), run.tracker.message
     try:
@@ -170,10 +169,7 @@ def loop(run: Run) -> bool:
                     run.tracker.report(state.step, {**state.totals(), **state.training})
                 run.tracker.messages(monitor.warnings(state))
     except Stop:
-        # The interrupted step has not changed the weights: it will be taken again. After steps that failed, the weights
-        # may be broken and would take the place of good ones: all since the newest checkpoint are taken again.
-        if not state.failed:
-            save(run, random_state)
+        save_stopped(run, random_state)
         return False
 
 
@@ -263,6 +259,16 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
                     random=random_state,
                     loss=state.validation["val/loss"] if evaluated else None,
                 )
+
+
+def save_stopped(run: Run, random_state: Mapping[str, Tensor]) -> None:
+    """Save a run that a signal ended. The interrupted step has not changed the weights: it will be taken again.
+
+    After steps that failed the weights may be broken, and would take the place of good ones: nothing is saved, and all
+    steps since the newest checkpoint are taken again.
+    """
+    if not run.state.failed:
+        save(run, random_state)
 
 
 def choose(run: Run) -> MicroBatch:
