@@ -44,7 +44,7 @@ class TrainedTokenizer(Section):
 
 class InheritedTokenizer(Section):
     kind: Literal["inherited"]
-    """The tokenizer of the run that stage.init_from names."""
+    """The tokenizer of the run or model that stage.init_from names."""
 
 
 TokenizerConfig = Annotated[

@@ -193,7 +193,7 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
         case TrainedTokenizer():
             return _trained(config, data, cache)
         case InheritedTokenizer():
-            raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from")
+            raise ConfigError("data.tokenizer.kind = inherited needs stage.init_from to inherit from")
     if tokenizer.max_length is not None and data.sequence_length > tokenizer.max_length:
         warn(
             f"data.sequence_length = {data.sequence_length:,}, but the tokenizer in {config.path} says that its model "

@@ -84,14 +84,14 @@ def exports_have_the_features_of_the_model(run: Run) -> Iterator[str]:
 
 def an_inherited_tokenizer_has_a_run(run: Run) -> Iterator[str]:
     if run.data.tokenizer.kind == "inherited" and run.stage.init_from is None:
-        yield "data.tokenizer.kind = inherited needs stage.init_from to name the run to inherit from"
+        yield "data.tokenizer.kind = inherited needs stage.init_from to name the run or model to inherit from"
 
 
 def an_adapter_has_trained_weights(run: Run) -> Iterator[str]:
     if run.adapter.freezes and run.stage.init_from is None:
         yield (
             f"adapter={run.adapter.kind} freezes the model's weights, so they must be trained already: set "
-            "stage.init_from to a run's name or folder, or adapter=none"
+            "stage.init_from to a run or a model, or adapter=none"
         )
 
 

@@ -16,15 +16,16 @@ class StageConfig(Section):
     kind: Literal["pretrain", "finetune", "dpo"]
     """Stage of training; also wandb's job_type. All stages use the same loop."""
     init_from: Annotated[FilePath | None, MAY_DIFFER]
-    """Weights to start from: a run's name or folder; null starts from random weights. A resume may name another place
-    of the same weights."""
+    """Weights to start from: a run's name or folder, the folder of a model in Hugging Face's format, or `owner/name` or
+    `owner/name@revision` on the hub; null starts from random weights. A resume may name another place of the same
+    weights."""
     objective: ObjectiveConfig
     """The training objective."""
 
     @pydantic.model_validator(mode="after")
     def _finetune_needs_a_start(self) -> Self:
         if self.kind == "finetune" and self.init_from is None:
-            raise ValueError("fine-tuning needs weights to start from: set init_from to a run's name or folder")
+            raise ValueError("fine-tuning needs weights to start from: set init_from to a run or a model")
         if self.kind == "dpo" and self.init_from is None:
             raise ValueError("DPO compares the model with the one that it starts from: set init_from to a run")
         return self
