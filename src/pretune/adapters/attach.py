@@ -4,8 +4,8 @@ change theirs."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import assert_never
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from pretune.adapters.config import (
     LokrConfig,
     LoraConfig,
     NoAdapterConfig,
+    TrainedAdapterConfig,
 )
 from pretune.adapters.layers import ADAPTER, use_fast_layers
 from pretune.adapters.quiet_peft import BaseTunerLayer, peft
@@ -31,7 +32,16 @@ _NO_ROLE = ".value_gate"
 it."""
 
 
-def attach(model: nn.Module, config: AdapterConfig, seed: int, base: str | None = None) -> None:
+class Patterns(NamedTuple):
+    """Layers with a rank or alpha of their own, by name or by peft's regular expressions."""
+
+    ranks: Mapping[str, int] = {}
+    alphas: Mapping[str, float] = {}
+
+
+def attach(
+    model: nn.Module, config: AdapterConfig, seed: int, base: str | None = None, patterns: Patterns | None = None
+) -> None:
     """Freeze `model` and attach the adapter that `config` describes; do nothing for kind = none.
 
     Load the initial weights before, and compile and build the optimizer after. The same seed gives the same adapter.
@@ -39,7 +49,10 @@ def attach(model: nn.Module, config: AdapterConfig, seed: int, base: str | None 
     Raises ConfigError, listing the available layers, for a target that matches nothing.
     """
     if not isinstance(config, NoAdapterConfig):
-        inject(model, _peft_config(config, target_names(model, config.targets)), seed, base)
+        section = _peft_config(config, target_names(model, config.targets))
+        if patterns is not None:
+            section.rank_pattern, section.alpha_pattern = dict(patterns.ranks), dict(patterns.alphas)
+        inject(model, section, seed, base)
 
 
 def inject(model: nn.Module, config: peft.PeftConfig, seed: int, base: str | None) -> None:
@@ -75,6 +88,25 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
             )
         found |= matched
     return sorted(found)
+
+
+def selected_layers(model: nn.Module, targets: tuple[str, ...]) -> set[str]:
+    """Names of the layers that `targets` selects; ConfigError for a target without a match."""
+    ends = target_names(model, targets)
+    return {name for name, _ in model.named_modules() if any(f".{name}".endswith(f".{end}") for end in ends)}
+
+
+def targets_of(model: nn.Module, names: set[str]) -> list[str]:
+    """A short list of targets that selects the layers called `names`."""
+    found, rest = [], set(names)
+    suffixes = {name.split(".", 2)[2] for name in names if name.startswith("layers.")}
+    for target in (*("all", *_ROLES), *sorted(suffixes)):
+        with contextlib.suppress(ConfigError):  # a role without layers
+            selected = selected_layers(model, (target,))
+            if selected <= rest:
+                found.append(target)
+                rest -= selected
+    return [*found, *sorted(rest)]
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
@@ -136,7 +168,9 @@ def merge(model: nn.Module) -> None:
     model.requires_grad_(True)
 
 
-def _peft_config(config: LoraConfig | DoraConfig | LohaConfig | LokrConfig, targets: list[str]) -> peft.PeftConfig:
+def _peft_config(
+    config: TrainedAdapterConfig, targets: list[str]
+) -> peft.LoraConfig | peft.LoHaConfig | peft.LoKrConfig:
     match config:
         case LoraConfig() | DoraConfig():
             return peft.LoraConfig(

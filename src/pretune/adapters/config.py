@@ -36,7 +36,8 @@ class AdapterBase(Section):
     `attention.output` (in every block) and `layers.0.mlp.down` (in one block); for adapter=lora and a head that is not
     tied, also `embedding` and `head`."""
     init_from: FilePath | None
-    """Adapter to start from: a run's name or folder, or a folder with peft's files; null starts a new one."""
+    """Adapter to start from: a run's name or folder, or a folder with peft's files, also of the model of transformers
+    that stage.init_from names; null starts a new one."""
     freezes: ClassVar[bool] = True
     dropout_reads_weights: ClassVar[bool] = False
     """Whether dropout needs the frozen weights in full precision."""
@@ -109,6 +110,5 @@ class LokrConfig(LycorisBase):
     nearest to their square roots."""
 
 
-AdapterConfig = Annotated[
-    NoAdapterConfig | LoraConfig | DoraConfig | LohaConfig | LokrConfig, Field(discriminator="kind")
-]
+TrainedAdapterConfig = LoraConfig | DoraConfig | LohaConfig | LokrConfig
+AdapterConfig = Annotated[NoAdapterConfig | TrainedAdapterConfig, Field(discriminator="kind")]

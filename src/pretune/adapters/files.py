@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pretune.adapters.attach import inject
+from pretune.adapters.attach import Patterns, inject
 from pretune.adapters.layers import ADAPTER
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.core.config import InputError
@@ -103,6 +103,13 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return _tensors(folder), _content(folder)
 
 
+def patterns(folder: Path) -> Patterns:
+    """The layers with a rank or alpha of their own, of the adapter in `folder`, by our names; InputError if there is
+    none."""
+    content = _content(folder)
+    return Patterns(content.get("rank_pattern") or {}, content.get("alpha_pattern") or {})
+
+
 def _content(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
@@ -117,6 +124,12 @@ def _content(folder: Path) -> dict[str, Any]:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     path = folder / ADAPTER_WEIGHTS
+    pickled = path.with_suffix(".bin")
+    if pickled.is_file() and not path.is_file():
+        raise InputError(
+            f"{pickled} is a pickle, which may run code when it is read: load it with peft where you trust it, and "
+            f"save_pretrained writes {path.name}"
+        )
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -14,12 +14,13 @@ from typing import Any
 from torch import Tensor
 
 from pretune.adapters.files import PREFIX, read_adapter
+from pretune.adapters.quiet_peft import get_pattern_key
 from pretune.core.config import ConfigError
 
 Layers = Mapping[str, Sequence[tuple[str, int]]]
 """For each of our linear layers, by name: the transformers layers that it stacks, with their rows, in order."""
 
-_BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
+BY_ROWS = ("lora_B.", "lora_magnitude_vector", "hada_w1_a", "hada_w2_a")
 """Adapter tensors with one row per row of the layer's weight; stacked layers share all other tensors. (On an embedding,
 lora_embedding_A has a column per row, and nothing is stacked.)"""
 
@@ -32,7 +33,7 @@ def adapter_for_huggingface(folder: Path, layers: Layers, transposed: bool) -> t
     """
     stored, config = read_adapter(folder)
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start.startswith(("pissa", "orthogonal")):
+    if isinstance(start, str) and start.startswith("pissa"):
         raise ConfigError(
             f"adapter.init = {start} has moved part of the weights into the adapter, which does not fit the original "
             "weights; use export.adapter=merge"
@@ -43,16 +44,26 @@ def adapter_for_huggingface(folder: Path, layers: Layers, transposed: bool) -> t
         )
     tensors: dict[str, Tensor] = {}
     targets: set[str] = set()
+    adapted: set[str] = set()
     for name, tensor in stored.items():
         ours = next(one for one in layers if name.startswith(f"{PREFIX}{one}."))
         part = name.removeprefix(f"{PREFIX}{ours}.")
+        adapted.add(ours)
         targets.update(theirs for theirs, _ in layers[ours])
         tensors.update(_split(tensor, ours, part, layers[ours]))
     # `revision` is a fingerprint of the weights under our names.
     changes = {"target_modules": sorted(targets), "task_type": "CAUSAL_LM", "revision": None}
     if transposed:
         changes["fan_in_fan_out"] = True
+    for key in ("rank_pattern", "alpha_pattern"):
+        changes[key] = _spread(config.get(key) or {}, {ours: layers[ours] for ours in sorted(adapted)})
     return tensors, {**config, **changes, "inference_mode": True}
+
+
+def _spread(pattern: Mapping[str, float], layers: Layers) -> dict[str, float]:
+    """A pattern for our layers, as one for theirs."""
+    values = {ours: pattern.get(get_pattern_key(list(pattern), ours)) for ours in layers}
+    return {theirs: value for ours, value in values.items() if value is not None for theirs, _ in layers[ours]}
 
 
 def _split(tensor: Tensor, ours: str, part: str, layers: Sequence[tuple[str, int]]) -> dict[str, Tensor]:
@@ -66,6 +77,6 @@ def _split(tensor: Tensor, ours: str, part: str, layers: Sequence[tuple[str, int
     if part.startswith("lora_embedding_A"):
         tensor = tensor[:, : sizes[0]]
     # Rows beyond those of transformers' layers are padding of the vocabulary.
-    rows = tensor[: sum(sizes)].split(sizes) if part.startswith(_BY_ROWS) else [tensor] * len(layers)
+    rows = tensor[: sum(sizes)].split(sizes) if part.startswith(BY_ROWS) else [tensor] * len(layers)
     # Cloned, because safetensors refuses tensors that share memory.
     return {f"{PREFIX}{theirs}.{part}": row.clone() for (theirs, _), row in zip(layers, rows, strict=True)}

@@ -11,5 +11,6 @@ with quiet():
     from peft.tuners.lora.layer import Linear as PeftLora
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict
+    from peft.utils.other import get_pattern_key
 
-__all__ = ["BaseTunerLayer", "PeftLoha", "PeftLokr", "PeftLora", "get_peft_model_state_dict", "peft"]
+__all__ = ["BaseTunerLayer", "PeftLoha", "PeftLokr", "PeftLora", "get_pattern_key", "get_peft_model_state_dict", "peft"]

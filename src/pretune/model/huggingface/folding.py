@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pretune.core.config import ConfigError
 from pretune.model.config import ModelConfig
+from pretune.model.huggingface.weights import split_layers
 
 
 def portable_config(config: ModelConfig) -> ModelConfig:
@@ -47,6 +49,21 @@ def portable_weights(state_dict: Mapping[str, Tensor], config: ModelConfig) -> d
         if config.tied_embeddings:
             weights["head.weight"] = table
     return weights
+
+
+def adapter_layers(config: ModelConfig, on_embedding: bool) -> dict[str, list[tuple[str, int]]]:
+    """For each of our linear layers and the embedding: the layers in transformers that it stacks, with their rows; for
+    adapters that belong on the weights of either side.
+
+    Raises ConfigError where an adapter fits only one of the two, because our features are folded into the weights.
+    """
+    shape = portable_config(config)
+    merged = "an adapter alone fits only one of the two: merge it (export.adapter=merge)"
+    if shape.attention_scale != config.attention_scale and not shape.qk_norm:
+        raise ConfigError(f"exports have model.attention_scale in the queries' weights, so {merged}")
+    if on_embedding and shape.normalize_embedding != config.normalize_embedding:
+        raise ConfigError(f"exports have model.normalize_embedding in the embedding, so {merged}")
+    return split_layers(shape)
 
 
 def _ones(config: ModelConfig) -> dict[str, Tensor]:

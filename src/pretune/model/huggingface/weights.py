@@ -104,8 +104,8 @@ def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
     family = family_of(config)
     if family.turned:
         raise ConfigError(
-            f"adapters of a {family.model_type}, which orders the rows of queries and keys in another way, "
-            "cannot be exported alone: use export.adapter=merge"
+            f"an adapter of a {family.model_type}, which orders the rows of queries and keys in another way, is "
+            "neither taken nor exported alone: merge it (export.adapter=merge, or merge_and_unload of peft)"
         )
     return {
         ours.removesuffix(".weight"): [(part.name.removesuffix(".weight"), part.shape[0]) for part in parts]

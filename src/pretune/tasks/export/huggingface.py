@@ -17,9 +17,9 @@ from pretune.model.config import ModelConfig
 from pretune.model.huggingface import llama_cpp
 from pretune.model.huggingface.config_json import huggingface_config
 from pretune.model.huggingface.fitting import family_of
-from pretune.model.huggingface.folding import portable_config, portable_weights
+from pretune.model.huggingface.folding import adapter_layers, portable_config, portable_weights
 from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
-from pretune.model.huggingface.weights import split_layers, to_huggingface
+from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
 from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
@@ -78,20 +78,8 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
-    shape = portable_config(config.model)
-    if shape.attention_scale != config.model.attention_scale and not shape.qk_norm:
-        raise ConfigError(
-            "model.attention_scale is folded into the queries' weights, which an adapter alone does not have: use "
-            "export.adapter=merge"
-        )
-    if shape.normalize_embedding != config.model.normalize_embedding and "embedding" in getattr(
-        config.adapter, "targets", ()
-    ):
-        raise ConfigError(
-            "model.normalize_embedding is folded into the embedding, which an adapter on it does not fit: use "
-            "export.adapter=merge"
-        )
-    tensors, content = adapter_for_huggingface(newest, split_layers(shape), family_of(shape).transposed)
+    layers = adapter_layers(config.model, "embedding" in getattr(config.adapter, "targets", ()))
+    tensors, content = adapter_for_huggingface(newest, layers, family_of(portable_config(config.model)).transposed)
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_of(config)
     assert base is not None  # RunConfig ensures it
