@@ -13,13 +13,13 @@ from pretune.checkpoint import store as checkpoint
 from pretune.compute.compilation import checkpoint_activations
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import use_float8
-from pretune.core.files import ADAPTER_CONFIG
 from pretune.model.config import ModelConfig
 from pretune.model.transformer import Transformer
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
-from pretune.run.folder import RunFolder, find_run
-from pretune.run.weights import Start, chosen_checkpoint, load_start, start_of
+from pretune.run.folder import RunFolder
+from pretune.run.given_adapter import given_folder, given_of_others
+from pretune.run.weights import Start, load_start, own_folder, start_of
 from pretune.training.neftune import add_embedding_noise
 
 
@@ -113,27 +113,28 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None, b
     """Freeze the model and attach the run's adapter: a new one, or the one from adapter.init_from; nothing for none.
 
     `newest`: see adapted_model. `base` identifies the model's weights. On the meta device, adapter.init is ignored,
-    because some initializations need values.
+    because some initializations need values, and the run's own checkpoint, if any, is `newest`.
     """
-    section = config.adapter
+    section, planned = config.adapter, model.head_weight.is_meta
     if section.kind == "none":
         return
     from pretune.adapters.attach import attach
-    from pretune.adapters.files import check_adapter, load_adapter
+    from pretune.adapters.files import check_adapter, load_adapter, patterns
 
-    if model.head_weight.is_meta:
-        start = {"init": "zero"} if "init" in type(section).model_fields else {}
-        attach(model, section.model_copy(update=start), config.seed)
+    if planned:
+        newest = newest or checkpoint.newest(own_folder(config).checkpoints)
+        section = section.model_copy(update={"init": "zero"} if "init" in type(section).model_fields else {})
+    theirs = None if newest else given_of_others(config, model)
+    folder = newest or given_folder(config)
+    own = None if folder is None else patterns(folder)
+    attach(model, section, config.seed, base, own if theirs is None else theirs.patterns)
+    if planned:
         return
-    attach(model, section, config.seed, base)
     if newest is not None:
         check_adapter(newest, model)
-    elif section.init_from is not None:
-        folder = Path(section.init_from)
-        if not (folder / ADAPTER_CONFIG).is_file():
-            folder = chosen_checkpoint(find_run(section.init_from, config.output_dir))
-        if (folder / checkpoint.STATE).is_file():
-            checkpoint.check(folder)
+    elif theirs is not None:
+        theirs.load(model)
+    elif folder is not None:
         load_adapter(folder, model)
 
 

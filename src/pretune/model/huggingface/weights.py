@@ -110,7 +110,7 @@ def split_layers(config: ModelConfig) -> dict[str, list[tuple[str, int]]]:
     return {
         ours.removesuffix(".weight"): [(part.name.removesuffix(".weight"), part.shape[0]) for part in parts]
         for ours, parts in _names(config, family)
-        if len(parts[0].shape) == 2
+        if len(parts[0].shape) == 2 and ours != "position_embedding.weight"
     }
 
 

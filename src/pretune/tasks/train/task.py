@@ -19,6 +19,7 @@ from pretune.optim.trace import Trace
 from pretune.run.assembly import assemble_training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.given_adapter import notes_on_adapter
 from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
@@ -128,7 +129,7 @@ def _check_start(config: RunConfig) -> None:
     start = start_of(config)
     if start is not None:
         check_start(config, start)
-        for line in check_model(config, start):
+        for line in (*check_model(config, start), *notes_on_adapter(config, start.name)):
             warn(f"note: {line}")
 
 
