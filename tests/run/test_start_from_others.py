@@ -174,6 +174,11 @@ def test_training_begins_with_the_weights_of_the_folder(make: Callable[..., Path
         ("stage.init_from=empty", "empty has neither config.yaml (a run) nor config.json (a model in Hugging Face"),
         ("stage.init_from=adapter", "adapter holds an adapter: give it as adapter.init_from"),
         ("stage.init_from=pickled", "pickled has its weights only in pytorch_model.bin, a pickle, which may run code"),
+        ("stage.init_from=small", "300 tokens, the model's vocabulary only 200; it is not the tokenizer of small"),
+        (
+            "data/tokenizer=file data.tokenizer.path=other.json data.tokenizer.eos=<|endoftext|>",
+            "data.tokenizer is not the tokenizer of theirs, which the run starts",
+        ),
         ("data.sequence_length=128", "data.sequence_length (128) exceeds the model's number of positions"),
     ],
 )
@@ -185,7 +190,10 @@ def test_what_does_not_fit_is_one_line(
         (tmp_path / name).mkdir()
         (tmp_path / name / file).write_text("{}")
     shutil.copy(tmp_path / "theirs/config.json", tmp_path / "pickled")
-    given = [override] if override.startswith("stage") else ["stage.init_from=theirs", override]
+    shutil.copytree(tmp_path / "theirs", tmp_path / "small")
+    reference("llama", vocab_size=200).save_pretrained(tmp_path / "small")
+    train_byte_level(iter(["zebras quack"] * 9), 280, True).save(str(tmp_path / "other.json"))
+    given = [override] if override.startswith("stage") else ["stage.init_from=theirs", *override.split()]
     assert expected in refused(capsys, *given)
 
 

@@ -16,14 +16,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pretune.checkpoint.identity import newest_state
 from pretune.compute.device import pick_device
 from pretune.compute.precision import dtype_of
 from pretune.core.batch import Batch
-from pretune.core.config import ConfigError, InputError
-from pretune.data.config import DataConfig, FileTokenizer
 from pretune.data.shards import prepare
-from pretune.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from pretune.model.transformer import Transformer
 from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
@@ -31,9 +27,8 @@ from pretune.run.folder import RunFolder, cache_folder
 from pretune.run.losses import training_loss
 from pretune.run.model import apply_precision, evaluation_model, learning_rate_factors, training_model
 from pretune.run.parts import Parts
-from pretune.run.pretrained import PretrainedModel
 from pretune.run.reference_model import with_reference
-from pretune.run.weights import Start, own_folder, start_of
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.training.config import EMAConfig
 from pretune.training.ema import EMA
 
@@ -74,43 +69,6 @@ def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -
     tokenizer = assemble_tokenizer(config)
     data = prepare(config.data, tokenizer, cache_folder())
     return Parts(device, tokenizer, data, model_on(device))
-
-
-def assemble_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer: the saved one; else, if inherited, that of the run it starts from; else as configured.
-
-    Raises InputError if its files are damaged or the run was trained with another one, ConfigError if it has more
-    tokens than the model's vocabulary.
-    """
-    section, folder = config.data.tokenizer, own_folder(config)
-    if folder.tokenizer.is_dir():
-        tokenizer = saved_tokenizer(folder.tokenizer, config.data)
-    elif section.kind == "inherited":
-        start = start_of(config)
-        assert start is not None  # RunConfig ensures it
-        tokenizer = _inherited(start, config.data)
-    else:
-        tokenizer = load_tokenizer(section, config.data, cache_folder())
-    state = newest_state(folder.checkpoints)
-    if state is not None and state.get("tokenizer", tokenizer.fingerprint) != tokenizer.fingerprint:
-        raise InputError(
-            f"{folder.path} was trained with another tokenizer than {folder.tokenizer} or data.tokenizer gives now; "
-            "restore it"
-        )
-    if tokenizer.vocab_size > config.model.vocab_size:
-        raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {config.model.vocab_size}; "
-            f"set model.vocab_size={tokenizer.vocab_size} or choose another tokenizer"
-        )
-    return tokenizer
-
-
-def _inherited(start: Start, data: DataConfig) -> Tokenizer:
-    if isinstance(start, PretrainedModel):
-        return load_tokenizer(FileTokenizer(kind="file", path=str(start.tokenizer), eos=None), data, cache_folder())
-    if not start.tokenizer.is_dir():
-        raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
-    return saved_tokenizer(start.tokenizer, data)
 
 
 def moving_average(config: EMAConfig, model: Transformer) -> EMA[Transformer] | None:

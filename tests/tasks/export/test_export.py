@@ -20,10 +20,10 @@ import transformers
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
 from pretune.run.model import merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.training.signals import EXIT_STOPPED
 
 Compose = Callable[..., dict[str, Any]]

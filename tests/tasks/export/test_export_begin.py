@@ -17,11 +17,11 @@ from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import documents
 from pretune.data.shards import prepare
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder, find_run
 from pretune.run.generator import assemble_generator
 from pretune.run.model import merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.tasks.export.reload import check_tokenizer
 
 Compose = Callable[..., dict[str, Any]]

@@ -13,10 +13,10 @@ import torch
 
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
 from pretune.run.model import merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 
 Compose = Callable[..., dict[str, Any]]
 RUN = ("name=one", "budget.steps=12", "optimizer.lr=1e-2", "precision=fp32", "model.num_layers=1")

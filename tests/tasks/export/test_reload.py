@@ -17,11 +17,11 @@ from tokenizers import Tokenizer as Backend
 from pretune.core.config import ConfigError, validate
 from pretune.data.tokenizer import TRAINED_EOS, Tokenizer, train_byte_level
 from pretune.dispatch import run
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
 from pretune.run.generator import assemble_generator
 from pretune.run.model import merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.tasks.export.reload import check_model, check_tokenizer
 
 Compose = Callable[..., dict[str, Any]]

@@ -17,10 +17,10 @@ import torch
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.generation.texts import Piece, Text
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.generator import TextGenerator, assemble_generator
 from pretune.run.model import evaluation_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.run.weights import evaluated_run
 from pretune.tasks.generate.chat import chat
 from pretune.tasks.generate.file import answer_file

@@ -21,9 +21,9 @@ from pretune.dispatch import run
 from pretune.optim.budget import Step
 from pretune.optim.config import Overhead
 from pretune.optim.trace import read_trace
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.model import evaluation_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.run.weights import evaluated_run
 from pretune.tasks.train.loop import Instruments, Run
 

@@ -21,12 +21,12 @@ from pretune.model.huggingface.folding import adapter_layers, portable_config, p
 from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
 from pretune.run.model import evaluation_model
 from pretune.run.pretrained import PretrainedModel
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.run.weights import Start, chosen_checkpoint, start_of
 from pretune.tasks.export.beside import generation_config, write_tokenizer
 from pretune.tasks.export.reload import check_model, check_tokenizer

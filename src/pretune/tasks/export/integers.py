@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretune.core.files import write_json
-from pretune.run.assembly import assemble_evaluation, assemble_tokenizer
+from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.model import converted_model, merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.tasks.evaluate.task import validation_loss
 from pretune.tasks.export.beside import what_ends_a_text, write_tokenizer
 

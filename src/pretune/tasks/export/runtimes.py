@@ -12,11 +12,11 @@ from pretune.core.config import ConfigError
 from pretune.core.progress_bar import counted
 from pretune.data.tokenizer import Tokenizer
 from pretune.model.transformer import Transformer
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
 from pretune.run.model import converted_model, merged_model
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.runtimes.agreement import PROMPT, largest_difference, probe, program_logits
 from pretune.runtimes.executorch.lowering import STAGES, Interface, check_installed, lower
 from pretune.runtimes.executorch.program import Program

@@ -13,13 +13,13 @@ from pretune.core.config import ConfigError, InputError
 from pretune.core.terminal import say, warn
 from pretune.data.tokenizer import Tokenizer
 from pretune.generation.decode import LanguageModel
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.generator import TextGenerator, assemble_generator
 from pretune.run.model import evaluation_model
 from pretune.run.parts import Parts
 from pretune.run.precision import resolved_config
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.run.weights import chosen_checkpoint, evaluated_run
 from pretune.tasks.generate.chat import chat
 from pretune.tasks.generate.file import answer_file

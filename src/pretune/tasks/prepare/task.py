@@ -12,9 +12,9 @@ from pretune.data.config import DataConfig
 from pretune.data.formats.config import PromptCompletionFormat, TextFormat
 from pretune.data.loader import Loader
 from pretune.data.shards import Prepared, prepare
-from pretune.run.assembly import assemble_tokenizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
+from pretune.run.tokenizer import assemble_tokenizer
 from pretune.tasks.prepare.show import ESCAPE, show_documents
 from pretune.training.signals import stoppable
 
