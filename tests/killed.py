@@ -1,14 +1,17 @@
-"""Kills a command at each of its file-system calls, and runs it once more: python killed.py SPEC.json, where SPEC is
+"""Kills commands at each of their file-system calls, and runs them once more: python killed.py SPECS.json, a list of
 
     mapping: the configuration; root: the folder that it reads and writes; before: what lies in `root` at the start;
     every: 1 to kill at every call, n at every nth; refusable: whether the second run may be refused if nothing lacks
 
-Prints the number of calls. Each run is a fork of this process, so that nothing is imported twice. A call is seen by
-Python's audit events, before it is made: opening to write, renaming, making and deleting folders and files.
+Prints the number of calls of each. Each run is a fork of this process, which has imported all that an undisturbed run
+imports, so that nothing is imported twice. A call is seen by Python's audit events, before it is made: opening to
+write, renaming, making and deleting folders and files.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import shutil
@@ -20,14 +23,17 @@ EVENTS = {"os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.chmod", "os.link
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 
 
-def forked(mapping: dict[str, Any], root: Path, kill_at: int | None) -> tuple[int, int]:
-    """The exit code of a run, negative if it was killed, and the number of calls that it made."""
+def forked(mapping: dict[str, Any], root: Path, kill_at: int | None, imported: Path | None = None) -> tuple[int, int]:
+    """The exit code of a run, negative if it was killed, and the number of calls that it made. The names of the modules
+    that it had at its end go to the file `imported`."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         code = 99
         try:
             code = watched(mapping, root, kill_at, writer)
+            if imported is not None:
+                imported.write_text("\n".join(sys.modules))
         finally:
             os._exit(code)
     os.close(writer)
@@ -66,14 +72,8 @@ def content(root: Path) -> dict[str, bytes]:
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
 
 
-def main(spec: dict[str, Any]) -> int:
-    """Check it all; return the number of calls."""
-    import pretune.tasks.export.huggingface
-    import pretune.tasks.generate.task
-    import pretune.tasks.prepare.task
-    import pretune.tasks.report.task
-    import pretune.tasks.train.task  # noqa: F401
-
+def check(spec: dict[str, Any]) -> int:
+    """Check a command; return the number of its calls."""
     mapping, root, before = spec["mapping"], Path(spec["root"]), Path(spec["before"])
 
     def restore() -> None:
@@ -81,9 +81,13 @@ def main(spec: dict[str, Any]) -> int:
         shutil.copytree(before, root)
 
     restore()
-    code, calls = forked(mapping, root, None)
+    imported = before.with_name("imported")
+    code, calls = forked(mapping, root, None, imported)
     assert code == 0, f"it ends with {code} where nothing kills it"
     whole = content(root)
+    for name in imported.read_text().splitlines():
+        with contextlib.suppress(ImportError):  # made by hand, not found
+            importlib.import_module(name)
     for number in range(1, calls + 1, spec["every"]):
         restore()
         code, _ = forked(mapping, root, number)
@@ -101,4 +105,8 @@ def main(spec: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    print(main(json.loads(Path(sys.argv[1]).read_text())))
+    for spec in json.loads(Path(sys.argv[1]).read_text()):
+        try:
+            print(check(spec))
+        except AssertionError as error:
+            sys.exit(f"{spec['mapping']['task']}: {error}")

@@ -25,14 +25,25 @@ ROUNDED = ("quantization=int8_int4", "quantization.group_size=32")
 GREEDY = ("task=generate", "generate.temperature=0", "generate.max_new_tokens=64")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the run is kept that the first test trains."""
+    return tmp_path_factory.mktemp("trained") / "one"
+
+
 @pytest.fixture
-def settings(tiny: Compose) -> Compose:
+def settings(tiny: Compose, trained: Path, tmp_path: Path) -> Compose:
     """`settings(*overrides)` of a trained run."""
 
     def compose(*overrides: str) -> dict[str, Any]:
         return tiny(*RUN, *SHAPE, *overrides)
 
-    assert run(compose()) == 0
+    folder = tmp_path / "runs" / "one"
+    if trained.exists():
+        shutil.copytree(trained, folder)
+    else:
+        assert run(compose()) == 0
+        shutil.copytree(folder, trained)
     return compose
 
 
