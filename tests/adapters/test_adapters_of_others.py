@@ -21,6 +21,7 @@ from pretune.adapters.from_huggingface import their_adapter
 from pretune.adapters.huggingface import adapter_for_huggingface
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from pretune.model.huggingface.fitting import family_of
 from pretune.model.huggingface.folding import adapter_layers
 from pretune.run.pretrained import PretrainedModel
 
@@ -49,8 +50,11 @@ CASES: dict[str, tuple[str, Any]] = {
     "lora on the vocabulary": ("llama", peft.LoraConfig(**LORA, **VOCABULARY)),
     "lora in one block": ("qwen3", peft.LoraConfig(**LORA, target_modules=["up_proj"], layers_to_transform=[1])),
     "lora phi3": ("phi3", peft.LoraConfig(**LORA, **ALL)),
-    "lora gpt2": ("gpt2", peft.LoraConfig(**LORA, **ALL)),
-    "dora gpt2 in part": ("gpt2", peft.LoraConfig(**LORA, target_modules=["c_attn", "c_fc"], use_dora=True)),
+    "lora gpt2": ("gpt2", peft.LoraConfig(**LORA, **ALL, fan_in_fan_out=True)),
+    "dora gpt2 in part": (
+        "gpt2",
+        peft.LoraConfig(**LORA, target_modules=["c_attn", "c_fc"], use_dora=True, fan_in_fan_out=True),
+    ),
     "lora gemma3": ("gemma3", peft.LoraConfig(**LORA, **QV, use_rslora=True)),
     "dora olmo2": ("olmo2", peft.LoraConfig(**LORA, **ALL, use_dora=True)),
     "dora on q and v": ("llama", peft.LoraConfig(**LORA, **QV, use_dora=True)),
@@ -130,7 +134,8 @@ def export(model: Any, folder: Path, name: str) -> Path:
         one.mkdir()
     save_file({key: tensor.detach() for key, tensor in files.adapter_tensors(model).items()}, ours / ADAPTER_WEIGHTS)
     (ours / ADAPTER_CONFIG).write_text(json.dumps(files.adapter_config(model)))
-    tensors, content = adapter_for_huggingface(ours, adapter_layers(model.config, False))
+    transposed = family_of(model.config).transposed
+    tensors, content = adapter_for_huggingface(ours, adapter_layers(model.config, False), transposed)
     save_file(tensors, theirs / ADAPTER_WEIGHTS)
     (theirs / ADAPTER_CONFIG).write_text(json.dumps({**content, "base_model_name_or_path": str(folder / "base")}))
     return theirs
@@ -225,6 +230,7 @@ def change(folder: Path, **keys: Any) -> None:
         ({"peft_type": "IA3"}, "peft_type = IA3 is none of lora, dora, loha and lokr: merge it with peft"),
         ({"r": "4"}, "r = 4 must be a positive whole number"),
         ({"lora_alpha": None}, "lora_alpha = None must be a positive number"),
+        ({"rank_pattern": {"q_proj(": 4}}, "rank_pattern: 'q_proj(' is no regular expression"),
         ({"rank_pattern": [4]}, "rank_pattern = [4] must be an object"),
         ({"alpha_pattern": {"q_proj": -1}}, "alpha_pattern['q_proj'] = -1 must be a positive number"),
     ],

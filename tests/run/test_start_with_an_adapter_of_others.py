@@ -52,6 +52,11 @@ CASES: dict[str, tuple[str, Any, str]] = {
     "lora": ("llama", peft.LoraConfig(r=4, lora_alpha=6, **QV), "attention.qkv"),
     "dora": ("llama biases", peft.LoraConfig(r=4, lora_alpha=6, use_dora=True, target_modules="all-linear"), "all"),
     "loha": ("llama 3.1", peft.LoHaConfig(r=4, alpha=6, **QV), "attention.qkv"),
+    "lora on gpt2": (
+        "gpt2",
+        peft.LoraConfig(r=4, lora_alpha=6, target_modules=["c_attn"], fan_in_fan_out=True),
+        "attention.qkv",
+    ),
     "lokr": ("phi3", peft.LoKrConfig(r=4, alpha=6, target_modules="all-linear"), "all"),
 }
 
@@ -64,7 +69,7 @@ def make(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def write(kind: str) -> torch.Tensor:
         family, config, targets = CASES[kind]
-        run = RUN.replace("KIND", kind).replace("TARGETS", targets).replace("TEXTS", str(texts))
+        run = RUN.replace("KIND", kind.split()[0]).replace("TARGETS", targets).replace("TEXTS", str(texts))
         (tmp_path / "run.yaml").write_text(run)
         base = reference(family, vocab_size=320, pad_token_id=0)
         base.save_pretrained("theirs")
@@ -162,8 +167,8 @@ def test_a_resumed_run_does_not_need_it_any_more(
         (("adapter.rank=8",), "the adapter in adapter is another than `adapter` describes: set adapter.rank=4"),
         (("adapter.targets=[all]",), "set adapter.targets=[attention.qkv]"),
         (("stage.init_from=other", "budget.steps=1"), "does not fit the model of stage.init_from: base_model.model."),
-        (("adapter.init_from=nowhere",), "no run 'nowhere'"),
-        (("adapter.init_from=theirs",), "no run 'theirs'"),
+        (("adapter.init_from=nowhere",), "adapter.init_from: no run 'nowhere'"),
+        (("adapter.init_from=theirs",), "theirs is no run, and holds no adapter: it has no adapter_config"),
     ],
 )
 def test_what_does_not_fit_is_one_line(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pretune.adapters.attach import Patterns, inject
 from pretune.adapters.layers import ADAPTER
+from pretune.adapters.peft_settings import read_pattern, read_ranks
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -106,8 +107,8 @@ def read_adapter(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 def patterns(folder: Path) -> Patterns:
     """The layers with a rank or alpha of their own, of the adapter in `folder`, by our names; InputError if there is
     none."""
-    content = _content(folder)
-    return Patterns(content.get("rank_pattern") or {}, content.get("alpha_pattern") or {})
+    path, content = folder / ADAPTER_CONFIG, _content(folder)
+    return Patterns(read_ranks(path, content), read_pattern(path, content, "alpha_pattern"))
 
 
 def _content(folder: Path) -> dict[str, Any]:

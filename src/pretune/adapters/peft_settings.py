@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,8 +111,8 @@ def peft_settings(folder: Path, content: Mapping[str, Any]) -> PeftSettings:
         alpha=_number(path, name, content.get(name), positive=True),
         rslora=bool(content.get("use_rslora")),
         factor=None if factor == -1 else int(factor),
-        ranks={key: int(one) for key, one in _pattern(path, content, "rank_pattern", whole=True).items()},
-        alphas=_pattern(path, content, "alpha_pattern"),
+        ranks=read_ranks(path, content),
+        alphas=read_pattern(path, content, "alpha_pattern"),
         base=f"{base}@{revision}" if base and revision else base or None,
     )
 
@@ -125,10 +126,21 @@ def _refuse_unknown(path: Path, content: Mapping[str, Any]) -> None:
             )
 
 
-def _pattern(path: Path, content: Mapping[str, Any], key: str, whole: bool = False) -> dict[str, float]:
+def read_ranks(path: Path, content: Mapping[str, Any]) -> dict[str, int]:
+    """rank_pattern in `content`, which was read from `path`; InputError, naming it, unless it is one."""
+    return {name: int(one) for name, one in read_pattern(path, content, "rank_pattern", whole=True).items()}
+
+
+def read_pattern(path: Path, content: Mapping[str, Any], key: str, whole: bool = False) -> dict[str, float]:
+    """Positive numbers by regular expressions for names of layers, in the same way; whole: no fractions."""
     pattern = content.get(key) or {}
     if not isinstance(pattern, dict):
         raise InputError(f"{path}: {key} = {pattern} must be an object")
+    for name in pattern:
+        try:
+            re.compile(name)
+        except re.error as error:
+            raise InputError(f"{path}: {key}: '{name}' is no regular expression ({error})") from None
     return {name: _number(path, f"{key}['{name}']", one, whole, positive=True) for name, one in pattern.items()}
 
 

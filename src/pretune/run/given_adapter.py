@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretune.checkpoint import store as checkpoint
+from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_run
@@ -23,7 +24,11 @@ def given_folder(config: RunConfig) -> Path | None:
         return None
     folder = Path(config.adapter.init_from)
     if not (folder / ADAPTER_CONFIG).is_file():
-        folder = chosen_checkpoint(find_run(config.adapter.init_from, config.output_dir))
+        try:
+            folder = chosen_checkpoint(find_run(config.adapter.init_from, config.output_dir))
+        except InputError as error:
+            neither = f"{folder} is no run, and holds no adapter: it has no {ADAPTER_CONFIG}"
+            raise InputError(f"adapter.init_from: {neither if folder.is_dir() else error}") from None
     if (folder / checkpoint.STATE).is_file():
         checkpoint.check(folder)
     return folder
