@@ -148,6 +148,11 @@ class RopeConfig(Section):
     def misfit(self, head_dim: int) -> str | None:
         """Why heads of that width cannot be stretched as `scaling` says; None if they can."""
         rotated, scaling = self.rotated(head_dim), self.scaling
+        if scaling is not None and not rotated:
+            return (
+                "rope.scaling stretches rotary positions, which this model has not (rope.fraction = 0, as in GPT-2): "
+                "set it to null"
+            )
         if isinstance(scaling, NtkScaling | DynamicScaling) and rotated < 4:
             return f"rope.scaling.kind = {scaling.kind} needs at least 4 rotated components, but heads have {rotated}"
         if isinstance(scaling, LongropeScaling):

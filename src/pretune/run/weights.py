@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -104,17 +105,17 @@ FREE = (
     *("dropout", "init", "architecture", "max_sequence_length", "vocab_multiple_of"),
     *("window", "rope.theta", "rope.local_theta", "rope.scaling"),
 )
-"""Keys of the model section that may differ from the start's: the weights fit all the same, and can learn the rest."""
+"""Keys of the model section that may differ from the start's: the weights fit all the same, and can learn the rest. Of
+learned positions there are as many as there are weights."""
 
 
 def check_model(config: RunConfig, start: Start) -> list[str]:
     """Raise ConfigError, naming the keys, if the model section contradicts that of the weights that the run starts
     from. Returns a note for each other difference."""
     differing = dict(sorted(_differences(config.model.model_dump(mode="json"), model_section(start))))
-    free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in FREE)}
-    faults = [
-        f"model.{key} = {ours}, but {theirs} there" for key, (ours, theirs) in differing.items() if key not in free
-    ]
+    allowed = set(FREE) - ({"max_sequence_length"} if config.model.learned_positions else set())
+    free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in allowed)}
+    faults = [f"model.{key} = {both[0]}, but {both[1]} there" for key, both in differing.items() if key not in free]
     if faults:
         more = f", and {len(faults) - 4} more" if len(faults) > 4 else ""
         raise ConfigError(
@@ -125,13 +126,18 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
     return [f"model.{key} is {differing[key][0]}, and was {differing[key][1]} in {start.name}" for key in shown]
 
 
-def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[Any, Any]]]:
+def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
     """The keys, with both values, that both sides have and that differ."""
     for key in ours.keys() & theirs.keys():
         if isinstance(ours[key], Mapping) and isinstance(theirs[key], Mapping):
             yield from ((f"{key}.{inner}", values) for inner, values in _differences(ours[key], theirs[key]))
         elif ours[key] != theirs[key]:
-            yield key, (ours[key], theirs[key])
+            yield key, (_written(ours[key]), _written(theirs[key]))
+
+
+def _written(value: Any) -> str:
+    """A value as YAML writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _find_run(init_from: str, runs: Path) -> RunFolder:
