@@ -142,5 +142,7 @@ def test_host_memory_without_linux_is_all_there_is(tmp_path: Path) -> None:
     assert hardware.available_host_memory(tmp_path) > 2**28
 
 
-def test_a_gpu_keeps_something_for_itself() -> None:
-    assert hardware.usable(40 * 2**30, "cuda") < hardware.usable(40 * 2**30, "cpu") < 40 * 2**30
+def test_a_device_keeps_something_for_itself() -> None:
+    """A CPU's C library more than a GPU: it keeps pieces of what was freed."""
+    assert 1.8 * hardware.usable(40 * 2**30, "cpu") < 40 * 2**30
+    assert hardware.usable(40 * 2**30, "cpu") < hardware.usable(40 * 2**30, "cuda") < 40 * 2**30

@@ -45,7 +45,7 @@ def test_a_configured_micro_batch_is_taken(tiny: Compose, tmp_path: Path) -> Non
 
 
 def test_the_largest_that_fits_is_found_and_remembered(auto: RunConfig, tmp_path: Path) -> None:
-    path, enough = tmp_path / "m.json", int(Footprint(auto).peak(4) / 0.95) + 1000
+    path, enough = tmp_path / "m.json", 2 * Footprint(auto).peak(4)
     assert choose_micro_batch(auto, CPU, path, never, silent, lambda device: enough).size == 4
     assert choose_micro_batch(auto, CPU, path, never, silent, lambda device: 1).size == 4, "remembered"
 

@@ -100,7 +100,7 @@ def make_plan(config: RunConfig) -> Plan:
         compute_optimal_ratio=config.plan.tokens_per_parameter,
         fitted_loss=fitted,
         biggest=search(config, device, kind, config.budget.time or tokens / speed),
-        notes=_notes(config, device, largest, micro_batch),
+        notes=_notes(config, device, kind, largest, micro_batch),
     )
 
 
@@ -139,8 +139,14 @@ def _tokens(config: RunConfig, speed: float) -> tuple[int, str]:
     return steps[limit] * step, limit
 
 
-def _notes(config: RunConfig, device: Device, largest: int | None, micro_batch: int) -> list[str]:
+def _notes(config: RunConfig, device: Device, kind: str, largest: int | None, micro_batch: int) -> list[str]:
     notes = []
+    if kind == "cpu":
+        eager = config.precision.activation_checkpointing and not config.precision.compile
+        notes.append(
+            "the memory is that of tensors; the C library keeps pieces of what a step frees, so that processes were "
+            f"measured to take up to {3 if eager else 1.8} times as much, and their libraries come on top"
+        )
     if largest is None:
         notes.append(f"not even one sequence of {config.data.sequence_length} tokens fits into {device.name}")
     elif micro_batch > largest:
