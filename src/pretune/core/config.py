@@ -141,9 +141,9 @@ def _explained(section: type[Section], faults: Iterable[Any]) -> Iterator[str]:
         subject, complaint = _explain(section, fault)
         complaints.setdefault(subject, []).append(complaint)
     for subject, said in complaints.items():
-        line = subject + " or ".join([said[0], *(complaint.removeprefix("input should be ") for complaint in said[1:])])
         # A key may hold a line break.
-        yield "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in line)
+        named = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in subject)
+        yield named + " or ".join([said[0], *(complaint.removeprefix("input should be ") for complaint in said[1:])])
 
 
 def _explain(section: type[Section], fault: Any) -> tuple[str, str]:
