@@ -85,7 +85,7 @@ def main() -> None:
 def configured(case: str, device: str) -> RunConfig:
     """The case's run, from base.yaml, in the precision that the device does fast."""
     file = CONFIGS / "base.yaml"
-    with composed(file, ["name=memory", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
+    with composed(file, ["name=memory", "model=nano", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
         return resolved_config(validate(RunConfig, plain(config, file)), None)
 
 
