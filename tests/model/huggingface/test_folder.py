@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
-from hub_models import FAMILIES, reference
+from hub_models import FAMILIES, reference, reference_config
 from safetensors.torch import load_file, save_file
 from tiny import imported
 from torch import Tensor
@@ -215,3 +215,22 @@ def test_bfloat16_is_as_far_from_float32_as_in_transformers(case: str, tmp_path:
         rounded = model.unembed(model(TOKENS)), theirs(TOKENS).logits
     ours, wanted = ((one.float() - exact).square().mean().sqrt() for one in rounded)
     assert ours <= 1.2 * wanted
+
+
+PUBLISHED_KEYS: dict[str, dict[str, Any]] = {
+    "llama": {"is_llama_config": True, "pretraining_tp": 1, "rope_interleaved": False, "rope_scaling": None},
+    "qwen2": {"use_mrope": False, "max_window_layers": 21, "sliding_window": 32768, "use_sliding_window": False},
+    "smollm3": {"max_window_layers": 28, "pretraining_tp": 2, "use_sliding_window": False, "sliding_window": None},
+    "phi3": {"auto_map": {"AutoConfig": "code.Config"}, "embd_pdrop": 0.0, "original_max_position_embeddings": 96},
+    "gpt2": {"n_ctx": 96, "summary_type": "cls_index", "summary_use_proj": True, "summary_first_dropout": 0.1},
+    "gemma2": {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh"},
+    "gemma3": {"_sliding_window_pattern": 6, "use_bidirectional_attention": False, "attn_logit_softcapping": None},
+}
+
+
+@pytest.mark.parametrize("case", PUBLISHED_KEYS)
+def test_keys_of_published_files_that_change_nothing_are_known(case: str, tmp_path: Path) -> None:
+    reference_config(case).save_pretrained(tmp_path)
+    plain, file = read_config(tmp_path), tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | PUBLISHED_KEYS[case]))
+    assert read_config(tmp_path) == plain

@@ -22,6 +22,7 @@ def read_window(keys: Keys, family: Family, num_layers: int) -> dict[str, Any] |
     if family.windows == "off":
         keys.must_be("use_sliding_window", False, default=False)
         keys.take("sliding_window", int, default=None)
+        keys.take("max_window_layers", int, default=None)
         if set(map(str, keys.take("layer_types", list, default=[]))) - {"full_attention"}:
             raise InputError(f"{keys.path}: layer_types must be full_attention in every layer")
         return None
