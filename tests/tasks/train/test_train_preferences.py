@@ -109,7 +109,7 @@ def test_what_is_cached_is_read_and_a_reference_that_is_not_the_start_is_found_o
     tables = list(cache_folder().glob("reference-*/*.npy"))
     assert len(tables) == 2  # of training and validation
     for table in tables:
-        np.save(table, np.load(table) + np.array([1.0, 0.0], np.float32))  # another model, which likes what was chosen better
+        np.save(table, np.load(table) + np.array([1.0, 0.0], np.float32))  # a model that likes the chosen better
         write_sealed(table.with_name("complete.json"), measure(table))
     with pytest.raises(RuntimeError, match=r"the first loss is .* not ln 2"):
         run(dpo("name=wrong", *settings))
