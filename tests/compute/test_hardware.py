@@ -144,5 +144,5 @@ def test_host_memory_without_linux_is_all_there_is(tmp_path: Path) -> None:
 
 def test_a_device_keeps_something_for_itself() -> None:
     """A CPU's C library more than a GPU: it keeps pieces of what was freed."""
-    assert 1.8 * hardware.usable(40 * 2**30, "cpu") < 40 * 2**30
+    assert 1.9 * hardware.usable(40 * 2**30, "cpu") < 40 * 2**30
     assert hardware.usable(40 * 2**30, "cpu") < hardware.usable(40 * 2**30, "cuda") < 40 * 2**30

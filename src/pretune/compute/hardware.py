@@ -67,10 +67,10 @@ def available_host_memory(root: Path) -> int:
 def usable(memory: int, kind: str) -> int:
     """Bytes of `memory` that tensors can use: without CUDA's overhead, and with 5% reserved for fragmentation.
 
-    On a CPU, 45%: the C library keeps pieces of what a step frees, and processes were measured to take 1.4 to 1.8 times
-    as much as their tensors.
+    On a CPU, half: the C library keeps pieces of what a step frees, and processes were measured to take 1.4 to 1.9
+    times as much as their tensors.
     """
-    return int(memory * 0.55) if kind == "cpu" else int((memory - RUNTIME_BYTES) * 0.95)
+    return memory // 2 if kind == "cpu" else int((memory - RUNTIME_BYTES) * 0.95)
 
 
 def _fastest(work: Callable[[], object], device: torch.device, seconds: float) -> float:

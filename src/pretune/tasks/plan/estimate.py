@@ -145,7 +145,7 @@ def _notes(config: RunConfig, device: Device, kind: str, largest: int | None, mi
         eager = config.precision.activation_checkpointing and not config.precision.compile
         notes.append(
             "the memory is that of tensors; the C library keeps pieces of what a step frees, so that processes were "
-            f"measured to take up to {3 if eager else 1.8} times as much, and their libraries come on top"
+            f"measured to take up to {3 if eager else 1.9} times as much, and their libraries come on top"
         )
     if largest is None:
         notes.append(f"not even one sequence of {config.data.sequence_length} tokens fits into {device.name}")
