@@ -141,13 +141,14 @@ def _written(value: Any) -> str:
 
 
 def _find_run(init_from: str, runs: Path) -> RunFolder:
-    parts = Path(init_from).parts
-    for moved in (parts[-1:], parts[-3:]):  # a run, a checkpoint of a run
-        with contextlib.suppress(InputError):
-            return find_run(init_from, str(runs))
-        with contextlib.suppress(InputError):
-            return find_run(str(runs.joinpath(*moved)), str(runs))
-    return find_run(init_from, str(runs))
+    try:
+        return find_run(init_from, str(runs))
+    except InputError:
+        parts = Path(init_from).parts
+        for moved in (parts[-1:], parts[-3:]):  # a run, a checkpoint of a run
+            with contextlib.suppress(InputError):
+                return find_run(str(runs.joinpath(*moved)), str(runs))
+        raise
 
 
 def _start_of(run: RunFolder, path: Path, init_from: str) -> Start:
