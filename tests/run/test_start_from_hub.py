@@ -13,35 +13,24 @@ import pytest
 import yaml
 from fake_hub import SHA, serve
 from hub_models import reference
+from start_runs import save_with_tokenizer, write_run
 
 from pretune.data.tokenizer import train_byte_level
 
 MAIN = Path(__file__).parents[2] / "src" / "main.py"
 CLOSED = "http://127.0.0.1:9"
-RUN = """\
-# @package _global_
-defaults:
-  - /base
-  - override /data: files
-  - override /data/tokenizer@data.tokenizer: inherited
-  - override /stage: finetune
-  - _self_
-name: tuned
+KEYS = """\
 stage: {init_from: me/llama}
-data: {source: {files: [texts.jsonl]}, sequence_length: 64, validation: {fraction: 0.2}, num_workers: 1}
-precision: {compute: float32, compile: false}
 budget: {steps: 1}
 batch: {tokens: 128, micro_batch: 2}
-device: cpu
 """
 
 
 @pytest.fixture(scope="module")
 def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("llama")
-    reference("llama", vocab_size=320).save_pretrained(folder)
-    train_byte_level(iter(["the cat and the dog"] * 9), 300, True).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    backend = train_byte_level(iter(["the cat and the dog"] * 9), 300, True)
+    save_with_tokenizer(reference("llama", vocab_size=320), folder, backend)
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     others = {"README.md": b"# A model", "pytorch_model.bin": b"0" * 999, "consolidated.safetensors": b"0" * 999}
     pickled = {"config.json": files["config.json"], "pytorch_model.bin": b"0"}
@@ -52,7 +41,7 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def pretune(endpoint: str, folder: Path, *overrides: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    (folder / "run.yaml").write_text(RUN)
+    write_run(folder / "run.yaml", "texts.jsonl", KEYS)
     texts = (f"the cat and the dog and the house number {number}" for number in range(40))
     (folder / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}

@@ -15,27 +15,17 @@ import yaml
 from hub_models import reference
 from recorded import series, weights
 from safetensors.torch import load_file, save_file
+from start_runs import save_with_tokenizer, write_run
 
 from pretune.data.tokenizer import train_byte_level
 from pretune.launch.command_line import main
 
-RUN = """\
-# @package _global_
-defaults:
-  - /base
-  - override /data: files
-  - override /data/tokenizer@data.tokenizer: inherited
-  - override /stage: finetune
-  - _self_
-name: tuned
-data: {source: {files: [TEXTS]}, sequence_length: 64, validation: {fraction: 0.2}, num_workers: 1}
-precision: {compute: float32, compile: false}
+KEYS = """\
 budget: {steps: 2}
 batch: {tokens: 256, micro_batch: 2}
 optimizer: {lr: 1e-3}
 evaluation: {every: 1}
 checkpoint: {every: 1}
-device: cpu
 """
 
 
@@ -43,15 +33,12 @@ device: cpu
 def make(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """`make(case)`: the folder of one of transformers' models, with a tokenizer."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "run.yaml").write_text(RUN.replace("TEXTS", str(texts)))
+    write_run(tmp_path / "run.yaml", texts, KEYS)
     backend = train_byte_level(iter([texts.read_text()]), 300, True)
 
     def folder_of(case: str, name: str = "theirs", **changes: Any) -> Path:
         folder = tmp_path / name
-        reference(case, vocab_size=320, **changes).save_pretrained(folder)
-        backend.save(str(folder / "tokenizer.json"))
-        about = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-        (folder / "tokenizer_config.json").write_text(json.dumps(about))
+        save_with_tokenizer(reference(case, vocab_size=320, **changes), folder, backend)
         return folder
 
     return folder_of

@@ -16,6 +16,7 @@ from adapted import perturb
 from hub_models import reference
 from recorded import series
 from safetensors.torch import load_file
+from start_runs import save_with_tokenizer, write_run
 
 from pretune.core.config import validate
 from pretune.data.tokenizer import train_byte_level
@@ -25,26 +26,14 @@ from pretune.run.folder import find_run
 from pretune.run.model import merged_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
-RUN = """\
-# @package _global_
-defaults:
-  - /base
-  - override /data: files
-  - override /data/tokenizer@data.tokenizer: inherited
-  - override /stage: finetune
-  - override /adapter: KIND
-  - _self_
-name: tuned
+KEYS = """\
 stage: {init_from: theirs}
-data: {source: {files: [TEXTS]}, sequence_length: 64, validation: {fraction: 0.2}, num_workers: 1}
 adapter: {init_from: adapter, rank: 4, alpha: 6, targets: [TARGETS]}
-precision: {compute: float32, compile: false}
 budget: {steps: 3}
 batch: {tokens: 256, micro_batch: 2}
 optimizer: {lr: 1e-2}
 evaluation: {every: 1}
 checkpoint: {every: 1}
-device: cpu
 """
 TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 QV: dict[str, Any] = {"target_modules": ["q_proj", "v_proj"]}
@@ -69,13 +58,9 @@ def make(tmp_path: Path, texts: Path, monkeypatch: pytest.MonkeyPatch) -> Callab
 
     def write(kind: str) -> torch.Tensor:
         family, config, targets = CASES[kind]
-        run = RUN.replace("KIND", kind.split()[0]).replace("TARGETS", targets).replace("TEXTS", str(texts))
-        (tmp_path / "run.yaml").write_text(run)
+        write_run(tmp_path / "run.yaml", texts, KEYS.replace("TARGETS", targets), kind.split()[0])
         base = reference(family, vocab_size=320, pad_token_id=0)
-        base.save_pretrained("theirs")
-        backend.save("theirs/tokenizer.json")
-        about = {"eos_token": "<|endoftext|>", "tokenizer_class": "PreTrainedTokenizerFast"}
-        Path("theirs/tokenizer_config.json").write_text(json.dumps(about))
+        save_with_tokenizer(base, Path("theirs"), backend)
         base.name_or_path = "theirs"
         model = peft.get_peft_model(base, config)
         perturb(model)
