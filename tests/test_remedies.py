@@ -172,8 +172,9 @@ def test_another_configuration(cut: Path) -> None:
 
 def test_other_data(cut: Path, texts: Path) -> None:
     texts.write_text(texts.read_text() + json.dumps({"text": "One more document, which nobody had asked for."}) + "\n")
-    assert re.search(r"start a new run from its weights: name=\.\.\. stage\.init_from=cut", error_of(of(cut)))
-    assert run(of(cut, "name=new", "stage.init_from=cut")) == 0
+    remedy = "start a new run from its weights: name=... stage.init_from=cut data/tokenizer=inherited"
+    assert error_of(of(cut)).endswith(remedy)
+    assert run(of(cut, "name=new", "stage.init_from=cut", "data/tokenizer=inherited")) == 0
     assert rows(cut.parent / "new")[-1]["step"] == 8
 
 

@@ -87,7 +87,7 @@ class TrainingState:
             raise InputError(
                 f"run {name} was trained on other data: the documents of {' and '.join(sorted(changed))} have changed "
                 f"since step {self.step}; restore them to resume, or start a new run from its weights: "
-                f"name=... stage.init_from={name}"
+                f"name=... stage.init_from={name} data/tokenizer=inherited"
             )
 
     @property
