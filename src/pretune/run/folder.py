@@ -17,6 +17,7 @@ from pretune.core.config import MAY_DIFFER, ConfigError, InputError, field_paths
 from pretune.core.files import exclusive, read_sealed, write_atomic
 from pretune.core.system_errors import explained
 from pretune.core.terminal import warn
+from pretune.core.yaml_file import read_yaml
 from pretune.run.config import RunConfig
 
 _BREAKS = {"\x85", "\u2028", "\u2029", "\ufeff"}
@@ -168,11 +169,8 @@ def write_config(path: Path, mapping: Mapping[str, Any]) -> None:
 
 def read_config(path: Path) -> dict[str, Any]:
     """The mapping in a run's config.yaml; InputError if it is unreadable."""
-    from omegaconf import OmegaConf
-
     try:
-        # OmegaConf's reader, as for every other YAML file: in plain YAML 1.1, `1e-3` is a string.
-        mapping = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        mapping = read_yaml(path)
     except Exception as error:
         fault = " ".join(str(error).split())
         raise InputError(f"{path} is not readable YAML ({fault}); restore it or choose another name=...") from None

@@ -70,6 +70,8 @@ class ReportConfig(Section):
     verify: bool
     """Check for each run whether it has learned (its validation loss fell by a fifth or more and, if it answers
     problems, it gets twice as many right as guessing would); exit with 1 if one has not."""
+    after_training: bool
+    """Write the report of a run when its training is complete."""
 
 
 class ExportConfig(Section):

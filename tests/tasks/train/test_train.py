@@ -37,7 +37,8 @@ def final_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_run_leaves_what_the_design_promises(tiny: Compose, tmp_path: Path) -> None:
-    assert run(tiny("name=one", "precision=bf16", "samples.every=10", "samples.prompts=[The cat]")) == 0
+    samples = ("samples.every=10", "samples.prompts=[The cat]")
+    assert run(tiny("name=one", "precision=bf16", *samples, "report.after_training=true")) == 0
     folder = tmp_path / "runs" / "one"
     names = {path.name for path in folder.iterdir()}
     assert {"config.yaml", "metrics.jsonl", "summary.json", "samples.jsonl", "report.html", "tokenizer"} <= names

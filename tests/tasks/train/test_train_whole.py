@@ -45,10 +45,11 @@ def test_a_tokenizer_that_cannot_be_written_leaves_no_half_of_one(
 
 
 def test_a_complete_run_without_its_report_gets_it(tiny: Compose, tmp_path: Path) -> None:
-    assert run(tiny(*SHORT)) == 0
+    reported = tiny(*SHORT, "report.after_training=true")
+    assert run(reported) == 0
     page = tmp_path / "runs" / "a" / "report.html"
     page.unlink()
-    assert run(tiny(*SHORT)) == 0
+    assert run(reported) == 0
     assert page.is_file()
 
 

@@ -48,7 +48,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     folder.check(mapping, config.resume)
     if (finished := folder.complete()) is not None:
         if not (folder.path / PAGE).is_file():  # the run was killed between the two
-            report([folder.path], folder.path)
+            _report(config, folder)
         say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
         return 0
     print_notes(resolved)
@@ -119,7 +119,7 @@ def _train(
             tracker.message(why_stopped(state.losses, config.early_stopping.min_delta))
         with interrupts.shielded():  # what is complete has a report
             tracker.finish(metrics)
-            report([folder.path], folder.path)
+            _report(config, folder)
     say(next_commands(folder))
     return 0
 
@@ -183,7 +183,13 @@ def summary(run: Run) -> dict[str, Any]:
     }
 
 
+def _report(config: RunConfig, folder: RunFolder) -> None:
+    if config.report.after_training:
+        report([folder.path], folder.path)
+
+
 def next_commands(folder: RunFolder) -> str:
     """Next commands for a run that is complete."""
     command = f"python src/main.py --config {folder.config}"
-    return f"Look at {folder.path / 'report.html'}, or generate text: {command} task=generate 'generate.prompt=...'"
+    look = f"Look at {page}" if (page := folder.path / PAGE).is_file() else f"Make the report: {command} task=report"
+    return f"{look}, or generate text: {command} task=generate 'generate.prompt=...'"
