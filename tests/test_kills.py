@@ -26,7 +26,7 @@ TASKS = (
 )
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7], ids=["every call", "some calls"])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 15], ids=["every call", "some calls"])
 def test_a_killed_command_goes_on(every: int, tiny: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root, trained, empty = (tmp_path / name for name in ("root", "trained", "empty"))
     monkeypatch.setenv("PRETUNE_CACHE", str(root / "cache"))

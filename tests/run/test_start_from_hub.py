@@ -67,21 +67,26 @@ def test_it_is_downloaded_once_and_the_run_says_which_commit(hub: str, tmp_path:
     assert (saved["stage"]["init_from"], saved["model"]["dim"]) == (f"me/llama@{SHA}", 32)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= downloaded(tmp_path)
     assert not {"README.md", "pytorch_model.bin", "consolidated.safetensors"} & downloaded(tmp_path)
-    # Without a network: the same command, one that says the commit, and one that was told to stay offline.
-    assert "is complete" in pretune(CLOSED, tmp_path).stdout
+    # The same start without a network.
     again = pretune(CLOSED, tmp_path, "name=again", "adapter=lora", "adapter.rank=2")
     assert again.returncode == 0, again.stderr
     assert "note: cannot reach the hub" in again.stderr
     assert f"taking me/llama as it is in the Hugging Face cache, {SHA[:7]}" in again.stderr
+
+
+@pytest.mark.slow
+def test_a_commit_is_taken_from_the_cache_and_named_in_an_adapter(hub: str, tmp_path: Path) -> None:
+    assert pretune(hub, tmp_path, "adapter=lora", "adapter.rank=2").returncode == 0
+    assert "is complete" in pretune(CLOSED, tmp_path, "adapter=lora", "adapter.rank=2").stdout
     pinned = pretune(CLOSED, tmp_path, "name=pinned", f"stage.init_from=me/llama@{SHA}", "task=prepare")
     assert (pinned.returncode, "hub" in pinned.stderr) == (0, False), pinned.stderr
     assert pretune(CLOSED, tmp_path, "name=offline", "task=prepare", HF_HUB_OFFLINE="1").returncode == 0
     # An adapter needs the weights below it, wherever it is measured and exported.
-    config = "runs/again/config.yaml"
+    config = "runs/tuned/config.yaml"
     exported = [sys.executable, str(MAIN), "--config", config, "task=export", "export.adapter=keep"]
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     subprocess.run(exported, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    (about,) = tmp_path.glob("runs/again/export/*/adapter_config.json")
+    (about,) = tmp_path.glob("runs/tuned/export/*/adapter_config.json")
     kept = json.loads(about.read_text())
     assert (kept["base_model_name_or_path"], kept["revision"]) == ("me/llama", SHA)
 

@@ -30,7 +30,10 @@ TUNE = ("stage=finetune", "stage.init_from=base", "budget.steps=3", "optimizer.l
 TOKENS = torch.randint(0, 300, (2, 24), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.fixture(params=FAMILIES)
+# Models of transformers of all these go through every stage in tests/run/test_stages_from_others.py.
+@pytest.fixture(
+    params=["olmo2", "gemma3_text", *(pytest.param(name, marks=pytest.mark.slow) for name in ("gemma", "gemma2"))]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
