@@ -24,12 +24,14 @@ from pretune.adapters.layers import ADAPTER, use_fast_layers
 from pretune.adapters.quiet_peft import BaseTunerLayer, peft
 from pretune.adapters.vocabulary import use_whole_head
 from pretune.core.config import ConfigError, InputError, nearest
+from pretune.core.named_tensors import name_in_block
 from pretune.core.quiet import quiet
 
-_ROLES = {"attention": ".attention.", "mlp": ".mlp."}
-_NO_ROLE = ".value_gate"
-"""A layer with one row per head: an adapter would be larger than the layer, so roles skip it. Its name still selects
-it."""
+_ROLES = {"attention": ("attention", "attn"), "mlp": ("mlp", "feed_forward", "ffn", "fc1", "fc2", "moe", "experts")}
+"""Parts of the names of layers by role, in our transformer and in those of transformers."""
+_NO_ROLE = ("value_gate", "dt_proj")
+"""Layers that roles skip; their names still select them. value_gate has one row per head, and an adapter would be
+larger; of dt_proj, Mamba reads the weight alone, without the layer that an adapter changes."""
 
 
 class Patterns(NamedTuple):
@@ -69,25 +71,33 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int, base: str | Non
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """Names, or name suffixes, of the layers that `targets` selects; ConfigError for a target without a match."""
-    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and "layers." in name]
+    linear = (name for name, module in model.named_modules() if isinstance(module, nn.Linear))
+    layers = {name: end for name in linear if (end := name_in_block(name)) is not None}
     found: set[str] = set()
     for target in targets:
         if target == "all" or target in _ROLES:
-            role = _ROLES.get(target, ".")
-            matched = {name.split(".", 2)[2] for name in layers if role in name and not name.endswith(_NO_ROLE)}
+            matched = {end for end in layers.values() if _has_role(end, target)}
         elif target in VOCABULARY and getattr(model, target, None) is not None:
             matched = {target}
         else:
             matched = {target} if any(f".{name}".endswith(f".{target}") for name in layers) else set()
         if not matched:
-            ends = sorted({name.split(".", 2)[2] for name in layers})
+            ends = sorted(set(layers.values()))
+            first = next((name for name, end in layers.items() if ends and end == ends[0]), "...")
             raise ConfigError(
                 f"adapter.targets: '{target}' matches no linear layer{nearest(target, [*_ROLES, 'all', *ends])}; use "
-                f"the roles attention, mlp and all, or the layers {', '.join(ends)} (in one block: "
-                f"layers.0.{ends[0] if ends else '...'})"
+                f"the roles attention, mlp and all, or the layers {', '.join(ends)} (in one block: {first})"
             )
         found |= matched
     return sorted(found)
+
+
+def _has_role(end: str, role: str) -> bool:
+    """Whether a layer, by its name within a block, is one of a role (`all`: of any)."""
+    words = _ROLES.get(role)
+    if end.endswith(_NO_ROLE):
+        return False
+    return words is None or any(word in part for part in end.split(".") for word in words)
 
 
 def selected_layers(model: nn.Module, targets: tuple[str, ...]) -> set[str]:
@@ -99,7 +109,7 @@ def selected_layers(model: nn.Module, targets: tuple[str, ...]) -> set[str]:
 def targets_of(model: nn.Module, names: set[str]) -> list[str]:
     """A short list of targets that selects the layers called `names`."""
     found, rest = [], set(names)
-    suffixes = {name.split(".", 2)[2] for name in names if name.startswith("layers.")}
+    suffixes = {end for name in names if (end := name_in_block(name)) is not None}
     for target in (*("all", *_ROLES), *sorted(suffixes)):
         with contextlib.suppress(ConfigError):  # a role without layers
             selected = selected_layers(model, (target,))

@@ -39,6 +39,9 @@ class Section(pydantic.BaseModel):
     renamed: ClassVar[Mapping[str, str]] = {}
     """Renamed keys, as dotted paths from this section: old -> new."""
 
+    tag: ClassVar[str] = ""
+    """What a union calls this section if its `kind` does not tell."""
+
     model_config = pydantic.ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
@@ -204,7 +207,7 @@ def _drop_union_tags(section: type[Section], loc: tuple[Any, ...]) -> tuple[list
 
 def _tags(section: type[Section]) -> tuple[Any, ...]:
     kind = section.model_fields.get("kind")
-    return typing.get_args(kind.annotation) if kind else ()
+    return typing.get_args(kind.annotation) if kind else (section.tag,)
 
 
 def _sections_in(annotation: Any) -> Iterator[type[Section]]:

@@ -12,6 +12,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def name_in_block(name: str) -> str | None:
+    """A layer's name within its block, which follows the block's number: `attention.output` of
+    `layers.0.attention.output`; None for what is in no block."""
+    parts = name.split(".")
+    number = next((at for at, part in enumerate(parts) if at and part.isdigit()), len(parts))
+    return ".".join(parts[number + 1 :]) or None
+
+
 def misfit(stored: Mapping[str, Tensor], own: Mapping[str, Tensor], extra: str) -> str | None:
     """Why `stored` cannot replace `own`, by name and shape: at most three faults and the number of further ones; None
     if it can. `extra` describes a name that only `stored` has."""

@@ -25,3 +25,17 @@ def quiet() -> Iterator[None]:
     with muted_logs(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
+
+
+@contextlib.contextmanager
+def no_progress_bar() -> Iterator[None]:
+    """Turn transformers' progress bars off for the duration of the block."""
+    from transformers.utils import logging
+
+    enabled = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            logging.enable_progress_bar()

@@ -23,8 +23,9 @@ from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.attention import Attention
-from pretune.model.config import GATED
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
+from pretune.model.config import GATED, ModelConfig
+from pretune.model.transformers_model.config import TransformersConfig
 from pretune.objectives.objective import objective_of
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.config import QatConfig
@@ -38,6 +39,9 @@ class Footprint:
     """Bytes of a run's training step, for any micro-batch size. `kind`: the type of the device, as torch calls it."""
 
     def __init__(self, config: RunConfig, kind: str = "cpu") -> None:
+        if isinstance(config.model, TransformersConfig):
+            # The estimate of a compiled step takes our own layers apart. An uncompiled one needs more, not less.
+            config = config.model_copy(update={"precision": config.precision.model_copy(update={"compile": False})})
         self.config, self.kind = config, kind
         self._dry_runs: dict[int, int] = {}
         self._traced: dict[int, tuple[int, int]] = {}
@@ -69,9 +73,12 @@ class Footprint:
 
     def _layers(self, size: int) -> tuple[int, int]:
         """Bytes saved outside the layers, and in each layer."""
-        if size not in self._traced:
+        model = self.config.model
+        if size not in self._traced and isinstance(model, TransformersConfig):  # as a whole, whatever its layers are
+            self._traced[size] = _saved(self.config, None, size, self.kind), 0
+        elif size not in self._traced and isinstance(model, ModelConfig):
             # Every other layer has value embeddings, so two layers form the repeating unit.
-            few, more = (2, 4) if self.config.model.value_embeddings else (1, 2)
+            few, more = (2, 4) if model.value_embeddings else (1, 2)
             first, second = (_saved(self.config, layers, size, self.kind) for layers in (few, more))
             layer = (second - first) // (more - few)
             self._traced[size] = first - few * layer, layer
@@ -167,17 +174,20 @@ class Footprint:
         return self._dry_runs[size]
 
 
-def _fake(config: RunConfig) -> Transformer:
+def _fake(config: RunConfig) -> Model:
     """The model in its form for training, with fake tensors of the active FakeTensorMode."""
     model = training_model(config, torch.device("meta"))
     if isinstance(config.quantization, QatConfig):
         from pretune.quantization.fake_quantization import enable_fake_quantization
 
         enable_fake_quantization(model, True)  # count its memory even if it starts later in the run
+    made: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay one
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            fake = torch.empty(parameter.shape, dtype=parameter.dtype)
-            module.register_parameter(name, nn.Parameter(fake, parameter.requires_grad))
+            if parameter not in made:
+                fake = torch.empty(parameter.shape, dtype=parameter.dtype)
+                made[parameter] = nn.Parameter(fake, parameter.requires_grad)
+            module.register_parameter(name, made[parameter])
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model
@@ -186,7 +196,7 @@ def _fake(config: RunConfig) -> Transformer:
 class _DryRun(nn.Module):
     """A run's loss, in its precision, on dummy batches."""
 
-    def __init__(self, config: RunConfig, model: Transformer, kind: str) -> None:
+    def __init__(self, config: RunConfig, model: Model, kind: str) -> None:
         super().__init__()
         self.config, self.model = config, model.train()
         if kind == "cuda":
@@ -211,8 +221,11 @@ class _DryRun(nn.Module):
             return objective_of(section).sums(self.model, batch)["loss"]
 
 
-def _saved(config: RunConfig, num_layers: int, size: int, kind: str) -> int:
-    changes: dict[str, Any] = {"model": config.model.model_copy(update={"num_layers": num_layers})}
+def _saved(config: RunConfig, num_layers: int | None, size: int, kind: str) -> int:
+    """Bytes that a micro-batch keeps, of the whole model or of one with `num_layers`."""
+    changes: dict[str, Any] = {}
+    if num_layers is not None:
+        changes["model"] = config.model.model_copy(update={"num_layers": num_layers})
     # A target in one block is applied to all blocks here.
     if not isinstance(config.adapter, NoAdapterConfig):
         targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
@@ -244,6 +257,7 @@ def _compiled_work_space(config: RunConfig, again: int, size: int) -> int:
     residual stream, and `again`, what is recomputed.
     """
     model, itemsize = config.model, 4 if config.precision.activations == "float32" else 2
+    assert isinstance(model, ModelConfig)
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     whole = not config.adapter.freezes  # with an adapter, the head has no gradient

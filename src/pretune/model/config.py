@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 import pydantic
 from pydantic import Field
@@ -69,6 +69,7 @@ Architecture = Literal[
 
 
 class ModelConfig(Section):
+    tag: ClassVar[str] = "own"
     architecture: Architecture | None
     """Family of transformers that exports are written as, by its model_type; a model of others has its own. null: one
     that fits is chosen (docs/how-to/export.md)."""

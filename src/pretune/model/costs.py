@@ -10,19 +10,24 @@ from collections import Counter
 import torch
 from torch import nn
 
-from pretune.model.config import ModelConfig
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model, new_model
+from pretune.model.section import AnyModelConfig
+from pretune.model.transformers_model import costs as of_transformers
+from pretune.model.transformers_model.config import TransformersConfig
+from pretune.model.transformers_model.model import TransformersModel
 
 
-def skeleton(config: ModelConfig) -> Transformer:
+def skeleton(config: AnyModelConfig) -> Model:
     """The model on the meta device: names and shapes of all tensors, but no values and no memory."""
     with torch.device("meta"):
-        return Transformer(config)
+        return new_model(config)
 
 
-def parameters_by_part(model: Transformer) -> dict[str, int]:
+def parameters_by_part(model: Model) -> dict[str, int]:
     """Parameters in embedding, value and position embedding, attention, mlp, head, and norms and scalars; empty parts
     are left out, and tied tables are counted once, as embedding."""
+    if isinstance(model, TransformersModel):
+        return of_transformers.parameters_by_part(model)
     parts: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         owners = {"attention", "mlp", "embedding", "head", "value_embedding", "position_embedding"}.intersection(
@@ -33,28 +38,31 @@ def parameters_by_part(model: Transformer) -> dict[str, int]:
     return dict(parts)
 
 
-def matrix_parameters(model: Transformer) -> tuple[int, int]:
+def matrix_parameters(model: Model) -> tuple[int, int]:
     """The number of parameters that every token is multiplied with, and how many of them are trained.
 
     The head counts, tied or not; a table that is only looked up does not.
     """
+    if isinstance(model, TransformersModel):
+        shares = [(one.numel() * share, one.requires_grad) for one, share in of_transformers.matrices(model)]
+        return round(sum(size for size, _ in shares)), round(sum(size for size, trained in shares if trained))
     weights = [module.weight for module in model.layers.modules() if isinstance(module, nn.Linear)]
     weights.append(model.head_weight)  # type: ignore[arg-type]
     return sum(one.numel() for one in weights), sum(one.numel() for one in weights if one.requires_grad)
 
 
-def forward_flops(model: Transformer, sequence_length: int) -> float:
+def forward_flops(model: Model, sequence_length: int) -> float:
     """Operations of a forward pass, including the head, per token of a row of `sequence_length`: 2 N + 4 L H K T."""
     matrices, _ = matrix_parameters(model)
-    return forward_flops_of(matrices, model.config, sequence_length)
+    return forward_flops_of(matrices, _section(model), sequence_length)
 
 
-def forward_flops_of(matrices: int, config: ModelConfig, sequence_length: int) -> float:
+def forward_flops_of(matrices: int, config: AnyModelConfig, sequence_length: int) -> float:
     """The same, of a model of which the parameters of its matrices are known."""
     return 2 * matrices + 4 * _attention_width(config, sequence_length)
 
 
-def training_flops(model: Transformer, sequence_length: int) -> float:
+def training_flops(model: Model, sequence_length: int) -> float:
     """Operations of a training step per token: 6 N + 12 L H K T (PaLM, arXiv:2204.02311, appendix B).
 
     A multiplication and an addition count as two. Of the 6 N, 2 N are the forward pass, 2 N the gradient of inputs and
@@ -64,20 +72,26 @@ def training_flops(model: Transformer, sequence_length: int) -> float:
     recomputation.
     """
     matrices, trained = matrix_parameters(model)
-    return training_flops_of(matrices, trained, model.config, sequence_length)
+    return training_flops_of(matrices, trained, _section(model), sequence_length)
 
 
-def training_flops_of(matrices: int, trained: int, config: ModelConfig, sequence_length: int) -> float:
+def training_flops_of(matrices: int, trained: int, config: AnyModelConfig, sequence_length: int) -> float:
     """The same, of a model of which the parameters of its matrices are known, and how many of them are trained."""
     return 4 * matrices + 2 * trained + 12 * _attention_width(config, sequence_length)
 
 
-def _attention_width(config: ModelConfig, sequence_length: int) -> int:
+def _section(model: Model) -> AnyModelConfig:
+    return model.section if isinstance(model, TransformersModel) else model.config
+
+
+def _attention_width(config: AnyModelConfig, sequence_length: int) -> int:
     """H K times the number of attended tokens, summed over layers: L H K T without windows."""
+    if isinstance(config, TransformersConfig):
+        return of_transformers.attention_width(config, sequence_length)
     windows = (config.window_of(layer) or sequence_length for layer in range(config.num_layers))
     return config.num_heads * config.head_dim * sum(min(window, sequence_length) for window in windows)
 
 
-def cache_bytes_per_token(config: ModelConfig, itemsize: int) -> int:
+def cache_bytes_per_token(config: AnyModelConfig, itemsize: int) -> int:
     """Bytes per token of the key-value cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize

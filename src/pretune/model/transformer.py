@@ -107,6 +107,11 @@ class Transformer(nn.Module):
         return KVCache(self.config, starts, capacity, dtype)
 
     @property
+    def embedded(self) -> nn.Module:
+        """The module whose output is the embedded tokens, which the first layer reads."""
+        return self.input_scale or self.embedding
+
+    @property
     def head_weight(self) -> Tensor:
         """The output head's matrix [V and padding rows, D]; the embedding table if tied."""
         return self.embedding.weight if self.head is None else self.head.weight

@@ -9,6 +9,7 @@ from typing import Literal
 from torch import nn
 
 from pretune.core.config import ConfigError
+from pretune.core.named_tensors import name_in_block
 
 Role = Literal["hidden", "embedding", "head", "vector"]
 
@@ -17,7 +18,7 @@ Role = Literal["hidden", "embedding", "head", "vector"]
 class Trained:
     """A parameter that is trained.
 
-    name: without the prefix that torch.compile adds. role: `hidden` (a 2-D weight inside `layers`), `embedding` (a
+    name: without the prefix that torch.compile adds. role: `hidden` (a 2-D weight inside a block), `embedding` (a
     table of vectors, anywhere), `head` (any other matrix), `vector` (norms, biases, scalars: no weight decay).
     """
 
@@ -62,4 +63,4 @@ def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:
         return "vector"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "hidden" if parameter.ndim == 2 and "layers" in name.split(".") else "head"
+    return "hidden" if parameter.ndim == 2 and name_in_block(name) else "head"

@@ -20,7 +20,7 @@ from pretune.compute.device import pick_device
 from pretune.compute.precision import dtype_of
 from pretune.core.batch import Batch
 from pretune.data.shards import prepare
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder
@@ -38,7 +38,7 @@ class Training:
     """Everything that the training loop needs."""
 
     parts: Parts
-    ema: EMA[Transformer] | None
+    ema: EMA[Model] | None
     optimizer: Optimizer
     loss_of: Callable[[Batch], dict[str, Tensor]]
     """Compiled at its first call."""
@@ -64,13 +64,13 @@ def assemble_evaluation(config: RunConfig, run: RunFolder) -> Parts:
     return _parts(config, lambda device: evaluation_model(config, run, device))
 
 
-def _parts(config: RunConfig, model_on: Callable[[torch.device], Transformer]) -> Parts:
+def _parts(config: RunConfig, model_on: Callable[[torch.device], Model]) -> Parts:
     device = pick_device(config.device)
     tokenizer = assemble_tokenizer(config)
     data = prepare(config.data, tokenizer, cache_folder())
     return Parts(device, tokenizer, data, model_on(device))
 
 
-def moving_average(config: EMAConfig, model: Transformer) -> EMA[Transformer] | None:
+def moving_average(config: EMAConfig, model: Model) -> EMA[Model] | None:
     """The EMA of the trained weights of `model`, which must be in its final form; None if the run has no EMA."""
     return None if config.decay is None else EMA(model, config.decay, config.warmup)

@@ -13,7 +13,7 @@ from pretune.checkpoint.config import CheckpointConfig
 from pretune.compute.config import PrecisionConfig
 from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
 from pretune.data.config import DataConfig
-from pretune.model.config import ModelConfig
+from pretune.model.section import ModelSection
 from pretune.objectives.config import ReferenceBase
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
 from pretune.quantization.config import QuantizationConfig
@@ -61,8 +61,8 @@ class RunConfig(Section):
     resume: Annotated[Literal["auto", "never", "must"], MAY_DIFFER]
     """auto resumes from the newest checkpoint if there is one; never refuses to resume; must refuses to start a new
     run."""
-    model: ModelConfig
-    """The transformer."""
+    model: ModelSection
+    """The model: our transformer, or one that transformers builds."""
     data: DataConfig
     """The training and validation data."""
     stage: StageConfig

@@ -15,7 +15,7 @@ from pretune.run.weights import chosen_checkpoint
 
 if TYPE_CHECKING:
     from pretune.adapters.from_huggingface import TheirAdapter
-    from pretune.model.transformer import Transformer
+    from pretune.model.build import Model
 
 
 def given_folder(config: RunConfig) -> Path | None:
@@ -34,7 +34,7 @@ def given_folder(config: RunConfig) -> Path | None:
     return folder
 
 
-def given_of_others(config: RunConfig, model: Transformer) -> TheirAdapter | None:
+def given_of_others(config: RunConfig, model: Model) -> TheirAdapter | None:
     """The adapter that the run starts from if it is one of the model of transformers, and not of `model`, which must
     be plain.
 
@@ -47,13 +47,13 @@ def given_of_others(config: RunConfig, model: Transformer) -> TheirAdapter | Non
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
     from pretune.adapters.from_huggingface import has_our_names, their_adapter
-    from pretune.model.huggingface.folding import adapter_layers
+    from pretune.model.adapter_names import names_in_transformers
 
     # Its values are needed for a plan, too: they say what its layers share.
     with torch.device("cpu"), unset_fake_temporarily():
         if has_our_names(folder, model):
             return None
-        found = their_adapter(folder, adapter_layers(config.model, "embedding" in section.targets))
+        found = their_adapter(folder, names_in_transformers(config.model, "embedding" in section.targets))
     found.check(section, model)
     return found
 
@@ -62,8 +62,8 @@ def notes_on_adapter(config: RunConfig, base: str) -> Iterator[str]:
     """What is worth knowing of the adapter that the run starts from, on the weights called `base`."""
     import torch
 
-    from pretune.model.transformer import Transformer
+    from pretune.model.build import new_model
 
     with torch.device("meta"):
-        found = given_of_others(config, Transformer(config.model))
+        found = given_of_others(config, new_model(config.model))
     return iter(()) if found is None else iter(found.notes(base))

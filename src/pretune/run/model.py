@@ -13,8 +13,10 @@ from pretune.checkpoint import store as checkpoint
 from pretune.compute.compilation import checkpoint_activations
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import use_float8
-from pretune.model.config import ModelConfig
-from pretune.model.transformer import Transformer
+from pretune.core.terminal import warn
+from pretune.model.build import Model, new_model
+from pretune.model.section import AnyModelConfig
+from pretune.model.transformers_model.model import TransformersModel
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
@@ -23,14 +25,14 @@ from pretune.run.weights import Start, load_start, own_folder, start_of
 from pretune.training.neftune import add_embedding_noise
 
 
-def training_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Transformer:
+def training_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Model:
     """The model for training: build -> weights -> NEFTune -> adapter -> quantization. See adapted_model."""
     model = adapted_model(config, device, newest)
     quantize(config.quantization, model)
     return model
 
 
-def adapted_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Transformer:
+def adapted_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Model:
     """The model with its adapter, before quantization.
 
     The adapter comes before quantization: peft needs plain linear layers, an adapter that is initialized from the
@@ -40,20 +42,20 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
     """
     if device.type == "meta":
         with device:
-            model = Transformer(config.model)
+            model = new_model(config.model)
             attach_adapter(config, model, newest)
         return model
     model, base = without_values(config.model), None
     if newest is None or config.adapter.freezes:
         base = fill(config, model, start_of(config))
     if config.neftune_alpha is not None:
-        add_embedding_noise(model.input_scale or model.embedding, config.neftune_alpha)
+        add_embedding_noise(model.embedded, config.neftune_alpha)
     model.to(device)
     attach_adapter(config, model, newest, base)
     return model
 
 
-def merged_model(config: RunConfig, weights: Start | None, device: torch.device) -> Transformer:
+def merged_model(config: RunConfig, weights: Start | None, device: torch.device) -> Model:
     """A plain model with the weights of the run that `config` describes, its adapter merged, or with random weights for
     None."""
     model = without_values(config.model)
@@ -61,11 +63,11 @@ def merged_model(config: RunConfig, weights: Start | None, device: torch.device)
     return model.to(device)
 
 
-def without_values(config: ModelConfig) -> Transformer:
+def without_values(config: AnyModelConfig) -> Model:
     """A model on the CPU whose weights have no values yet: each takes memory once it is filled, and torch's own initial
     values would be drawn for nothing."""
     with _NoInitialization():
-        return Transformer(config)
+        return new_model(config)
 
 
 class _NoInitialization(TorchFunctionMode):
@@ -78,16 +80,20 @@ class _NoInitialization(TorchFunctionMode):
         return func(*args, **given)
 
 
-def fill(config: RunConfig, model: Transformer, weights: Start | None, init_from: str | None = None) -> str | None:
+def fill(config: RunConfig, model: Model, weights: Start | None, init_from: str | None = None) -> str | None:
     """Load the weights of a run or of a model of others and return what identifies them; or, for None, random weights,
     which depend only on `seed`, on any device. `init_from`: see load_run."""
+    loaded = None
     if weights is not None:
-        return load_start(model, weights, init_from)
-    model.reset_parameters(torch.Generator().manual_seed(config.seed))
-    return None
+        loaded = load_start(model, weights, init_from)
+    else:
+        model.reset_parameters(torch.Generator().manual_seed(config.seed))
+    if isinstance(model, TransformersModel) and (note := model.check()) is not None:
+        warn(f"note: {note}")
+    return loaded
 
 
-def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) -> Model:
     """The model of a finished run for evaluation and generation. If `quantization` stores weights as integers, they are
     rounded to the corresponding values, and inputs are fake-quantized."""
     model = merged_model(config, run, device)
@@ -99,7 +105,7 @@ def evaluation_model(config: RunConfig, run: RunFolder, device: torch.device) ->
     return model
 
 
-def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Transformer:
+def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> Model:
     """The model of a finished run for exports; if `quantization` stores weights as integers, with torchao's tensors."""
     model = merged_model(config, run, device).eval()
     if isinstance(config.quantization, FakeQuantizationConfig):
@@ -109,7 +115,7 @@ def converted_model(config: RunConfig, run: RunFolder, device: torch.device) -> 
     return model
 
 
-def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None, base: str | None = None) -> None:
+def attach_adapter(config: RunConfig, model: Model, newest: Path | None, base: str | None = None) -> None:
     """Freeze the model and attach the run's adapter: a new one, or the one from adapter.init_from; nothing for none.
 
     `newest`: see adapted_model. `base` identifies the model's weights. On the meta device, adapter.init is ignored,
@@ -138,7 +144,7 @@ def attach_adapter(config: RunConfig, model: Transformer, newest: Path | None, b
         load_adapter(folder, model)
 
 
-def learning_rate_factors(config: AdapterConfig, model: Transformer) -> dict[str, float]:
+def learning_rate_factors(config: AdapterConfig, model: Model) -> dict[str, float]:
     """Learning-rate factors by parameter name, for those that are not 1."""
     if not config.freezes:
         return {}
@@ -147,7 +153,7 @@ def learning_rate_factors(config: AdapterConfig, model: Transformer) -> dict[str
     return learning_rate_factors(model, config)
 
 
-def quantize(config: QuantizationConfig, model: Transformer) -> None:
+def quantize(config: QuantizationConfig, model: Model) -> None:
     """Apply `quantization` to a model for training, whose adapter must be attached: store frozen weights in 4 bits
     (QLoRA), or prepare fake quantization (QAT), on from the start or switched on later; or do nothing.
 
@@ -163,7 +169,7 @@ def quantize(config: QuantizationConfig, model: Transformer) -> None:
         prepare_qat(model, config, enabled=config.start == 0)
 
 
-def apply_precision(config: PrecisionConfig, model: Transformer) -> None:
+def apply_precision(config: PrecisionConfig, model: Model) -> None:
     """Apply 8-bit matrix products and activation checkpointing to a model for training, if configured.
 
     Weights and adapter must be in place; compile and build the optimizer afterwards.
@@ -174,7 +180,7 @@ def apply_precision(config: PrecisionConfig, model: Transformer) -> None:
         checkpoint_activations(model.layers)
 
 
-def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter | None:
+def stored_adapter(config: RunConfig, model: Model) -> checkpoint.Adapter | None:
     """What a checkpoint stores in place of the model's weights if the run trains an adapter, else None."""
     if not config.adapter.freezes:
         return None
@@ -183,7 +189,7 @@ def stored_adapter(config: RunConfig, model: Transformer) -> checkpoint.Adapter 
     return checkpoint.Adapter(adapter_tensors(model), adapter_config(model))
 
 
-def check_first_gradients(config: RunConfig, model: Transformer) -> None:
+def check_first_gradients(config: RunConfig, model: Model) -> None:
     """Raise ConfigError if an adapter got no gradient in the first step: it would never be trained."""
     if config.adapter.freezes:
         from pretune.adapters.attach import check_gradients

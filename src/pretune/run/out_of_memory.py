@@ -10,7 +10,7 @@ from pretune.compute import hardware
 from pretune.compute.device import pick_device
 from pretune.core.config import InputError
 from pretune.core.units import memory
-from pretune.model.transformer import Transformer
+from pretune.model.build import new_model
 from pretune.run.config import RunConfig
 
 _SMALLER = {
@@ -25,7 +25,7 @@ def out_of_memory(config: RunConfig, total_memory: Callable[[torch.device], int]
     """The error for a task whose device has no memory left for the model, its optimizer or an evaluation."""
     device = pick_device(config.device)
     with torch.device("meta"):
-        weights = sum(parameter.nbytes for parameter in Transformer(config.model).parameters())
+        weights = sum(parameter.nbytes for parameter in new_model(config.model).parameters())
     total = total_memory(device)
     remedies = ("" if weights > total else _SMALLER.get(config.task, "")) + "a smaller model"
     remedies += "" if device.type == "cpu" else " or device=cpu"

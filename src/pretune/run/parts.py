@@ -12,7 +12,7 @@ from torch import Tensor
 from pretune.core.batch import Batch
 from pretune.data.shards import Prepared
 from pretune.data.tokenizer import Tokenizer
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Parts:
     device: torch.device
     tokenizer: Tokenizer
     data: Prepared
-    model: Transformer
+    model: Model
     reference: Reference | None = None
     """The reference model for preferences, unless the data already has its log-probabilities."""
 

@@ -24,6 +24,7 @@ from pretune.core.config import ConfigError
 from pretune.core.terminal import warn
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder, read_config
+from pretune.run.library_model import without_what_it_lacks
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,8 @@ def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) 
         notes.append(_slow(compute, factor, best, before))
     if config.device == "auto" and device.type == "cpu" and (gpu := undetected_gpu(Path("/"))):
         notes.append(f"computing on the CPU: {gpu}; set device=cpu if you want the CPU")
+    config, lacking_in_model = without_what_it_lacks(config)
+    notes += lacking_in_model
     if _compiles(config) and (lacking := why_not_compiled(device)):
         config = _uncompiled(config, lacking)
         notes.append(f"not compiled: {lacking}; uncompiled, everything is slower and training takes more memory")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+from pretune.core.config import InputError
 from pretune.core.files import fingerprint, measure
 
 if TYPE_CHECKING:
-    from pretune.model.config import ModelConfig
-    from pretune.model.transformer import Transformer
+    from pretune.model.build import Model
+    from pretune.model.section import AnyModelConfig
 
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -31,8 +32,31 @@ class PretrainedModel:
         """The folder with its tokenizer."""
         return self.path
 
-    def config(self) -> ModelConfig:
-        """Its model section; InputError if it cannot be read."""
+    def config(self, kind: Literal["own", "transformers"] | None = None) -> AnyModelConfig:
+        """Its model section, as one of our transformer or of transformers; None: of ours where that can hold it.
+
+        Raises InputError if it cannot be read, or neither can be had.
+        """
+        if kind != "transformers" and (kind == "own" or self.obstacle() is None):
+            return self._own()
+        from pretune.model.transformers_model.folder import read_section
+
+        try:
+            return read_section(self.path)
+        except InputError as error:
+            raise InputError(str(error) if kind else f"{self.obstacle()}; nor can transformers ({error})") from None
+
+    def obstacle(self) -> str | None:
+        """Why our transformer cannot hold it, if transformers may; None if it can. InputError if it cannot be read."""
+        from pretune.model.huggingface.keys import NotHeld
+
+        try:
+            self._own()
+        except NotHeld as error:
+            return str(error)
+        return None
+
+    def _own(self) -> AnyModelConfig:
         if self.whole:
             from pretune.model.huggingface.folder import open_folder
 
@@ -47,11 +71,16 @@ class PretrainedModel:
 
         return fingerprint({file: measure(self.path / file) for file in weight_files(self.path)})
 
-    def load(self, model: Transformer) -> None:
+    def load(self, model: Model) -> None:
         """Load its weights; InputError if they do not fit `model`."""
         from pretune.model.huggingface.folder import open_folder
         from pretune.model.huggingface.weights import load_huggingface
+        from pretune.model.transformers_model.folder import load_folder
+        from pretune.model.transformers_model.model import TransformersModel
 
+        if isinstance(model, TransformersModel):
+            load_folder(self.path, model)
+            return
         load_huggingface(open_folder(self.path).tensors, model)
 
 

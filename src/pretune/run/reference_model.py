@@ -26,7 +26,7 @@ from pretune.core.terminal import warn
 from pretune.data.loader import Loader
 from pretune.data.packing import VERSION as PACKING_VERSION
 from pretune.data.tokens import TokenData
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.objectives.objective import objective_of
 from pretune.objectives.preference import num_pairs, pair_log_probs
 from pretune.run.config import RunConfig
@@ -86,7 +86,7 @@ def check_first_loss(config: RunConfig, loss: Tensor, pairs: int) -> None:
         )
 
 
-def _reference(config: RunConfig, model: Transformer, mode: Callable[[], AbstractContextManager[None]]) -> Reference:
+def _reference(config: RunConfig, model: Model, mode: Callable[[], AbstractContextManager[None]]) -> Reference:
     chunk_tokens = config.stage.objective.chunk_tokens
     return Reference(lambda batch: pair_log_probs(model, batch, chunk_tokens), mode)
 

@@ -14,9 +14,12 @@ from pretune.core.config import ConfigError
 from pretune.data.config import DataConfig
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface.fitting import family_of
+from pretune.model.section import AnyModelConfig
+from pretune.model.transformers_model.config import TransformersConfig
 from pretune.objectives.config import ReferenceBase
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
+from pretune.run.task_config import ExportConfig, GenerateConfig
 from pretune.training.config import EarlyStoppingConfig
 
 
@@ -26,7 +29,7 @@ class Run(Protocol):
     @property
     def task(self) -> str: ...
     @property
-    def model(self) -> ModelConfig: ...
+    def model(self) -> AnyModelConfig: ...
     @property
     def data(self) -> DataConfig: ...
     @property
@@ -43,6 +46,10 @@ class Run(Protocol):
     def batch(self) -> BatchConfig: ...
     @property
     def evaluation(self) -> EvaluationConfig: ...
+    @property
+    def generate(self) -> GenerateConfig: ...
+    @property
+    def export(self) -> ExportConfig: ...
     @property
     def early_stopping(self) -> EarlyStoppingConfig: ...
 
@@ -74,7 +81,7 @@ def steps_are_whole_micro_batches(run: Run) -> Iterator[str]:
 
 
 def exports_have_the_features_of_the_model(run: Run) -> Iterator[str]:
-    if run.model.architecture is None:
+    if not isinstance(run.model, ModelConfig) or run.model.architecture is None:
         return
     try:
         family_of(run.model)
@@ -186,6 +193,8 @@ def integers_come_after_training_or_with_it(run: Run) -> Iterator[str]:
             "quantization=qat_int8_int4 rounds the sum of a weight and its adapter, but dropout keeps the two apart: "
             "set adapter.dropout=0.0"
         )
+    if not isinstance(run.model, ModelConfig):
+        return
     if (misfit := misfit_of_groups(section, run.model.matrix_inputs())) is not None:
         yield misfit
 
@@ -215,6 +224,23 @@ def a_reference_is_the_start(run: Run) -> Iterator[str]:
         )
 
 
+def a_model_of_transformers_has_less(run: Run) -> Iterator[str]:
+    if not isinstance(run.model, TransformersConfig):
+        return
+    wanted = {
+        f"quantization={run.quantization.kind}": isinstance(run.quantization, FakeQuantizationConfig),
+        f"export.format={run.export.format}": run.export.format != "huggingface",
+        f"generate.runtime={run.generate.runtime}": run.generate.runtime != "pretune",
+        "adapter.targets = embedding and head": run.adapter.adapts_vocabulary,
+        "precision=fp8": run.precision.compute == "float8",
+    }
+    if refused := [key for key, is_set in wanted.items() if is_set]:
+        yield (
+            f"{', '.join(refused)} {'is' if len(refused) == 1 else 'are'} only for Pretune's own transformer, not for "
+            f"model=transformers ({run.model.model_type})"
+        )
+
+
 RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     sequences_fit_the_model,
     steps_are_whole_micro_batches,
@@ -230,4 +256,5 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     integers_come_after_training_or_with_it,
     preferences_have_pairs,
     a_reference_is_the_start,
+    a_model_of_transformers_has_less,
 )

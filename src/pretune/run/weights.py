@@ -7,20 +7,22 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.identity import identity, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
 from pretune.core.terminal import warn
+from pretune.model.config import ModelConfig
+from pretune.model.transformers_model.config import TransformersConfig
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
 from pretune.run.pretrained import PretrainedModel, find_pretrained, why_no_model
 
 if TYPE_CHECKING:
-    from pretune.model.transformer import Transformer
+    from pretune.model.build import Model
 
 Start = RunFolder | PretrainedModel
 """Where weights to start from are."""
@@ -93,10 +95,10 @@ def find_start(init_from: str, runs: Path, config_only: bool = False) -> Start:
     return run if config_only else replace(run, checkpoint=chosen_checkpoint(run))
 
 
-def model_section(start: Start) -> Mapping[str, Any]:
-    """The model section of a start, as its config.yaml or config.json says it."""
+def model_section(start: Start, kind: Literal["own", "transformers"] | None = None) -> Mapping[str, Any]:
+    """The model section of a start, as its config.yaml or config.json says it; `kind`: see PretrainedModel.config."""
     if isinstance(start, PretrainedModel):
-        return start.config().model_dump(mode="json")
+        return start.config(kind).model_dump(mode="json")
     section = read_config(start.config).get("model")
     return section if isinstance(section, Mapping) else {}
 
@@ -112,7 +114,12 @@ learned positions there are as many as there are weights."""
 def check_model(config: RunConfig, start: Start) -> list[str]:
     """Raise ConfigError, naming the keys, if the model section contradicts that of the weights that the run starts
     from. Returns a note for each other difference."""
-    differing = dict(sorted(_differences(config.model.model_dump(mode="json"), model_section(start))))
+    if isinstance(config.model, TransformersConfig):
+        return _check_library_model(config.model, start)
+    theirs = model_section(start, "own")
+    if theirs.get("kind") is not None:
+        raise ConfigError(f"stage.init_from: {start.name} is a model that transformers computes: take it by model=auto")
+    differing = dict(sorted(_differences(config.model.model_dump(mode="json"), theirs)))
     allowed = set(FREE) - ({"max_sequence_length"} if config.model.learned_positions else set())
     free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in allowed)}
     faults = [f"model.{key} = {both[0]}, but {both[1]} there" for key, both in differing.items() if key not in free]
@@ -124,6 +131,21 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
         )
     shown = [key for key in differing if key in free and not key.startswith(("init.", "architecture", "vocab_"))]
     return [f"model.{key} is {differing[key][0]}, and was {differing[key][1]} in {start.name}" for key in shown]
+
+
+def _check_library_model(ours: TransformersConfig, start: Start) -> list[str]:
+    """The same of a model that transformers computes: it says itself, when it is loaded, whether weights fit."""
+    theirs = model_section(start, "transformers")
+    if theirs.get("kind") != "transformers":
+        raise ConfigError(
+            f"stage.init_from: {start.name} is a run of our own transformer, not of model=transformers: take its model "
+            "with model=auto"
+        )
+    differing = dict(sorted(_differences(ours.config, theirs["config"])))
+    if "model_type" in differing:
+        types = " and ".join(differing["model_type"])
+        raise ConfigError(f"stage.init_from: {start.name} is another architecture than model.config says ({types})")
+    return [f"model.config.{key} is {now}, and was {then} in {start.name}" for key, (now, then) in differing.items()]
 
 
 def _differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
@@ -179,8 +201,9 @@ def evaluated_run(config: RunConfig) -> RunFolder:
     """
     run = find_run(config.name, config.output_dir)
     trained, now = read_config(run.config).get("model", {}), config.model
-    positions, scaling = trained.get("max_sequence_length"), now.rope.scaling
-    if isinstance(positions, int) and now.max_sequence_length > positions and scaling is None:
+    positions = trained.get("max_sequence_length")
+    stretched = not isinstance(now, ModelConfig) or now.rope.scaling is not None
+    if isinstance(positions, int) and now.max_sequence_length > positions and not stretched:
         warn(
             f"note: {run.name} was trained with {positions} positions, and beyond them a model is seldom of use: "
             f"stretch them by model.rope.scaling to model.max_sequence_length = {now.max_sequence_length}, or "
@@ -201,7 +224,7 @@ def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
     return path
 
 
-def load_start(model: Transformer, start: Start, init_from: str | None = None) -> str:
+def load_start(model: Model, start: Start, init_from: str | None = None) -> str:
     """Load the weights of a run (see load_run) or of a model of others into `model`. Returns what identifies them."""
     if isinstance(start, RunFolder):
         return load_run(model, start, init_from)
@@ -209,7 +232,7 @@ def load_start(model: Transformer, start: Start, init_from: str | None = None) -
     return start.identity()
 
 
-def load_run(model: Transformer, run: RunFolder, init_from: str | None = None) -> str:
+def load_run(model: Model, run: RunFolder, init_from: str | None = None) -> str:
     """Load a run's weights into `model`; for a run with an adapter, the weights it started from with the adapter
     merged. Returns what identifies them.
 

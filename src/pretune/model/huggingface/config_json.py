@@ -16,7 +16,7 @@ from pretune.model.config import GATED, ModelConfig
 from pretune.model.huggingface.families import FAMILIES, GPT2, Family
 from pretune.model.huggingface.fitting import family_of, query_scalar, value_of
 from pretune.model.huggingface.gpt2_keys import GPT2_IGNORED, read_gpt2, written_gpt2
-from pretune.model.huggingface.keys import REQUIRED, Keys
+from pretune.model.huggingface.keys import REQUIRED, Keys, NotHeld
 from pretune.model.huggingface.rope_keys import max_length, read_rope, take_local_theta, written_rope
 from pretune.model.huggingface.window_keys import read_window, written_window
 
@@ -67,7 +67,7 @@ def read_config(folder: Path) -> ModelConfig:
     and a value that the model cannot have.
     """
     path = folder / "config.json"
-    content = _read_json(path)
+    content = read_json(path)
     name = content.get("model_type")
     if isinstance(content.get("text_config"), dict):
         raise InputError(
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> ModelConfig:
             "transformers, and give that folder"
         )
     if not isinstance(name, str) or name not in FAMILIES:
-        raise InputError(
+        raise NotHeld(
             f"{path}: model_type = {json.dumps(name)} is none of the architectures that can be read: "
             f"{', '.join(FAMILIES)}"
         )
@@ -94,7 +94,7 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         return validate(ModelConfig, section)
     except ConfigError as error:
-        raise InputError(f"{path}: as a model section, {'; '.join(str(error).splitlines())}") from None
+        raise NotHeld(f"{path}: as a model section, {'; '.join(str(error).splitlines())}") from None
 
 
 def huggingface_config(config: ModelConfig, eos_id: int, dtype: str) -> dict[str, Any]:
@@ -144,7 +144,8 @@ def _written(config: ModelConfig, family: Family) -> dict[str, Any]:
     return content | {theirs: value_of(config, ours) for ours, (theirs, _) in family.numbers.items()}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The content of a config.json; InputError, naming it, where there is none or it is no JSON object."""
     if not path.parent.is_dir():
         raise InputError(f"no folder {path.parent}; give the folder of a Hugging Face model")
     if not path.is_file():
@@ -177,7 +178,7 @@ def _section(keys: Keys, family: Family) -> dict[str, Any]:
     rope = read_rope(keys, family.theta, length, family.longrope)
     head_dim = keys.take("head_dim", int, default=family.head_dim) or dim // num_heads
     if int(head_dim * rope["fraction"]) % 2:
-        raise InputError(f"{keys.path}: partial_rotary_factor = {rope['fraction']} rotates an odd number of components")
+        raise NotHeld(f"{keys.path}: partial_rotary_factor = {rope['fraction']} rotates an odd number of components")
     section: dict[str, Any] = {
         "num_layers": num_layers,
         "dim": dim,
@@ -227,7 +228,7 @@ def _activation(keys: Keys, family: Family) -> str:
     name = aliases.get(given, given)
     known: dict[str, str] = {theirs: ours for ours, theirs in ACTIVATIONS.items() if (ours in GATED) == family.gated}
     if name not in known:
-        raise InputError(f"{keys.path}: {key} = {given} is not known for this architecture; {', '.join(known)} are")
+        raise NotHeld(f"{keys.path}: {key} = {given} is not known for this architecture; {', '.join(known)} are")
     if family.model_type.startswith("gemma"):
         # Its files have had either key, with a gelu that always meant the tanh approximation.
         other = "hidden_act" if key == "hidden_activation" else "hidden_activation"

@@ -10,6 +10,11 @@ from typing import Any
 
 from pretune.core.config import InputError
 
+
+class NotHeld(InputError):
+    """Our transformer cannot hold a model whose config.json is in order; transformers may."""
+
+
 REQUIRED = object()
 _WORDS = {int: "an integer", float: "a number", bool: "true or false", str: "a text", list: "a list", dict: "an object"}
 
@@ -47,7 +52,7 @@ class Keys:
         """Raise InputError unless the key has that one value, the only one that can be computed."""
         found = self.take(key, type(wanted), default)
         if found != wanted:
-            raise InputError(f"{self.path}: {key} = {json.dumps(found)} cannot be computed; {json.dumps(wanted)} can")
+            raise NotHeld(f"{self.path}: {key} = {json.dumps(found)} cannot be computed; {json.dumps(wanted)} can")
 
     def refuse_rest(self, ignored: Container[str]) -> None:
         """Raise InputError, naming it, for a key that was not asked for, has a value and is not ignored."""
@@ -56,7 +61,7 @@ class Keys:
         if "quantization_config" in unknown:
             raise InputError(f"{self.path} has quantization_config: use the model's unquantized weights")
         if unknown:
-            raise InputError(
+            raise NotHeld(
                 f"{self.path}: {', '.join(unknown[:3])} is not known for {self.content['model_type']} and may change "
                 "what the model computes; remove it if you know that it does not"
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.model.config import ModelConfig
-from pretune.model.huggingface.keys import REQUIRED, Keys
+from pretune.model.huggingface.keys import REQUIRED, Keys, NotHeld
 from pretune.model.rope_config import DynamicScaling, LongropeScaling, NtkScaling
 
 _SCALINGS: dict[str, dict[str, tuple[type, Any]]] = {
@@ -52,7 +52,7 @@ def read_rope(keys: Keys, default_theta: float | None, length: int, phi3: bool =
         raise InputError(f"{keys.path} has no rope_theta, neither on its own nor in rope_parameters")
     fraction = fractions.pop() if fractions else 1.0
     if fraction != 1 and not phi3:
-        raise InputError(f"{keys.path}: partial_rotary_factor = {fraction} cannot be computed; 1.0 can")
+        raise NotHeld(f"{keys.path}: partial_rotary_factor = {fraction} cannot be computed; 1.0 can")
     original = 4096 if phi3 else None
     if phi3 or (keys.content.get(_ORIGINAL) is not None and any(_kind(one, phi3) in _STRETCHED for one in given)):
         original = keys.take(_ORIGINAL, int, default=original)  # it comes before the one in rope_parameters
@@ -104,7 +104,7 @@ def _kind(given: Keys, phi3: bool) -> str:
     if phi3 and kind in ("su", "yarn"):  # what files older than the name longrope call it
         return "longrope"
     if kind not in _SCALINGS:
-        raise InputError(f"{given.path}: the rope_type {kind} is not known; {', '.join(_SCALINGS)} are")
+        raise NotHeld(f"{given.path}: the rope_type {kind} is not known; {', '.join(_SCALINGS)} are")
     return kind
 
 

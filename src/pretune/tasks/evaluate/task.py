@@ -20,7 +20,7 @@ from pretune.core.terminal import say
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import problems
 from pretune.data.loader import Loader
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.objectives.language_modeling import token_metrics
 from pretune.objectives.objective import objective_of
 from pretune.quantization.config import FakeQuantizationConfig
@@ -91,7 +91,7 @@ class Evaluator:
         self._score = scorer(config, parts, compiled)
         self._token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
 
-    def metrics(self, model: Transformer) -> dict[str, float]:
+    def metrics(self, model: Model) -> dict[str, float]:
         """All configured metrics over the whole validation set, and the loss over the held-out rows of each mixed-in
         set: `val_NAME/loss`."""
         if self._say is not None:

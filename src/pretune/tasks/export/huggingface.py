@@ -13,14 +13,16 @@ from pretune.adapters.huggingface import adapter_for_huggingface
 from pretune.checkpoint import store as checkpoint
 from pretune.core.config import ConfigError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, write_json
+from pretune.model.adapter_names import names_in_transformers, stored_transposed
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface import llama_cpp
 from pretune.model.huggingface.config_json import huggingface_config
-from pretune.model.huggingface.fitting import family_of
-from pretune.model.huggingface.folding import adapter_layers, portable_config, portable_weights
+from pretune.model.huggingface.folding import portable_config, portable_weights
 from pretune.model.huggingface.llama_cpp import is_known, llama_cpp_tensors, obstacle
 from pretune.model.huggingface.weights import to_huggingface
 from pretune.model.transformer import Transformer
+from pretune.model.transformers_model.folder import save_folder
+from pretune.model.transformers_model.model import TransformersModel
 from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
@@ -39,26 +41,35 @@ def write_model(config: RunConfig, run: RunFolder, folder: Path) -> str:
     The folder is loaded again, as its users will; see reload.py. Returns instructions for use. Raises ConfigError for a
     model that no transformers architecture supports, and for a tokenizer that transformers reads differently.
     """
-    tokenizer, shape, dtype = assemble_tokenizer(config), portable_config(config.model), config.export.dtype
-    content = huggingface_config(shape, tokenizer.eos_id, dtype)
-    write_json(folder / "config.json", content)
+    tokenizer, dtype = assemble_tokenizer(config), config.export.dtype
+    model = evaluation_model(config, run, torch.device("cpu"))
+    if isinstance(model, TransformersModel):
+        save_folder(model, folder, tokenizer.eos_id, dtype)
+        llama = f"has not been tried with {model.section.model_type}"
+    else:
+        plain = Transformer(model.config)  # without the fake quantization of inputs
+        plain.load_state_dict(model.state_dict())
+        model, llama = plain, _write_own(plain, folder, tokenizer.eos_id, dtype)
     ends = run_endings(config, tokenizer)
     write_json(folder / "generation_config.json", generation_config(tokenizer, ends))
     write_tokenizer(config, tokenizer, folder)
-    ids = check_tokenizer(config, tokenizer, folder)
-    state = evaluation_model(config, run, torch.device("cpu")).state_dict()
-    weights = to_huggingface(portable_weights(state, config.model), shape)
-    _save(weights, folder / "model.safetensors", dtype)
-    if beside := llama_cpp_tensors(shape, weights):
-        _save(beside, folder / llama_cpp.FILE, "float32")
-    model = Transformer(config.model)
-    model.load_state_dict(state)
-    check_model(model, ids, folder, dtype)
+    check_model(model, check_tokenizer(config, tokenizer, folder), folder, dtype)
     return (
         "Load it: transformers.AutoModelForCausalLM.from_pretrained('{output}')"
         + (f"; generate(..., tokenizer=tokenizer) ends a text before {ends.strings[0]!r}" if ends.strings else "")
-        + f". llama.cpp {_for_llama_cpp(shape)}"
+        + f". llama.cpp {llama}"
     )
+
+
+def _write_own(model: Transformer, folder: Path, eos_id: int, dtype: str) -> str:
+    """Write config.json and the weights of our transformer; returns what llama.cpp does with them."""
+    shape = portable_config(model.config)
+    write_json(folder / "config.json", huggingface_config(shape, eos_id, dtype))
+    weights = to_huggingface(portable_weights(model.state_dict(), model.config), shape)
+    _save(weights, folder / "model.safetensors", dtype)
+    if beside := llama_cpp_tensors(shape, weights):
+        _save(beside, folder / llama_cpp.FILE, "float32")
+    return _for_llama_cpp(shape)
 
 
 def _for_llama_cpp(shape: ModelConfig) -> str:
@@ -78,8 +89,8 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
-    layers = adapter_layers(config.model, "embedding" in getattr(config.adapter, "targets", ()))
-    tensors, content = adapter_for_huggingface(newest, layers, family_of(portable_config(config.model)).transposed)
+    layers = names_in_transformers(config.model, "embedding" in getattr(config.adapter, "targets", ()))
+    tensors, content = adapter_for_huggingface(newest, layers, stored_transposed(config.model))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_of(config)
     assert base is not None  # RunConfig ensures it

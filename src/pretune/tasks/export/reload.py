@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -13,12 +12,12 @@ import torch
 import torch.nn.functional as F
 
 from pretune.core.config import ConfigError, UserError
-from pretune.core.quiet import quiet
+from pretune.core.quiet import no_progress_bar, quiet
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.documents import documents
 from pretune.data.formats.segments import Segment
 from pretune.data.tokenizer import Tokenizer
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.run.config import RunConfig
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.02, "float16": 0.02}
@@ -60,7 +59,7 @@ def check_tokenizer(config: RunConfig, tokenizer: Tokenizer, folder: Path) -> li
     return [[*tokenizer.beginning, *tokenizer.encode(text)] for text in texts]
 
 
-def check_model(model: Transformer, ids: Sequence[Sequence[int]], folder: Path, dtype: str) -> None:
+def check_model(model: Model, ids: Sequence[Sequence[int]], folder: Path, dtype: str) -> None:
     """Compare the loss of transformers' model from `folder`, whose weights are stored as `dtype`, with that of `model`,
     which is rounded to them. RuntimeError if they differ by more than rounding explains."""
     from transformers import AutoModelForCausalLM
@@ -70,7 +69,7 @@ def check_model(model: Transformer, ids: Sequence[Sequence[int]], folder: Path, 
     model = model.to(getattr(torch, dtype)).to(torch.float32).eval()
     with torch.no_grad():
         wanted = _loss(rows, [model.unembed(model(row)) for row in rows])
-        with quiet(), _no_progress_bar():
+        with quiet(), no_progress_bar():
             theirs: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
         found = _loss(rows, [theirs.eval()(row).logits for row in rows])
     both_diverged = not math.isfinite(found) and not math.isfinite(wanted)
@@ -79,20 +78,6 @@ def check_model(model: Transformer, ids: Sequence[Sequence[int]], folder: Path, 
             f"transformers computes a loss of {found:.4f} from the exported files, the run {wanted:.4f}: nothing was "
             "exported; this is a bug in Pretune or in transformers, please report it with the run's config.yaml"
         )
-
-
-@contextlib.contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """Turn transformers' progress bars off for the duration of the block."""
-    from transformers.utils import logging
-
-    enabled = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if enabled:
-            logging.enable_progress_bar()
 
 
 def _loss(rows: Sequence[torch.Tensor], logits: Sequence[torch.Tensor]) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 from pretune.core.config import ConfigError
 from pretune.core.progress_bar import counted
 from pretune.data.tokenizer import Tokenizer
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.run.config import RunConfig
 from pretune.run.endings import run_endings
 from pretune.run.folder import RunFolder
@@ -75,7 +75,7 @@ def write_onnx_file(config: RunConfig, run: RunFolder, step: int, folder: Path) 
     )
 
 
-def logits(model: Transformer, tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
+def logits(model: Model, tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
     """The model's own logits [T, V] of tokens [1, T]."""
     with torch.no_grad():
         return model.unembed(model(tokens))[0, :, : tokenizer.vocab_size]

@@ -12,6 +12,7 @@ from pretune.compute.config import OPTIONS
 from pretune.compute.device import pick_device
 from pretune.compute.devices import Device, named
 from pretune.memory.estimate import Footprint
+from pretune.model.config import ModelConfig
 from pretune.model.costs import cache_bytes_per_token, parameters_by_part, skeleton, training_flops
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import read_trace
@@ -77,6 +78,9 @@ def make_plan(config: RunConfig) -> Plan:
     rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
     largest = footprint.largest(memory, rows)
     micro_batch = (largest or 1) if config.batch.micro_batch == "auto" else config.batch.micro_batch
+    seconds = config.budget.time or tokens / speed
+    # The family of a model that transformers builds is not known.
+    family = isinstance(config.model, ModelConfig)
     fresh = config.stage.init_from is None
     fitted = fitted_loss(count, tokens, config.model.vocab_size) if fresh else None
     return Plan(
@@ -99,7 +103,7 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_parameter=tokens / count,
         compute_optimal_ratio=config.plan.tokens_per_parameter,
         fitted_loss=fitted,
-        biggest=search(config, device, kind, config.budget.time or tokens / speed),
+        biggest=search(config, device, kind, seconds) if family else [],
         notes=_notes(config, device, kind, largest, micro_batch),
     )
 

@@ -112,6 +112,7 @@ class Family:
     def shape(self, size: int) -> ModelConfig:
         """The family's model with `size` groups of query heads."""
         base = self.config.model
+        assert isinstance(base, ModelConfig), "the family of a model that transformers builds is not known"
         group = base.num_heads // base.num_kv_heads
         dim = size * max(round(base.dim * group / base.num_heads / 8) * 8, 8)
         mlp_dim = max(round(base.mlp_dim * dim / base.dim / 8) * 8, 8)

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import Batch
 from pretune.core.files import fingerprint, write_json
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.optim.optimizers import compile_update, compiles_update
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
@@ -31,7 +31,7 @@ class Compilation:
     """Compiles a run's step and update before the clock starts, and says so: once for each shape of a micro-batch."""
 
     def __init__(
-        self, config: RunConfig, model: Transformer, optimizer: Optimizer, loss_of: LossOf, say: Callable[[str], None]
+        self, config: RunConfig, model: Model, optimizer: Optimizer, loss_of: LossOf, say: Callable[[str], None]
     ) -> None:
         self._config, self._model, self._optimizer, self._say = config, model, optimizer, say
         self._loss_of = loss_of
@@ -86,7 +86,7 @@ class CompileTimes:
     key: str
 
     @classmethod
-    def of(cls, config: RunConfig, model: Transformer, size: int) -> CompileTimes:
+    def of(cls, config: RunConfig, model: Model, size: int) -> CompileTimes:
         """For the step of a run with micro-batches of `size` sequences."""
         depends_on = {
             "torch": torch.__version__,

@@ -23,8 +23,8 @@ from pretune.compute.hardware import peak_flops
 from pretune.core.named_tensors import not_finite
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture
+from pretune.model.build import Model
 from pretune.model.costs import training_flops
-from pretune.model.transformer import Transformer
 from pretune.objectives.objective import objective_of
 from pretune.optim.budget import Step
 from pretune.optim.config import Overhead
@@ -87,7 +87,7 @@ class Run:
         return self.training.parts
 
     @property
-    def ema(self) -> EMA[Transformer] | None:
+    def ema(self) -> EMA[Model] | None:
         return self.training.ema
 
     @property

@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
 from pretune.core.config import ConfigError
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
 from pretune.quantization.config import QatConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
@@ -37,7 +37,7 @@ def check_start(config: RunConfig, start: Start) -> None:
         )
 
 
-def start_fake_quantization(config: RunConfig, model: Transformer, progress: float) -> bool:
+def start_fake_quantization(config: RunConfig, model: Model, progress: float) -> bool:
     """Enable fake quantization once the budget has reached `quantization.start`; True when that has just happened."""
     section = config.quantization
     if not isinstance(section, QatConfig):
@@ -50,7 +50,7 @@ def start_fake_quantization(config: RunConfig, model: Transformer, progress: flo
     return due
 
 
-def fake_quantized(config: RunConfig, model: Transformer) -> bool:
+def fake_quantized(config: RunConfig, model: Model) -> bool:
     """Whether the model computes fake-quantized now."""
     if not isinstance(config.quantization, QatConfig):
         return False
@@ -59,7 +59,7 @@ def fake_quantized(config: RunConfig, model: Transformer) -> bool:
     return fake_quantization_enabled(model)
 
 
-def as_deployed(config: RunConfig, model: Transformer) -> AbstractContextManager[None]:
+def as_deployed(config: RunConfig, model: Model) -> AbstractContextManager[None]:
     """A context in which the model computes as it will be deployed: fake-quantized, if it is trained for that."""
     return _fake_quantization(config, model, True)
 
@@ -98,7 +98,7 @@ def converted_metrics(
     return {"converted/loss": loss, "converted/difference": loss - expected}
 
 
-def _fake_quantization(config: RunConfig, model: Transformer, enabled: bool) -> AbstractContextManager[None]:
+def _fake_quantization(config: RunConfig, model: Model, enabled: bool) -> AbstractContextManager[None]:
     if not isinstance(config.quantization, QatConfig):
         return nullcontext()
     from pretune.quantization.fake_quantization import fake_quantization

@@ -1,0 +1,1 @@
+"""Models that transformers builds and computes, behind the interface of our Transformer."""
