@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pretune.compute.config import FLOAT8_MULTIPLE, Activations, PrecisionConfig
 from pretune.core.config import ConfigError
-from pretune.core.named_tensors import name_in_block
+from pretune.core.named_tensors import is_in_block
 
 if TYPE_CHECKING:
     import torch
@@ -75,7 +75,7 @@ def use_float8(model: nn.Module, emulate: bool = False) -> None:
 
     def fits(module: nn.Module, name: str) -> bool:
         sides = (module.in_features, module.out_features) if isinstance(module, nn.Linear) else ()
-        return name_in_block(name) is not None and all(side % FLOAT8_MULTIPLE == 0 for side in sides)
+        return is_in_block(name) and all(side % FLOAT8_MULTIPLE == 0 for side in sides)
 
     if not any(isinstance(module, nn.Linear) and fits(module, name) for name, module in model.named_modules()):
         raise ConfigError(

@@ -12,6 +12,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def is_in_block(name: str) -> bool:
+    """Whether a layer, or a tensor, is in one of a model's numbered blocks, as in `layers.0.attention.output`."""
+    return any(part.isdigit() for part in name.split(".")[1:])
+
+
 def name_in_block(name: str) -> str | None:
     """A layer's name within its block, which follows the block's number: `attention.output` of
     `layers.0.attention.output`; None for what is in no block."""

@@ -9,7 +9,7 @@ from typing import Literal
 from torch import nn
 
 from pretune.core.config import ConfigError
-from pretune.core.named_tensors import name_in_block
+from pretune.core.named_tensors import is_in_block
 
 Role = Literal["hidden", "embedding", "head", "vector"]
 
@@ -63,4 +63,4 @@ def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:
         return "vector"
     if isinstance(module, nn.Embedding):
         return "embedding"
-    return "hidden" if parameter.ndim == 2 and name_in_block(name) else "head"
+    return "hidden" if parameter.ndim == 2 and is_in_block(name) else "head"

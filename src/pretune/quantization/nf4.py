@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.core.config import ConfigError
-from pretune.core.named_tensors import name_in_block
+from pretune.core.named_tensors import is_in_block
 from pretune.quantization.config import QloraConfig, QuantizationConfig
 
 SCALES = 256
@@ -45,7 +45,7 @@ def dequantize(model: nn.Module) -> None:
 def frozen_layers(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers inside the blocks that are not trained, by name."""
     layers = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    return {name: layer for name, layer in layers.items() if name_in_block(name) and not layer.weight.requires_grad}
+    return {name: layer for name, layer in layers.items() if is_in_block(name) and not layer.weight.requires_grad}
 
 
 def stored_bytes(numel: int, block_size: int) -> int:
