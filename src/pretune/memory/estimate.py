@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from pretune.model.attention import Attention
 from pretune.model.build import Model
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
+from pretune.model.transformers_model.tracing import without_values
 from pretune.objectives.objective import objective_of
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.config import QatConfig
@@ -164,7 +166,7 @@ class Footprint:
         """Peak of weights, gradients, activations and temporaries in an eager micro-batch: in the second of a step,
         if it has more than one."""
         if size not in self._dry_runs:
-            with FakeTensorMode(), LiveMemory() as live:
+            with FakeTensorMode(), LiveMemory() as live, _without_values(self.config):
                 dry_run = _DryRun(self.config, _fake(self.config), self.kind)
                 batch = dry_run.batch(size)
                 for _ in range(1 if self.config.is_step(size) else 2):
@@ -191,6 +193,11 @@ def _fake(config: RunConfig) -> Model:
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, torch.empty(buffer.shape, dtype=buffer.dtype), persistent=False)
     return model
+
+
+def _without_values(config: RunConfig) -> AbstractContextManager[None]:
+    """What passes of the run's model need on fake tensors."""
+    return without_values() if isinstance(config.model, TransformersConfig) else nullcontext()
 
 
 class _DryRun(nn.Module):
@@ -231,7 +238,7 @@ def _saved(config: RunConfig, num_layers: int | None, size: int, kind: str) -> i
         targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
-    with FakeTensorMode():
+    with FakeTensorMode(), _without_values(config):
         dry_run = _DryRun(config, _fake(config), kind)
         batch = dry_run.batch(size)
         if not config.precision.compile:

@@ -14,6 +14,8 @@ from pretune.model.transformers_model.config import TransformersConfig
 from pretune.model.transformers_model.model import TransformersModel
 
 _EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_PARTS = {"attention": ("attn", "attention"), "experts": ("experts",), "mixer": ("mixer", "mamba", "ssm", "conv")}
+"""Parts of a model by words in the names of their parameters; what has none of them is mlp."""
 _CHOSEN = ("num_experts_per_tok", "moe_top_k", "moe_k", "top_k_experts")
 
 
@@ -39,13 +41,13 @@ def attention_width(config: TransformersConfig, sequence_length: int) -> int:
 
 
 def parameters_by_part(model: TransformersModel) -> dict[str, int]:
-    """Parameters in embedding, attention, the rest of the layers, head, and norms and scalars; tied ones as
-    embedding."""
+    """Parameters in embedding, attention, experts, mixer (of recurrent layers), mlp, head, and norms and scalars; tied
+    ones as embedding."""
     roles: dict[nn.Parameter, str] = dict.fromkeys(model.head.parameters(), "head")
     roles |= dict.fromkeys(model.embedded.parameters(), "embedding")
     parts: dict[str, int] = {}
     for name, parameter in model.named_parameters():
-        inside = "attention" if "attn" in name or "attention" in name else "mlp"
+        inside = next((part for part, words in _PARTS.items() if any(word in name for word in words)), "mlp")
         part = roles.get(parameter, inside) if parameter.ndim > 1 else "norms and scalars"
         parts[part] = parts.get(part, 0) + parameter.numel()
     return parts

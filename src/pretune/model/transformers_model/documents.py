@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
 
@@ -37,8 +38,11 @@ def apart(states: Callable[[Tensor], Tensor], tokens: Tensor, document_ids: Tens
     """The hidden states [B, T, D] of `states`, called on rows that hold one document each.
 
     Documents of similar length go together, the longest at most twice as long as the shortest, so that padding at their
-    ends, which no earlier token sees, is less than half.
+    ends, which no earlier token sees, is less than half. Fake tensors, whose documents are not known, stay in their
+    rows.
     """
+    if isinstance(tokens, FakeTensor):
+        return states(tokens)
     inner = positions_within(document_ids).flatten()
     starts = (inner == 0).nonzero()[:, 0].tolist()
     documents = [tokens.flatten()[a:b] for a, b in zip(starts, [*starts[1:], tokens.numel()], strict=True)]

@@ -14,7 +14,8 @@ from pretune.tasks.plan.family import Biggest
 def show(plan: Plan, console: Console | None = None) -> None:
     """Print the plan."""
     console = console or Console()
-    for table in (_parameters(plan), _memory(plan), _budget(plan), _biggest(plan)):
+    tables = [_parameters(plan), _memory(plan), _budget(plan), *([_biggest(plan)] if plan.biggest else [])]
+    for table in tables:
         console.print(table)
     for note in plan.notes:
         console.print(shown(f"Note: {note}."), highlight=False)
