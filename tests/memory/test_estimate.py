@@ -44,7 +44,7 @@ class Measured:
         apply_precision(config.precision, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
         documents = torch.zeros_like(tokens, dtype=torch.int32) if config.data.packing.isolate else None
-        reference = torch.zeros(rows, 1, 2) if config.stage.objective.needs_reference else None
+        reference = {"log_probs": torch.zeros(rows, 1, 2)} if config.stage.objective.needs_reference else None
         self.batch = Batch(tokens, tokens, documents, reference)
 
     def loss(self) -> torch.Tensor:

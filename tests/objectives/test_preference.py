@@ -57,7 +57,8 @@ def packed(rows: list[list[tuple[Tensor, Tensor, Tensor]]]) -> Batch:
 
 def with_reference(batch: Batch, model: Transformer) -> Batch:
     with torch.no_grad():
-        return Batch(batch.inputs, batch.targets, batch.document_ids, pair_log_probs(model, batch, 10))
+        reference = {"log_probs": pair_log_probs(model, batch, 10)}
+        return Batch(batch.inputs, batch.targets, batch.document_ids, reference)
 
 
 def llama(model: Transformer, dtype: torch.dtype = torch.float64) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,14 +20,14 @@ class Batch:
     document_ids [B, T] int32, or None: the document within its sequence that each input belongs to. With ids, no
     position attends to another document and positions restart at each; padding has its own id. In preference data,
     documents 2 k and 2 k + 1 are the chosen and the rejected side of pair k.
-    reference_log_probs [B, P, 2] float32, or None: log-probabilities of these sides under the reference model, in nats;
-    P is at least the largest number of pairs in a sequence, and entries without a pair are undefined.
+    reference: what a frozen model says of these sequences, by name, each tensor [B, ...]; None where the objective has
+    none, or it is not computed yet. What there is of it, objectives/{preference,distillation}.py say.
     """
 
     inputs: Tensor
     targets: Tensor
     document_ids: Tensor | None
-    reference_log_probs: Tensor | None = None
+    reference: Mapping[str, Tensor] | None = None
 
     def to(self, device: torch.device) -> Batch:
         """A copy on `device`; copying from pinned memory to CUDA does not block the host."""
@@ -50,7 +50,16 @@ class Batch:
         """The number of positions that are scored."""
         return int((self.targets != IGNORE).sum())
 
+    def tensors(self) -> list[Tensor]:
+        """All tensors of the batch."""
+        ids = [] if self.document_ids is None else [self.document_ids]
+        return [self.inputs, self.targets, *ids, *(self.reference or {}).values()]
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        ids, log_probs = self.document_ids, self.reference_log_probs
-        optional = (None if tensor is None else change(tensor) for tensor in (ids, log_probs))
-        return Batch(change(self.inputs), change(self.targets), *optional)
+        ids, reference = self.document_ids, self.reference
+        return Batch(
+            change(self.inputs),
+            change(self.targets),
+            None if ids is None else change(ids),
+            None if reference is None else {name: change(tensor) for name, tensor in reference.items()},
+        )

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -40,8 +39,9 @@ class Loader:
             config.packing.too_long,
             "pairs" if config.packing.mode == "pairs" else "documents",
         )
-        cached = data.reference_log_probs
-        assert cached is None or len(cached) == self.num_sequences, "made for other sequences"
+        self.reference = data.reference
+        tables = (data.reference or {}).values()
+        assert all(len(table) == self.num_sequences for table in tables), "made for other sequences"
 
     def batch(self, position: int, num_sequences: int) -> Batch:
         """Sequences `position` to `position + num_sequences` of the endless stream of epochs, each in a new order.
@@ -91,30 +91,40 @@ class Loader:
         own = sequences if self.isolate else Sequences(sequences.inputs, sequences.targets, None)
         for number, place in zip(numbers, places, strict=False):
             self._sequences.fill(number, own, place)
-            if sequences.reference_log_probs is not None and self._data.reference_log_probs is not None:
-                sequences.reference_log_probs[place] = self._data.reference_log_probs[number]
+            if sequences.reference is not None and self.reference is not None:
+                for name, table in self.reference.items():
+                    sequences.reference[name][place] = table[number]
 
     def _padding(self, num_sequences: int) -> Sequences:
-        sequences = padding(num_sequences, self.length, self.eos_id, self.isolate)
-        cached = self._data.reference_log_probs
-        if cached is None:
-            return sequences
-        empty = np.zeros((num_sequences, *cached.shape[1:]), dtype=np.float32)
-        return replace(sequences, reference_log_probs=empty)
+        return padding(num_sequences, self.length, self.eos_id, self.isolate, self.reference)
 
 
-def padding(num_sequences: int, length: int, eos_id: int, isolate: bool) -> Sequences:
-    """Sequences to be filled in: unscored EOS tokens."""
+def padding(
+    num_sequences: int, length: int, eos_id: int, isolate: bool, tables: Mapping[str, np.ndarray] | None
+) -> Sequences:
+    """Sequences to be filled in: unscored EOS tokens. `tables`: where the reference, if any, is read from."""
     shape = (num_sequences, length)
     documents = np.zeros(shape, dtype=np.int32) if isolate else None
-    return Sequences(np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64), documents)
+    reference = None
+    if tables is not None:
+        reference = {name: _empty(num_sequences, table) for name, table in tables.items()}
+    inputs, targets = np.full(shape, eos_id, dtype=np.int64), np.full(shape, IGNORE, dtype=np.int64)
+    return Sequences(inputs, targets, documents, reference)
+
+
+def _empty(num_sequences: int, table: np.ndarray) -> np.ndarray:
+    # torch computes with few operations on unsigned integers, in which ids take half the space on disk.
+    dtype = np.int32 if table.dtype == np.uint16 else table.dtype
+    return np.zeros((num_sequences, *table.shape[1:]), dtype=dtype)
 
 
 def as_batch(sequences: Sequences) -> Batch:
     """The sequences as a batch of tensors that share their memory."""
-    optional = (sequences.documents, sequences.reference_log_probs)
-    ids, log_probs = (None if one is None else torch.from_numpy(one) for one in optional)
-    return Batch(torch.from_numpy(sequences.inputs), torch.from_numpy(sequences.targets), ids, log_probs)
+    ids = None if sequences.documents is None else torch.from_numpy(sequences.documents)
+    reference = None
+    if sequences.reference is not None:
+        reference = {name: torch.from_numpy(values) for name, values in sequences.reference.items()}
+    return Batch(torch.from_numpy(sequences.inputs), torch.from_numpy(sequences.targets), ids, reference)
 
 
 def shuffled(numbers: np.ndarray, count: int, seed: int, epoch: int) -> np.ndarray:

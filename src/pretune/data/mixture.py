@@ -34,7 +34,8 @@ class Mixture:
         """Sequences `position` to `position + num_sequences` of the endless stream, at equal cost for any position."""
         loaders = [self._main, *self._others.values()]
         isolate = any(loader.isolate for loader in loaders)
-        sequences = padding(num_sequences, self._main.length, self._main.eos_id, isolate)
+        main = self._main
+        sequences = padding(num_sequences, main.length, main.eos_id, isolate, main.reference)
         cycles, offsets = np.divmod(np.arange(position, position + num_sequences), len(self._owners))
         owners = self._owners[offsets]
         own_positions = cycles * self._counts[owners] + self._ranks[offsets]

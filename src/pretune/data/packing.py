@@ -37,12 +37,12 @@ TooLong = Literal["cut", "split", "drop"]
 @dataclass(frozen=True)
 class Sequences:
     """Sequences to be filled in place, with Batch's layout: inputs [B, T], targets [B, T], documents [B, T] or None,
-    reference_log_probs [B, P, 2] or None. Initially they are all padding: EOS as input, IGNORE as target."""
+    reference by name [B, ...] or None. Initially they are all padding: EOS as input, IGNORE as target."""
 
     inputs: np.ndarray
     targets: np.ndarray
     documents: np.ndarray | None
-    reference_log_probs: np.ndarray | None = None
+    reference: dict[str, np.ndarray] | None = None
 
 
 class StreamSequences:

@@ -106,9 +106,9 @@ class TokenData:
         self._first_skipped = total.first_skipped
         self.unread = sorted(total.unread)
         self._spelled, self._first_spelled = total.spelled, total.first_spelled
-        self.reference_log_probs: np.ndarray | None = None
-        """Log-probabilities, in nats, under the reference model of both sides of each sequence's pairs, as packed by
-        the run: [num_sequences, P, 2] float32; None until they are known."""
+        self.reference: dict[str, np.ndarray] | None = None
+        """What a frozen model says of each sequence, as packed by the run, by name: [num_sequences, ...] each, with
+        what Batch.reference holds; None where it is not stored."""
 
     def left_out(self) -> list[str]:
         """The reasons why rows were left out, most frequent first, each with its count and the first row."""

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pretune.adapters.config import NoAdapterConfig
 from pretune.compute.compilation import RECOMPUTATION, checkpoint_activations
 from pretune.compute.precision import autocast
 from pretune.core.batch import Batch
+from pretune.memory.frozen import Frozen
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.attention import Attention
 from pretune.model.build import Model
@@ -63,8 +65,8 @@ class Footprint:
             self._update = live.peak - live.now
         # EMA keeps a float32 average of every trained weight: as many bytes as the gradients.
         self.averages = 0 if config.ema.decay is None else self.gradients
-        twice = config.stage.objective.needs_reference and config.reference == "model"
-        self.reference = self.weights if twice else 0
+        self.frozen = Frozen.of(config)
+        self.reference = self.frozen.weights(self.weights)
 
     def saved(self, size: int) -> int:
         """Bytes of activations kept for the backward pass of a micro-batch of `size` sequences."""
@@ -77,11 +79,11 @@ class Footprint:
         """Bytes saved outside the layers, and in each layer."""
         model = self.config.model
         if size not in self._traced and isinstance(model, TransformersConfig):  # as a whole, whatever its layers are
-            self._traced[size] = _saved(self.config, None, size, self.kind), 0
+            self._traced[size] = _saved(self.config, self.frozen, None, size, self.kind), 0
         elif size not in self._traced and isinstance(model, ModelConfig):
             # Every other layer has value embeddings, so two layers form the repeating unit.
             few, more = (2, 4) if model.value_embeddings else (1, 2)
-            first, second = (_saved(self.config, layers, size, self.kind) for layers in (few, more))
+            first, second = (_saved(self.config, self.frozen, layers, size, self.kind) for layers in (few, more))
             layer = (second - first) // (more - few)
             self._traced[size] = first - few * layer, layer
         return self._traced[size]
@@ -93,7 +95,7 @@ class Footprint:
     @property
     def constant(self) -> int:
         """Bytes that are always in use from the second micro-batch on: weights, their averages, gradients, optimizer
-        state and the reference model."""
+        state and the frozen model."""
         return self.weights + self.averages + self.gradients + self.optimizer + self.reference
 
     def peak(self, size: int) -> int:
@@ -109,7 +111,7 @@ class Footprint:
             "gradients": gradients,
             "optimizer": self.optimizer,
             "activations": activations,
-            **({"reference": self.reference} if self.reference else {}),
+            **({("teacher" if self.frozen.teacher else "reference"): self.reference} if self.reference else {}),
             "logits and work space": work,
         }
 
@@ -119,7 +121,7 @@ class Footprint:
         before = self._gradients_before(size)
         if self.config.precision.compile:
             again = self._layers(size)[1] if self._checkpointed_and_compiled else 0  # one recomputed layer
-            yield before, self.saved(size), _compiled_work_space(self.config, again, size)
+            yield before, self.saved(size), _compiled_work_space(self.config, self.frozen, again, size)
             # 16-bit copies of the weights, for the matrix products
             copies = 0 if self.config.precision.activations == "float32" else self.gradients // 2
             yield before + self.gradients, 0, copies
@@ -128,6 +130,7 @@ class Footprint:
             saved = min(self.saved(size), passes)
             yield before, saved, passes - saved
         yield self.gradients, 0, self._update
+        yield before, 0, self.frozen.work(size)
 
     def _gradients_before(self, size: int) -> int:
         """Bytes of the gradients to which a micro-batch of `size` sequences adds its own; none if it is a whole step,
@@ -167,7 +170,7 @@ class Footprint:
         if it has more than one."""
         if size not in self._dry_runs:
             with FakeTensorMode(), LiveMemory() as live, _without_values(self.config):
-                dry_run = _DryRun(self.config, _fake(self.config), self.kind)
+                dry_run = _DryRun(self.config, _fake(self.config), self.frozen, self.kind)
                 batch = dry_run.batch(size)
                 for _ in range(1 if self.config.is_step(size) else 2):
                     live.restart()
@@ -203,9 +206,9 @@ def _without_values(config: RunConfig) -> AbstractContextManager[None]:
 class _DryRun(nn.Module):
     """A run's loss, in its precision, on dummy batches."""
 
-    def __init__(self, config: RunConfig, model: Model, kind: str) -> None:
+    def __init__(self, config: RunConfig, model: Model, frozen: Frozen, kind: str) -> None:
         super().__init__()
-        self.config, self.model = config, model.train()
+        self.config, self.model, self.frozen = config, model.train(), frozen
         if kind == "cuda":
             # Its kernels draw attention's dropout as they go. What runs here, on a CPU, would keep all weights for it.
             for attention in (module for module in model.modules() if isinstance(module, Attention)):
@@ -217,18 +220,22 @@ class _DryRun(nn.Module):
         shape = (size, self.config.data.sequence_length)
         tokens = torch.zeros(shape, dtype=torch.int64)
         isolated = self.config.data.packing.isolate
-        return {"tokens": tokens, "documents": torch.zeros(shape, dtype=torch.int32) if isolated else None}
+        documents = torch.zeros(shape, dtype=torch.int32) if isolated else None
+        said = {f"said/{name}": tensor for name, tensor in self.frozen.says(size).items()}
+        return {"tokens": tokens, "documents": documents, **said, **self.frozen.head()}
 
     def forward(self, given: dict[str, Any]) -> Tensor:
         tokens = given["tokens"]
         with autocast(self.config.precision, CPU):
-            section = self.config.stage.objective
-            reference = tokens.new_zeros(len(tokens), 1, 2).float() if section.needs_reference else None
-            batch = Batch(tokens, tokens, given["documents"], reference)
-            return objective_of(section).sums(self.model, batch)["loss"]
+            said = {name.removeprefix("said/"): one for name, one in given.items() if name.startswith("said/")}
+            teacher: Any = SimpleNamespace(
+                config=self.frozen.teacher and self.frozen.teacher.config, head_weight=given.get("head")
+            )
+            batch = Batch(tokens, tokens, given["documents"], said)
+            return objective_of(self.config.stage.objective, teacher).sums(self.model, batch)["loss"]
 
 
-def _saved(config: RunConfig, num_layers: int | None, size: int, kind: str) -> int:
+def _saved(config: RunConfig, frozen: Frozen, num_layers: int | None, size: int, kind: str) -> int:
     """Bytes that a micro-batch keeps, of the whole model or of one with `num_layers`."""
     changes: dict[str, Any] = {}
     if num_layers is not None:
@@ -239,7 +246,7 @@ def _saved(config: RunConfig, num_layers: int | None, size: int, kind: str) -> i
         changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
     config = config.model_copy(update=changes)
     with FakeTensorMode(), _without_values(config):
-        dry_run = _DryRun(config, _fake(config), kind)
+        dry_run = _DryRun(config, _fake(config), frozen, kind)
         batch = dry_run.batch(size)
         if not config.precision.compile:
             return saved_eagerly(lambda: dry_run(batch), dry_run)
@@ -256,7 +263,7 @@ def _saved(config: RunConfig, num_layers: int | None, size: int, kind: str) -> i
         return saved_compiled(loss, own, tensors, recomputation)
 
 
-def _compiled_work_space(config: RunConfig, again: int, size: int) -> int:
+def _compiled_work_space(config: RunConfig, frozen: Frozen, again: int, size: int) -> int:
     """Bytes beside everything saved, at the worse of two moments of a compiled micro-batch.
 
     In the last chunk of the loss, they are its logits, their gradient, and a product to be added to the head's
@@ -268,7 +275,7 @@ def _compiled_work_space(config: RunConfig, again: int, size: int) -> int:
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
     whole = not config.adapter.freezes  # with an adapter, the head has no gradient
-    loss = itemsize * rows_of_head * (2 * chunk + model.dim * whole)
+    loss = itemsize * rows_of_head * (2 * chunk + model.dim * whole) + frozen.in_loss(tokens)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole
     return max(loss, start)

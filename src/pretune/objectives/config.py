@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
+import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Count, Section
+from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
 
 
 class ObjectiveBase(Section):
@@ -16,10 +17,12 @@ class ObjectiveBase(Section):
     compares_pairs: ClassVar[bool] = False
     """Whether an item is a pair of answers to one prompt, not a token."""
 
-    @property
-    def needs_reference(self) -> bool:
-        """Whether the loss compares the model with a reference model."""
-        return isinstance(self, ReferenceBase)
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares the model with a frozen one."""
+    has_teacher: ClassVar[bool] = False
+    """Whether that is a model of its own, a teacher."""
+    stages: ClassVar[tuple[str, ...]] = ("pretrain", "finetune")
+    """The stages that have this objective."""
 
 
 Reference = Literal["auto", "model", "adapter_off", "cached"]
@@ -32,6 +35,8 @@ class ReferenceBase(ObjectiveBase):
     """The reference model. model: a second, frozen copy of the initial model; adapter_off: the model with its adapter
     disabled, no copy; cached: log-probabilities computed once for all pairs and stored on disk, no copy and less
     computation; auto: adapter_off where that equals the initial model, else model."""
+
+    needs_reference = True
 
 
 class LanguageModelingConfig(ObjectiveBase):
@@ -51,6 +56,45 @@ class DPOConfig(ReferenceBase):
     length_normalized: bool
     """Divide the log-probability of a side by its number of scored tokens (arXiv 2411.15124, section 5)."""
     compares_pairs = True
+    stages = ("dpo",)
 
 
-ObjectiveConfig = Annotated[LanguageModelingConfig | DPOConfig, Field(discriminator="kind")]
+class DistillationConfig(ObjectiveBase):
+    kind: Literal["distillation"]
+    """Knowledge distillation (arXiv 1503.02531): learn from the text and from a teacher's distribution over each of its
+    tokens. The loss is (1 - alpha) * cross-entropy + alpha * temperature^2 * divergence."""
+    teacher: Annotated[FilePath, MAY_DIFFER]
+    """The teacher, a model with the same tokenizer: a run's name or folder, the folder of a model in Hugging Face's
+    format, or `owner/name` or `owner/name@revision` on the hub. A resume may name another place of the same weights."""
+    teacher_dtype: Literal["auto", "float32", "bfloat16", "float16"]
+    """Type in which the teacher's weights are kept and multiplied; auto: the one that the run computes in."""
+    alpha: Annotated[float, Field(gt=0, le=1)]
+    """Share of the divergence in the loss; the rest is the cross-entropy of the text."""
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"]
+    """Divergence of the model's distribution q from the teacher's p. forward_kl: KL(p || q); reverse_kl: KL(q || p);
+    jensen_shannon: the generalized one of GKD (arXiv 2306.13649), see beta."""
+    beta: Annotated[float, Field(gt=0, lt=1)]
+    """For jensen_shannon: beta KL(p || m) + (1 - beta) KL(q || m) with m = beta p + (1 - beta) q."""
+    temperature: Annotated[float, Field(gt=0)]
+    """Both distributions are softened: logits are divided by this."""
+    top_k: Count | None
+    """Keep the probabilities of the teacher's likeliest tokens, as many as this, and that of all others as one sum:
+    nothing is renormalized, and the model's distribution is summed up in the same way. null compares all tokens."""
+    cached: bool
+    """Compute the teacher's outputs once, for all of the data, and store them in the cache: then no step waits for the
+    teacher, and it takes no memory. Needs top_k; 4 * top_k + 2 bytes per token (6 * top_k + 2 for vocabularies above
+    65,536)."""
+    needs_reference = True
+    has_teacher = True
+    stages = ("distill",)
+
+    @pydantic.model_validator(mode="after")
+    def _caches_the_likeliest(self) -> Self:
+        if self.cached and self.top_k is None:
+            raise ValueError(
+                "cached = true stores the teacher's likeliest tokens: set top_k to how many (32, say), or cached=false"
+            )
+        return self
+
+
+ObjectiveConfig = Annotated[LanguageModelingConfig | DPOConfig | DistillationConfig, Field(discriminator="kind")]

@@ -26,7 +26,7 @@ def linear_cross_entropy(
     hidden [N, D]; weight [V, D], whose rows from `vocab_size` on are padding and get no probability; targets [N].
     Matrix products use autocast's dtype if it is on; everything else is in float32 (or float64 for float64).
     """
-    dtype, needs = _compute_dtype(hidden, targets), _needs(hidden, weight)
+    dtype, needs = compute_dtype(hidden, targets), learning(hidden, weight)
     return _LinearCrossEntropy.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype, needs)
 
 
@@ -37,16 +37,17 @@ def linear_token_losses(
 
     Arguments and arithmetic as for `linear_cross_entropy`.
     """
-    dtype, needs = _compute_dtype(hidden, targets), _needs(hidden, weight)
+    dtype, needs = compute_dtype(hidden, targets), learning(hidden, weight)
     return _LinearTokenLosses.apply(hidden, weight, targets, vocab_size, softcap, chunk_tokens, dtype, needs)
 
 
-def _needs(hidden: Tensor, weight: Tensor) -> tuple[bool, bool]:
+def learning(hidden: Tensor, weight: Tensor) -> tuple[bool, bool]:
     """Which of the two need a gradient."""
     return (hidden.requires_grad, weight.requires_grad) if torch.is_grad_enabled() else (False, False)
 
 
-def _compute_dtype(hidden: Tensor, targets: Tensor) -> torch.dtype:
+def compute_dtype(hidden: Tensor, targets: Tensor) -> torch.dtype:
+    """The dtype of matrix products: autocast's if it is on."""
     assert hidden.shape[:-1] == targets.shape, (hidden.shape, targets.shape)
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
@@ -75,13 +76,17 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
-        (scale,) = grad_outputs
-        d_hidden, d_weight = ctx.saved_tensors
-        return (
-            None if d_hidden is None else (d_hidden.to(scale.dtype) * scale).to(ctx.hidden_dtype),
-            None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
-            *(None,) * 6,
-        )
+        return *scaled(ctx, grad_outputs[0]), *(None,) * 6
+
+
+def scaled(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of hidden states and head that the forward pass has saved, times `scale`, in the dtypes of
+    these."""
+    d_hidden, d_weight = ctx.saved_tensors
+    return (
+        None if d_hidden is None else (d_hidden.to(scale.dtype) * scale).to(ctx.hidden_dtype),
+        None if d_weight is None else (d_weight * scale).to(ctx.weight_dtype),
+    )
 
 
 class _LinearTokenLosses(torch.autograd.Function):

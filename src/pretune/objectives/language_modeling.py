@@ -6,7 +6,7 @@ B rows, T tokens, D model width, V token ids.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -39,6 +39,15 @@ class LanguageModel(Protocol):
     def __call__(self, tokens: Tensor, document_ids: Tensor | None, /) -> Tensor:
         """Hidden states [B, T, D] of tokens [B, T]."""
         ...
+
+
+class Scores(Protocol):
+    """What scores of tokens have, whatever else there is in them; see TokenScores."""
+
+    @property
+    def nll(self) -> Tensor: ...
+    @property
+    def correct(self) -> Tensor: ...
 
 
 class TokenScores(NamedTuple):
@@ -77,17 +86,31 @@ def token_scorer(chunk_tokens: int, compiled: Compile | None = None) -> Callable
     @torch.no_grad()
     def scored(model: LanguageModel, batch: Batch) -> TokenScores:
         targets = batch.targets.flatten()
-        places = (targets != IGNORE).nonzero()[:, 0]  # logits are the largest part, and other positions need none
-        hidden = hidden_of(model, batch)
-        nll, correct = targets.new_zeros(len(targets), dtype=torch.float32), torch.zeros_like(targets, dtype=torch.bool)
-        for chunk in places.split(chunk_tokens):
-            # Compiled code has one shape: the last chunk is filled up with any position.
-            some = chunk if compiled is None else F.pad(chunk, (0, chunk_tokens - len(chunk)))
-            found = scores_of(model, hidden[some], targets[some].clamp(min=0))
-            nll[chunk], correct[chunk] = (values[: len(chunk)] for values in found)
-        return TokenScores(nll.view_as(batch.targets), correct.view_as(batch.targets))
+        found = [torch.zeros_like(targets, dtype=kind) for kind in (torch.float32, torch.bool)]
+        along = hidden_of(model, batch), targets.clamp(min=0)
+        score_positions(lambda *own: scores_of(model, *own), along, batch, found, chunk_tokens, compiled)
+        return TokenScores(*(one.view_as(batch.targets) for one in found))
 
     return scored
+
+
+def score_positions(
+    scores_of: Callable[..., Sequence[Tensor]],
+    along: Sequence[Tensor],
+    batch: Batch,
+    found: Sequence[Tensor],
+    chunk_tokens: int,
+    compiled: Compile | None,
+) -> None:
+    """Fill in `found`, tensors [B T], where the target is scored, with what `scores_of` gives of `chunk_tokens`
+    positions of `along`, tensors [B T, ...], at a time. `compiled`: whether it is compiled."""
+    # Logits are the largest part, and other positions need none.
+    places = (batch.targets.flatten() != IGNORE).nonzero()[:, 0]
+    for chunk in places.split(chunk_tokens):
+        # Compiled code has one shape: the last chunk is filled up with any position.
+        some = chunk if compiled is None else F.pad(chunk, (0, chunk_tokens - len(chunk)))
+        for result, values in zip(found, scores_of(*(one[some] for one in along)), strict=True):
+            result[chunk] = values[: len(chunk)]
 
 
 def score_tokens(model: LanguageModel, batch: Batch, chunk_tokens: int) -> TokenScores:
@@ -102,7 +125,11 @@ def _hidden(model: LanguageModel, batch: Batch) -> Tensor:
 
 def _scores(model: LanguageModel, rows: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Negative log-likelihood [C] of targets [C] after hidden states [C, D], and whether each was the most likely."""
-    logits = model.unembed(rows).float()  # [C, V]
+    return token_scores(model.unembed(rows).float(), targets)
+
+
+def token_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of logits [C, V] in float32."""
     return logits.logsumexp(-1) - logits.gather(-1, targets[:, None])[:, 0], logits.argmax(-1) == targets
 
 
@@ -129,9 +156,7 @@ class NextToken:
         return token_metrics(score, batches, token_bytes)
 
 
-def token_metrics(
-    score: Callable[[Batch], TokenScores], batches: Iterable[Batch], token_bytes: Tensor
-) -> dict[str, float]:
+def token_metrics(score: Callable[[Batch], Scores], batches: Iterable[Batch], token_bytes: Tensor) -> dict[str, float]:
     """Loss, perplexity, bits per byte and token accuracy over a whole set; each scored token counts once.
 
     `token_bytes` [V]: the number of bytes of text of each token id; 0 for the end-of-document token.

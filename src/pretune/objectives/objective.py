@@ -8,9 +8,10 @@ from typing import Any, Protocol, assert_never
 from torch import Tensor
 
 from pretune.core.batch import Batch
-from pretune.objectives.config import DPOConfig, LanguageModelingConfig, ObjectiveConfig
+from pretune.objectives.config import DistillationConfig, DPOConfig, LanguageModelingConfig, ObjectiveConfig
+from pretune.objectives.distillation import Distillation, teacher_outputs
 from pretune.objectives.language_modeling import Compile, LanguageModel, NextToken
-from pretune.objectives.preference import Preference
+from pretune.objectives.preference import Preference, reference_outputs
 
 
 class Objective(Protocol):
@@ -43,12 +44,31 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(section: ObjectiveConfig) -> Objective:
-    """The objective for a configuration."""
+def objective_of(section: ObjectiveConfig, frozen: LanguageModel | None = None) -> Objective:
+    """The objective for a configuration. `frozen`: the frozen model, if one is in memory; only losses and scores need
+    it."""
     match section:
         case LanguageModelingConfig():
             return NextToken(section)
         case DPOConfig():
             return Preference(section)
+        case DistillationConfig():
+            return Distillation(section, frozen)
+        case _:
+            assert_never(section)
+
+
+def frozen_outputs(
+    section: ObjectiveConfig, vocab_size: int, compiled: Compile | None = None
+) -> Callable[[LanguageModel, Batch], dict[str, Tensor]]:
+    """A function that asks a frozen model what the objective wants to know of it: Batch.reference. It is to be called
+    without gradients; `vocab_size` is that of the model in training, and `compiled` compiles it."""
+    match section:
+        case DPOConfig():
+            return reference_outputs(section, compiled)
+        case DistillationConfig():
+            return teacher_outputs(section, vocab_size, compiled)
+        case LanguageModelingConfig():
+            raise AssertionError("it asks no other model")
         case _:
             assert_never(section)

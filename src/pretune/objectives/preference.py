@@ -1,8 +1,9 @@
 """Direct preference optimization from pairs of answers (DPO, arXiv 2305.18290).
 
 B rows, T tokens, at most P pairs per row; the last axis of [B, P, 2] is chosen, rejected. Batch describes how rows hold
-pairs. Log-probabilities are in nats, of the scored tokens (the answer and its end token) given all tokens before them,
-and are summed in float32.
+pairs; its reference has log_probs [B, P, 2] float32, of both sides under the reference model: P is at least the largest
+number of pairs in a row, and entries without a pair are undefined. Log-probabilities are in nats, of the scored tokens
+(the answer and its end token) given all tokens before them, and are summed in float32.
 """
 
 from __future__ import annotations
@@ -56,11 +57,12 @@ def dpo(model: LanguageModel, batch: Batch, config: DPOConfig) -> dict[str, Tens
 
 def score_pairs(model: LanguageModel, batch: Batch, config: DPOConfig) -> PairScores:
     """Loss and rewards of each pair in the batch, which must have `reference` log-probabilities."""
-    assert batch.reference_log_probs is not None, "the reference comes first"
-    width = batch.reference_log_probs.shape[1]
+    assert batch.reference is not None, "the reference comes first"
+    reference = batch.reference["log_probs"]
+    width = reference.shape[1]
     log_probs = pair_log_probs(model, batch, config.chunk_tokens)[:, :width]
     num_tokens = _sums_by_side((batch.targets != IGNORE).float(), batch)[:, :width]
-    gained = log_probs - batch.reference_log_probs
+    gained = log_probs - reference
     if config.length_normalized:
         gained = gained / num_tokens.clamp(min=1)
     rewards = config.beta * gained
@@ -84,6 +86,14 @@ def pair_log_probs(model: LanguageModel, batch: Batch, chunk_tokens: int) -> Ten
         chunk_tokens,
     )
     return _sums_by_side(-losses.view_as(batch.targets), batch)
+
+
+def reference_outputs(
+    config: DPOConfig, compiled: Compile | None
+) -> Callable[[LanguageModel, Batch], dict[str, Tensor]]:
+    """A function that gives the log-probabilities under a reference model, as Batch.reference holds them."""
+    log_probs_of = pair_log_probs if compiled is None else compiled(pair_log_probs)
+    return lambda model, batch: {"log_probs": log_probs_of(model, batch, config.chunk_tokens)}
 
 
 def num_pairs(batch: Batch) -> int:

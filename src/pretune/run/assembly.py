@@ -1,6 +1,6 @@
 """Assemble the parts of a run in one visible order:
 
-    tokenizer -> data -> model (weights, adapter, quantization) -> reference -> EMA -> precision -> optimizer
+    tokenizer -> data -> model (weights, adapter, quantization) -> frozen model -> EMA -> precision -> optimizer
     -> compiled loss
 
 run/model.py builds the model itself.
@@ -24,10 +24,10 @@ from pretune.model.build import Model
 from pretune.optim.optimizers import build_optimizer
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder
+from pretune.run.frozen_models import with_frozen
 from pretune.run.losses import training_loss
 from pretune.run.model import apply_precision, evaluation_model, learning_rate_factors, training_model
 from pretune.run.parts import Parts
-from pretune.run.reference_model import with_reference
 from pretune.run.tokenizer import assemble_tokenizer
 from pretune.training.config import EMAConfig
 from pretune.training.ema import EMA
@@ -48,7 +48,7 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
     """All parts of a run for training, in the order given at the top of this file. `newest`: the run's newest
     checkpoint, if any, which the caller loads into them afterwards."""
     parts = _parts(config, lambda device: training_model(config, device, newest))
-    parts = with_reference(config, parts)
+    parts = with_frozen(config, parts)
     ema = moving_average(config.ema, parts.model)
     apply_precision(config.precision, parts.model)
     # Last, so that the optimizer gets the parameters that are actually trained.
@@ -59,8 +59,8 @@ def assemble_training(config: RunConfig, newest: Path | None) -> Training:
 
 
 def assemble_evaluation(config: RunConfig, run: RunFolder) -> Parts:
-    """All parts of a finished run, for tasks that evaluate it. The reference model of preferences is left out: it may
-    be a second model, and not all tasks need it."""
+    """All parts of a finished run, for tasks that evaluate it. The frozen model of its objective is left out: it may be
+    a second model, and not all tasks need it."""
     return _parts(config, lambda device: evaluation_model(config, run, device))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,9 +19,9 @@ from pretune.model.build import Model
 from pretune.model.transformers_model.model import TransformersModel
 from pretune.objectives import language_modeling
 from pretune.objectives.language_modeling import TokenScores
-from pretune.objectives.objective import objective_of
+from pretune.objectives.objective import Objective, frozen_outputs, objective_of
 from pretune.run.config import RunConfig
-from pretune.run.parts import Parts, Reference
+from pretune.run.parts import Parts
 
 T = TypeVar("T")
 
@@ -30,22 +29,19 @@ T = TypeVar("T")
 def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str, Tensor]]:
     """Sums over the scored items of a micro-batch, by name, compiled and in the run's precision; `loss` is
     minimized."""
-    objective, reference = objective_of(config.stage.objective), parts.reference
+    objective, compiles = _objective(config, parts), config.precision.compile
+    fill = _filling(config, parts, compiles)
 
     def sums(batch: Batch) -> dict[str, Tensor]:
         return objective.sums(parts.model, batch)
 
     if parts.device.type == "cpu":
         keep_freed_memory()
-    compiled = sums
-    if config.precision.compile:
-        compiled = _compiled(parts, sums, config.precision.activation_checkpointing)
-        reference = reference and replace(reference, log_probs=_compiled(parts, reference.log_probs))
+    loss = _compiled(parts, sums, config.precision.activation_checkpointing) if compiles else sums
 
     def in_precision(batch: Batch) -> dict[str, Tensor]:
         with autocast(config.precision, parts.device):
-            batch = batch.to(parts.device)
-            return compiled(batch if reference is None else reference.fill(batch))
+            return loss(fill(batch.to(parts.device)))
 
     return in_precision
 
@@ -53,29 +49,39 @@ def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str
 def scorer(config: RunConfig, parts: Parts, compiled: bool = False) -> Callable[[Model, Batch], Any]:
     """The objective's scores of each item in a batch, by any model of the run, in evaluation mode and in the run's
     precision. They can be compiled, for the shapes of the batches that they get."""
-    objective, reference = objective_of(config.stage.objective), parts.reference
-    if compiled and reference is not None:
-        reference = replace(reference, log_probs=_compiled(parts, reference.log_probs))
-    score = objective.scorer(partial(_compiled, parts) if compiled else None)
-    return _measuring(config.precision, parts.device, reference, score)
+    score = _objective(config, parts).scorer(partial(_compiled, parts) if compiled else None)
+    return _measuring(config.precision, parts.device, _filling(config, parts, compiled), score)
 
 
 def token_scorer(config: RunConfig, parts: Parts) -> Callable[[Model, Batch], TokenScores]:
     """The same for each token, whatever the objective."""
     score = language_modeling.token_scorer(config.stage.objective.chunk_tokens)
-    return _measuring(config.precision, parts.device, None, score)
+    return _measuring(config.precision, parts.device, lambda batch: batch, score)
+
+
+def _objective(config: RunConfig, parts: Parts) -> Objective:
+    return objective_of(config.stage.objective, parts.frozen and parts.frozen.model)
+
+
+def _filling(config: RunConfig, parts: Parts, compiled: bool) -> Callable[[Batch], Batch]:
+    """A function that adds to a batch what the frozen model, if there is one, says of it."""
+    frozen = parts.frozen
+    if frozen is None:
+        return lambda batch: batch
+    compiles = partial(_compiled, parts) if compiled else None
+    outputs = frozen_outputs(config.stage.objective, config.model.vocab_size, compiles)
+    return lambda batch: frozen.fill(batch, outputs)
 
 
 def _measuring(
     precision: PrecisionConfig,
     device: torch.device,
-    reference: Reference | None,
+    fill: Callable[[Batch], Batch],
     score: Callable[[Model, Batch], T],
 ) -> Callable[[Model, Batch], T]:
     def measured(model: Model, batch: Batch) -> T:
         with _evaluating(model), autocast(precision, device):
-            batch = batch.to(device)
-            return score(model, batch if reference is None else reference.fill(batch))
+            return score(model, fill(batch.to(device)))
 
     return measured
 

@@ -23,18 +23,19 @@ class Parts:
     tokenizer: Tokenizer
     data: Prepared
     model: Model
-    reference: Reference | None = None
-    """The reference model for preferences, unless the data already has its log-probabilities."""
+    frozen: Frozen | None = None
+    """The model that the objective compares with, unless it has none or the data already has what this one says."""
 
 
 @dataclass(frozen=True)
-class Reference:
-    """A reference model for preferences: `log_probs` returns [B, P, 2] and must be called inside `mode()`."""
+class Frozen:
+    """A frozen model beside the one in training: the reference model of preferences, or a teacher. It is what it should
+    be inside `mode()`."""
 
-    log_probs: Callable[[Batch], Tensor]
-    mode: Callable[[], AbstractContextManager[None]]
+    model: Model
+    mode: Callable[[], AbstractContextManager[object]]
 
-    def fill(self, batch: Batch) -> Batch:
-        """`batch` with its reference log-probabilities."""
+    def fill(self, batch: Batch, outputs: Callable[[Model, Batch], dict[str, Tensor]]) -> Batch:
+        """`batch` with what the model says of it, which `outputs` asks."""
         with torch.no_grad(), self.mode():
-            return replace(batch, reference_log_probs=self.log_probs(batch))
+            return replace(batch, reference=outputs(self.model, batch))

@@ -90,7 +90,7 @@ def exports_have_the_features_of_the_model(run: Run) -> Iterator[str]:
 
 
 def an_inherited_tokenizer_has_a_run(run: Run) -> Iterator[str]:
-    if run.data.tokenizer.kind == "inherited" and run.stage.init_from is None:
+    if run.data.tokenizer.kind == "inherited" and run.stage.init_from is None and not run.stage.objective.has_teacher:
         yield "data.tokenizer.kind = inherited needs stage.init_from to name the run or model to inherit from"
 
 

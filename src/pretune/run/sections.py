@@ -13,7 +13,7 @@ from pretune.objectives.config import ObjectiveConfig
 
 
 class StageConfig(Section):
-    kind: Literal["pretrain", "finetune", "dpo"]
+    kind: Literal["pretrain", "finetune", "dpo", "distill"]
     """Stage of training; also wandb's job_type. All stages use the same loop."""
     init_from: Annotated[FilePath | None, MAY_DIFFER]
     """Weights to start from: a run's name or folder, the folder of a model in Hugging Face's format, or `owner/name` or
@@ -31,10 +31,11 @@ class StageConfig(Section):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _dpo_has_its_objective(self) -> Self:
-        if (self.kind == "dpo") != self.objective.compares_pairs:
+    def _each_has_its_objective(self) -> Self:
+        if self.kind not in self.objective.stages:
+            stage = self.kind if self.kind in ("dpo", "distill") else self.objective.stages[0]
             raise ValueError(
-                f"kind = {self.kind} with objective.kind = {self.objective.kind}: choose both by stage=dpo"
+                f"kind = {self.kind} with objective.kind = {self.objective.kind}: choose both by stage={stage}"
             )
         return self
 

@@ -10,12 +10,12 @@ from pretune.data.tokenizer_files import TOKENIZER
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
 from pretune.run.pretrained import PretrainedModel
-from pretune.run.weights import Start, own_folder, start_of
+from pretune.run.weights import TEACHER, Start, find_teacher, own_folder, start_of
 
 
 def assemble_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer: the saved one; else, if inherited, that of the run or model it starts from; else as
-    configured.
+    """The run's tokenizer: the saved one; else, if inherited, that of the run or model it starts from, or else that it
+    learns from; else as configured.
 
     Raises InputError if its files are damaged or the run was trained with another one; ConfigError if it has more
     tokens than the model's vocabulary, or if the model that the run starts from knows its tokens by other ids.
@@ -24,7 +24,7 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     if folder.tokenizer.is_dir():
         tokenizer = saved_tokenizer(folder.tokenizer, config.data)
     elif section.kind == "inherited":
-        start = start_of(config)
+        start = start_of(config) or find_teacher(config)
         assert start is not None  # RunConfig ensures it
         tokenizer = _tokenizer_of(start, config.data)
     else:
@@ -53,6 +53,20 @@ def _tokenizer_of(start: Start, data: DataConfig) -> Tokenizer:
     if not start.tokenizer.is_dir():
         raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
     return saved_tokenizer(start.tokenizer, data)
+
+
+def check_ids_of_teacher(tokenizer: Tokenizer, teacher: Start, data: DataConfig) -> None:
+    """Raise ConfigError unless each token of the run is the same one for its teacher."""
+    theirs = _tokenizer_of(teacher, data).backend.get_vocab()
+    ours = tokenizer.backend.get_vocab()
+    other = next((token for token, index in ours.items() if theirs.get(token) != index), None)
+    if other is not None:
+        there = "is not among its tokens" if other not in theirs else f"has id {theirs[other]} there"
+        raise ConfigError(
+            f"{TEACHER}: {teacher.name} has another tokenizer than the run ({other!r} has id {ours[other]} here and "
+            f"{there}), and says nothing of the run's tokens; take a teacher with the run's tokenizer, or "
+            "the teacher's with data/tokenizer=inherited and random weights"
+        )
 
 
 def _check_ids(tokenizer: Tokenizer, config: RunConfig) -> None:

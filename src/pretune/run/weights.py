@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.checkpoint import store as checkpoint
-from pretune.checkpoint.identity import identity, with_identity
+from pretune.checkpoint.identity import identity, newest_state, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
 from pretune.core.terminal import warn
 from pretune.model.config import ModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
+from pretune.objectives.config import DistillationConfig
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
@@ -57,7 +58,7 @@ def start_identity(config: RunConfig, newest: Path | None) -> str | None:
     """
     if newest is None:
         start = start_of(config)
-        return None if start is None else _identity(start)
+        return None if start is None else start_identity_of(start)
     own, now = own_folder(config), config.stage.init_from
     then, recorded = read_config(own.config).get("stage", {}).get("init_from"), recorded_start(newest)
     if (now is None) != (then is None):
@@ -78,9 +79,9 @@ def recorded_start(path: Path) -> str | None:
     return state["start"]
 
 
-def find_start(init_from: str, runs: Path, config_only: bool = False) -> Start:
-    """What `stage.init_from` names: a run (by its name, at its path, or moved together with the folder `runs`), with
-    its checkpoint; or the folder of a model of others; or one on the hub, which is downloaded.
+def find_start(init_from: str, runs: Path, config_only: bool = False, key: str = "stage.init_from") -> Start:
+    """What `init_from`, the value of `key`, names: a run (by its name, at its path, or moved together with the folder
+    `runs`), with its checkpoint; or the folder of a model of others; or one on the hub, which is downloaded.
 
     config_only: a model's config.json is enough, and a run needs no checkpoint. Raises InputError if there is none.
     """
@@ -90,9 +91,38 @@ def find_start(init_from: str, runs: Path, config_only: bool = False) -> Start:
         found = find_pretrained(init_from, config_only)
         if found is None:
             hint = f"{error} A model on the Hugging Face hub is written owner/name."
-            raise InputError(f"stage.init_from: {why_no_model(init_from) or hint}") from None
+            raise InputError(f"{key}: {why_no_model(init_from) or hint}") from None
         return found
     return run if config_only else replace(run, checkpoint=chosen_checkpoint(run))
+
+
+TEACHER = "stage.objective.teacher"
+
+
+def find_teacher(config: RunConfig, config_only: bool = False) -> Start | None:
+    """The teacher of the run, with its checkpoint; None if it has none. A run that has saved something keeps the
+    weights that it began with.
+
+    Raises ConfigError for the run itself, InputError if the teacher is not there or has other weights now. config_only:
+    see find_start.
+    """
+    section, own = config.stage.objective, own_folder(config)
+    if not isinstance(section, DistillationConfig):
+        return None
+    runs = own.path.parent
+    if any(path.resolve() == own.path.resolve() for path in (runs / section.teacher, Path(section.teacher))):
+        raise ConfigError(f"{TEACHER}: {config.name} cannot be its own teacher; name another run, or change name=...")
+    found = find_start(section.teacher, runs, config_only, TEACHER)
+    recorded = (newest_state(own.checkpoints) or {}).get("teacher")
+    if config_only or recorded is None or start_identity_of(found) == recorded:
+        return found
+    path = with_identity(found.checkpoints, recorded) if isinstance(found, RunFolder) else None
+    if path is None:
+        raise InputError(
+            f"{TEACHER}: {own.path} learned from other weights than {section.teacher} has now; restore them, or name "
+            "where they are"
+        )
+    return replace(found, checkpoint=path)
 
 
 def model_section(start: Start, kind: Literal["own", "transformers"] | None = None) -> Mapping[str, Any]:
@@ -182,7 +212,7 @@ def _start_of(run: RunFolder, path: Path, init_from: str) -> Start:
             return replace(start, checkpoint=found)
     elif isinstance(start, PretrainedModel):
         start = find_start(init_from, run.path.parent)
-        if _identity(start) == recorded:
+        if start_identity_of(start) == recorded:
             return start
     raise InputError(
         f"{run.path} started from other weights than {start.path} has now (it was trained again, or is another one of "
@@ -190,7 +220,8 @@ def _start_of(run: RunFolder, path: Path, init_from: str) -> Start:
     )
 
 
-def _identity(start: Start) -> str:
+def start_identity_of(start: Start) -> str:
+    """Sixteen hex digits that depend on all weights of a start."""
     return start.identity() if isinstance(start, PretrainedModel) else identity(chosen_checkpoint(start))
 
 

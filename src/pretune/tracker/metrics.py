@@ -64,6 +64,9 @@ METRICS: dict[str, Metric] = {
     "val/perplexity": Metric("perplexity", "", "{:,.2f}".format, "lower"),
     "val/bits_per_byte": Metric("bits/byte", "bits per byte", "{:.4f}".format, "lower"),
     "val/token_accuracy": Metric("token accuracy", "", "{:.1%}".format, "higher"),
+    "train/cross_entropy": replace(_LOSS, label="cross-entropy"),
+    "train/divergence": Metric("divergence", "nats per token", "{:.4f}".format, "lower"),
+    "val/divergence": Metric("validation divergence", "nats per token", "{:.4f}".format, "lower"),
     "preference/accuracy": Metric("preference/accuracy", "", "{:.1%}".format, "higher"),
     "preference/pairs": _COUNT,
 }
@@ -91,6 +94,7 @@ _BY_LAST_NAME: dict[str, Metric] = {
     "loss": METRICS["val/loss"],
     "perplexity": METRICS["val/perplexity"],
     "bits_per_byte": METRICS["val/bits_per_byte"],
+    "divergence": METRICS["val/divergence"],
 }
 """Metrics of any group, such as `gsm8k/accuracy` and `val_raw/loss`: their labels are their whole names."""
 

@@ -57,6 +57,5 @@ class Prefetcher:
         assert self._stream is not None
         here = torch.cuda.current_stream(self._device)
         here.wait_stream(self._stream)
-        for tensor in (batch.inputs, batch.targets, batch.document_ids, batch.reference_log_probs):
-            if tensor is not None:
-                tensor.record_stream(here)
+        for tensor in batch.tensors():
+            tensor.record_stream(here)

@@ -27,10 +27,10 @@ from pretune.quantization.config import FakeQuantizationConfig
 from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
+from pretune.run.frozen_models import with_frozen
 from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
 from pretune.run.precision import resolved_config
-from pretune.run.reference_model import with_reference
 from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics
 from pretune.tasks.evaluate.options import Choices, option_accuracy, tokenized
@@ -42,7 +42,7 @@ def evaluate_run(config: RunConfig) -> int:
     """task=evaluate: measure a checkpoint (checkpoint.use) of the run that `config` names, and print the metrics."""
     folder = evaluated_run(config)
     config = resolved_config(config, folder)
-    parts = with_reference(config, assemble_evaluation(config, folder))
+    parts = with_frozen(config, assemble_evaluation(config, folder), validation_only=True)
     assert folder.checkpoint is not None
     step = checkpoint.step_of(folder.checkpoint)
     trained_on = checkpoint.state_of(folder.checkpoint).get("data", {}).get("train")

@@ -20,6 +20,7 @@ from pretune.run.config import RunConfig
 from pretune.run.folder import find_trace
 from pretune.run.model import adapted_model
 from pretune.run.precision import resolved_config
+from pretune.run.teacher import teacher_flops
 from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
 from pretune.tasks.plan.loss import fitted_loss
@@ -72,7 +73,7 @@ def make_plan(config: RunConfig) -> Plan:
     model = adapted_model(config, torch.device("meta"))
     if config.adapter.freezes:
         parameters["adapter, trained alone"] = count_parameters(model).trainable
-    count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length)
+    count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length) + teacher_flops(config)
     speed = config.plan.mfu * device.peak_flops / flops
     tokens, limit = _tokens(config, speed)
     rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)

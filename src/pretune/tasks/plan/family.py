@@ -27,6 +27,7 @@ from pretune.model.costs import (
 )
 from pretune.quantization.config import NoQuantizationConfig
 from pretune.run.config import RunConfig
+from pretune.run.teacher import teacher_flops
 
 Way = Literal["pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference"]
 WAYS: tuple[Way, ...] = ("pretraining", "full fine-tuning", "LoRA", "QLoRA", "inference")
@@ -71,14 +72,15 @@ class Family:
 
     def __init__(self, config: RunConfig, device: Device, kind: str, seconds: float) -> None:
         self.config, self.device, self.seconds = config, device, seconds
-        self.memory = hardware.usable(device.memory, kind)
+        self.memory, self.teacher_flops = hardware.usable(device.memory, kind), teacher_flops(config)
         self._members: dict[int, Member] = {}
         full = {"adapter": NoAdapterConfig(kind="none"), "quantization": NoQuantizationConfig(kind="none")}
         config = config.model_copy(update=full)
         checkpointed = config.precision.activation_checkpointing
         footprint = _eager(config, checkpointed)
         whole = sum(parameters_by_part(skeleton(config.model)).values())
-        self.state_bytes = footprint.constant / whole
+        self.teacher_bytes = footprint.reference if footprint.frozen.teacher else 0  # the same, whatever learns from it
+        self.state_bytes = (footprint.constant - self.teacher_bytes) / whole
         self.kept_per_unit = _saved_per_unit(footprint)
         self.again_per_unit = _saved_per_unit(_eager(config, False)) if checkpointed else 0.0
         """Bytes for the one layer that is being recomputed."""
@@ -132,7 +134,7 @@ class Family:
         logits = 16 * min(length, self.config.stage.objective.chunk_tokens) * shape.padded_vocab_size
         casts = 0 if self.config.precision.activations == "float32" else 2 * parameters
         head = 4 * shape.padded_vocab_size * shape.dim  # the head's gradient, computed in the forward pass and kept
-        passes = activations + work + logits
+        passes = activations + work + logits + self.teacher_bytes
         adapters = ADAPTER_BYTES * of.adapter
         match way:
             case "pretraining" | "full fine-tuning":
@@ -152,7 +154,7 @@ class Family:
             read = 2 * of.parameters + cache_bytes_per_token(of.shape, 2) * context
             return min(self.device.bandwidth / read, rate / forward_flops_of(of.matrices, of.shape, context)), None
         trained = 0 if way in ("LoRA", "QLoRA") else of.matrices  # frozen weights need no gradient
-        flops = training_flops_of(of.matrices, trained, of.shape, length)
+        flops = training_flops_of(of.matrices, trained, of.shape, length) + self.teacher_flops
         tokens = plan.tokens_per_parameter * of.parameters if way == "pretraining" else plan.finetune_tokens
         return rate / flops, tokens * flops / rate
 

@@ -36,6 +36,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.model import check_first_gradients, stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.reference_model import check_first_loss
+from pretune.run.teacher import teacher_flops
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.generate.task import sample
 from pretune.tasks.train.compilation import Compilation
@@ -125,7 +126,8 @@ def loop(run: Run) -> bool:
         gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale, say)
         batches = Prefetcher(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
         clock, window = Stopwatch(run.parts.device, run.instruments.clock), state.window
-        window.mfu = training_flops(model, config.data.sequence_length) / peak_of(run)
+        flops = training_flops(model, config.data.sequence_length) + teacher_flops(config)
+        window.mfu = flops / peak_of(run)
         monitor = Monitor(config, run.parts.device, state)
         while True:
             # At their intervals, and at the end of the budget: evaluate, sample, save.

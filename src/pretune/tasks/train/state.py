@@ -29,6 +29,8 @@ class TrainingState:
     """What identifies the weights that the run started from; None for random ones."""
     tokenizer: str
     """The fingerprint of the tokenizer."""
+    teacher: str | None = None
+    """What identifies the weights that it learns from; None without a teacher."""
     step: int = 0
     tokens: int = 0
     """Input tokens read."""

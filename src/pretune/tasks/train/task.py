@@ -23,6 +23,7 @@ from pretune.run.given_adapter import notes_on_adapter
 from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
+from pretune.run.teacher import teacher_identity
 from pretune.run.weights import check_model, own_folder, start_identity, start_of
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import PAGE, report
@@ -77,12 +78,12 @@ def _train(
     newest, said = newest_whole(folder.checkpoints)
     for line in said:
         warn(line)
-    start = start_identity(config, newest)
+    start, teacher = start_identity(config, newest), teacher_identity(config)
     if newest is None:
         _check_start(config)
     training = assemble_training(config, newest)
     parts, data = training.parts, training.parts.data.fingerprints()
-    state = TrainingState(data, start, parts.tokenizer.fingerprint)
+    state = TrainingState(data, start, parts.tokenizer.fingerprint, teacher)
     loader = training_loader(parts.data, config.data, config.seed)
     if newest is not None:
         averaged = training.ema and training.ema.model
