@@ -28,6 +28,7 @@ SHORTEST = {
                        "--sides", "full", "lora", "qlora"],
     "cross_entropy": ["--rounds", "1", "--shapes", "nano", "--device", "cpu"],
     "data_preparation": ["--rounds", "1", "--files", "TEXTS"],
+    "distillation": ["--seconds", "1", "--teacher-seconds", "1", "--seeds", "1", "--data", "TEXTS", "--", *SMALLER],
     "finetune_packing": ["--seconds", "1", "--", *SMALLER, *SMALLER_PACKING],
     "finetuning": ["--quick", "--methods", "full", "qlora"],
     "generation": ["--shapes", "tiny", "--batches", "1", "--new", "4", "--repeats", "1"],
@@ -109,6 +110,26 @@ def test_runs_of_precision_are_valid(composed: Compose, benchmark: Callable[[str
         for name in ("fp32", "bf16", "fp16", "auto"):
             run = validate(RunConfig, composed(precision.RECIPE, *precision.overrides(options, name)))
             assert run.budget.steps == 300
+
+
+@pytest.mark.parametrize("texts", [["data=python_docs"], ["data=files", "data.source.files=['a.jsonl']"]])
+def test_sides_of_distillation_are_valid(
+    texts: list[str], composed: Compose, benchmark: Callable[[str], ModuleType], tmp_path: Path
+) -> None:
+    module = benchmark("distillation")
+    study = module.Study(texts, tmp_path, ("alpha=0.9",))
+    teacher = validate(RunConfig, composed(module.TEACHER, *study.of_teacher(240.0)))
+    sides = {
+        side: validate(RunConfig, composed(module.MODEL, *study.of_side(side, 60.0, 2)))
+        for side in ("plain", "distilled", "stored")
+    }
+    kinds = {side: run.stage.objective.kind for side, run in sides.items()}
+    assert kinds == {"plain": "language_modeling", "distilled": "distillation", "stored": "distillation"}
+    assert sides["distilled"].stage.objective.teacher == str(tmp_path / teacher.name)
+    assert (sides["stored"].stage.objective.cached, sides["stored"].stage.objective.alpha) == (True, 0.9)
+    for run in sides.values():
+        assert (run.seed, run.budget.time, run.batch.tokens) == (2, 60, teacher.batch.tokens)
+        assert run.model == sides["plain"].model
 
 
 @pytest.mark.parametrize(
