@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from library_models import library_section
 
 from pretune.core.config import ConfigError, validate
 from pretune.run.config import RunConfig
@@ -31,13 +32,16 @@ BROKEN = {
     "preferences_have_pairs": ["stage=dpo", "stage.init_from=base"],
     "early_stopping_needs_evaluations": ["early_stopping.patience=2", "evaluation.every=null"],
     "a_reference_is_the_start": ["stage=dpo", "stage.init_from=base", "neftune_alpha=5", "data/format=preference"],
+    "a_model_of_transformers_has_less": ["export.format=onnx"],
 }
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_each_rule_can_be_broken_alone(rule: Any, tiny: Callable[..., dict[str, Any]]) -> None:
+    other = rule.__name__ == "a_model_of_transformers_has_less"
+    section = library_section("phi", max_position_embeddings=1024)
     with pytest.raises(ConfigError) as caught:
-        validate(RunConfig, tiny(*BROKEN[rule.__name__]))
+        validate(RunConfig, tiny(*BROKEN[rule.__name__]) | ({"model": section.model_dump()} if other else {}))
     assert "\n" not in str(caught.value), "one rule, one line"
 
 
