@@ -23,6 +23,13 @@ from pretune.run.model import evaluation_model
 
 TOKENS = torch.randint(0, 200, (2, 40), generator=torch.Generator().manual_seed(1))
 LORA = ("adapter=lora", "adapter.rank=2", "optimizer.lr=1e-2")
+STAGES: dict[str, tuple[str, ...]] = {
+    "full": ("optimizer.lr=1e-2",),
+    "lora": LORA,
+    "dpo": (*PREFERENCES, "optimizer.lr=1e-3"),
+    "dpo with lora": (*PREFERENCES, *LORA),
+}
+QUICK = {("mixtral", "full"), ("mixtral", "dpo with lora"), ("mamba", "lora"), ("mamba", "dpo")}
 
 
 @pytest.fixture(autouse=True)
@@ -84,15 +91,19 @@ def assert_comes_back(name: str, kind: str) -> Path:
 
 
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # peft's own
-@pytest.mark.parametrize("kind", ["mixtral", "mamba"])
 @pytest.mark.parametrize(
-    "stage", [("optimizer.lr=1e-2",), LORA, (*PREFERENCES, "optimizer.lr=1e-3"), (*PREFERENCES, *LORA)]
+    ("kind", "stage"),
+    [
+        pytest.param(kind, stage, marks=() if (kind, stage) in QUICK else pytest.mark.slow)
+        for kind in ("mixtral", "mamba")
+        for stage in STAGES
+    ],
 )
 def test_a_stage_trains_and_comes_back_as_what_came_in(
-    kind: str, stage: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    kind: str, stage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = stand_in(kind)
-    assert tune(kind, *stage) == 0
+    assert tune(kind, *STAGES[stage]) == 0
     said = capsys.readouterr().err
     assert f'because our own transformer cannot: {kind}/config.json: model_type = "{kind}" is none of' in said
     assert said.count("each document is computed in a row of its own") == (kind == "mamba")
@@ -146,6 +157,20 @@ def test_an_adapter_is_kept_for_peft_and_taken_back(tmp_path: Path) -> None:
     again = ("adapter=lora", "adapter.rank=2", "adapter.targets=[attention,fc1]", f"adapter.init_from={kept}")
     assert tune("phi", *again, "optimizer.lr=1e-30", name="again") == 0
     torch.testing.assert_close(own_logits("again"), own_logits("tuned"), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more"), [("mixtral", ("precision.activation_checkpointing=true",)), ("mamba", ("precision=bf16",))]
+)
+def test_a_plan_counts_what_transformers_builds(kind: str, more: tuple[str, ...]) -> None:
+    stand_in(kind)
+    assert tune(kind, "task=plan", "plan.device=a100-40gb", "plan.file=plan.json", *more) == 0
+    plan = json.loads(Path("plan.json").read_text())
+    model = library_model(kind, vocab_size=VOCABULARY, max_position_embeddings=512)
+    assert sum(plan["parameters"].values()) == sum(one.numel() for one in model.inner.parameters())
+    assert plan["memory"]["weights"] >= 4 * sum(plan["parameters"].values())
+    assert plan["memory"]["activations"] > 0
+    assert plan["biggest"] == []
 
 
 def test_weights_in_4_bits_below_an_adapter() -> None:
