@@ -60,13 +60,15 @@ def section(files: list[str] | None, tokenizer: str | None) -> dict[str, Any]:
     """The data section that reads `files`, or this machine's Python documentation."""
     docs = {"kind": "python_docs", "packages": None, "max_bytes": 20_000_000}
     source = {"kind": "files", "files": files, "format": "auto", "max_rows": None} if files else docs
-    trained = {"kind": "trained", "vocab_size": 8192, "max_bytes": 8_000_000, "split_digits": False}
+    trained = {"kind": "trained", "vocab_size": 8192, "max_bytes": 8_000_000, "split_digits": False, "add_tokens": []}
     return {
         "source": source,
         # Rows are held out by their content: what one seed has left for training, it holds out nothing of.
         "validation": {"source": None, "fraction": 0.01, "seed": 2 if files else 1, "group_by": None},
         "format": {"kind": "text", "column": "text", "parse_special": False},
-        "tokenizer": {"kind": "file", "path": tokenizer, "eos": "<|endoftext|>"} if tokenizer else trained,
+        "tokenizer": {"kind": "file", "path": tokenizer, "eos": "<|endoftext|>", "add_tokens": []}
+        if tokenizer
+        else trained,
         "sequence_length": 512,
         "packing": {"mode": "stream", "too_long": "split", "isolate": False},
         "shuffle": True,

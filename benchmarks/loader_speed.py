@@ -84,7 +84,7 @@ def section(mode: str, isolate: bool) -> DataConfig:
             "source": {"kind": "word_problems", "num_problems": 1, "max_number": 20, "seed": 1},
             "validation": {"source": None, "fraction": 0.1, "seed": 1, "group_by": None},
             "format": {"kind": "text", "column": "text", "parse_special": False},
-            "tokenizer": {"kind": "inherited"},
+            "tokenizer": {"kind": "inherited", "add_tokens": []},
             "sequence_length": LENGTH,
             "packing": {"mode": mode, "too_long": "split", "isolate": isolate},
             "shuffle": True,

@@ -11,7 +11,7 @@ from pretune.adapters.attach import adapted_layers
 from pretune.adapters.config import AdapterConfig
 from pretune.core.config import Section, validate
 
-_COMMON = {"rank": 4, "alpha": 6.0, "dropout": 0.0, "targets": ["all"], "init_from": None}
+_COMMON = {"rank": 4, "alpha": 6.0, "dropout": 0.0, "targets": ["all"], "train_embeddings": "auto", "init_from": None}
 _OWN: dict[str, dict[str, Any]] = {
     "lora": {"rslora": False, "init": "zero", "lr_ratio": 1.0},
     "dora": {"rslora": False, "init": "zero", "lr_ratio": 1.0},

@@ -30,7 +30,7 @@ def preference_data(file: Path, composed: Callable[..., dict[str, Any]], too_lon
         "source": {"kind": "files", "files": [str(file)], "format": "auto", "max_rows": None},
         "validation": {"source": None, "fraction": 0.3, "seed": 1, "group_by": "prompt"},
         "format": composed("smoke", "data=ultrafeedback")["data"]["format"],
-        "tokenizer": {"kind": "inherited"},
+        "tokenizer": {"kind": "inherited", "add_tokens": []},
         "sequence_length": 256,
         "packing": {"mode": "pairs", "too_long": too_long, "isolate": True},
     }

@@ -188,7 +188,7 @@ def test_a_damaged_tokenizer_is_not_used(damage: str, tiny: Compose, runs: Path)
             of(runs / "base", f"task={task}", "generate.prompt=The"), r"the tokenizer in .*base/tokenizer is damaged"
         )
     inherits = tiny("name=next", *LORA, "stage.init_from=base")
-    inherits["data"]["tokenizer"] = {"kind": "inherited"}
+    inherits["data"]["tokenizer"] = {"kind": "inherited", "add_tokens": []}
     refused(inherits, "is damaged")
     shutil.rmtree(folder)  # as the message says
     assert loss_of(runs / "base") == series(runs / "base", "val/loss")[-1]

@@ -22,7 +22,7 @@ _BASE: dict[str, Any] = {
     "source": {"kind": "word_problems", "num_problems": 300, "max_number": 20, "seed": 1},
     "validation": {"source": None, "fraction": 0.2, "seed": 3, "group_by": None},
     "format": {"kind": "text", "column": "text"},
-    "tokenizer": {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True},
+    "tokenizer": {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True, "add_tokens": []},
     "sequence_length": 16,
     "packing": {"mode": "stream", "too_long": "split", "isolate": False},
     "shuffle": True,

@@ -25,7 +25,7 @@ ROWS = [{"prompt": f"Add {number} and 1:", "completion": f" {number + 1}"} for n
 
 def prepared(tmp_path: Path, family: str, **changes: Any) -> tuple[DataConfig, Tokenizer, Prepared]:
     folder = model_folder(tmp_path / family, family)
-    section = {"kind": "file", "path": str(folder), "eos": None}
+    section = {"kind": "file", "path": str(folder), "eos": None, "add_tokens": []}
     source = files(write_texts(tmp_path, TEXTS) if "format" not in changes else write_lines(tmp_path / "rows", ROWS))
     config = data_config(source=source | {"format": "json"}, tokenizer=section, **changes)
     tokenizer = load_tokenizer(validate(FileTokenizer, section), config, tmp_path)
@@ -89,7 +89,7 @@ def test_a_prompt_is_not_scored_and_follows_it(tmp_path: Path) -> None:
 def test_text_that_was_rendered_already_gets_no_second_one(tmp_path: Path) -> None:
     rows = [{"text": f"<s>[INST] {number} [/INST] yes </s>"} for number in range(40)]
     folder = model_folder(tmp_path / "llama2", "llama2")
-    section = {"kind": "file", "path": str(folder), "eos": None}
+    section = {"kind": "file", "path": str(folder), "eos": None, "add_tokens": []}
     for parsed, wanted in ((True, 1), (False, 1)):
         config = data_config(
             source=files(write_lines(tmp_path / "rows.jsonl", rows)), tokenizer=section,
@@ -111,7 +111,9 @@ def test_prepared_data_depends_on_it(tmp_path: Path) -> None:
     assert (
         without.fingerprint
         != load_tokenizer(
-            validate(FileTokenizer, {"kind": "file", "path": str(tmp_path / "llama2"), "eos": None}), config, tmp_path
+            validate(FileTokenizer, {"kind": "file", "path": str(tmp_path / "llama2"), "eos": None, "add_tokens": []}),
+            config,
+            tmp_path,
         ).fingerprint
     )
     other = prepare(config, without, tmp_path / "cache")

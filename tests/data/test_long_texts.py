@@ -37,7 +37,7 @@ def test_pieces_have_the_ids_of_the_whole(scheme: str | None, words: list[str], 
 @pytest.mark.parametrize("name", ["gpt2", "qwen2.5"])
 def test_pieces_of_real_text_with_real_tokenizers(shared_data: Path, name: str) -> None:
     path = str(shared_data / "tokenizers" / name)
-    section = validate(FileTokenizer, {"kind": "file", "path": path, "eos": "<|endoftext|>"})
+    section = validate(FileTokenizer, {"kind": "file", "path": path, "eos": "<|endoftext|>", "add_tokens": []})
     text = (Path(__file__).parents[2] / "docs" / "log.md").read_text()[:60_000]
     check(load_tokenizer(section, data_config(), Path()), [Segment(text, True)], 700)
 

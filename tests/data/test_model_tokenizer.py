@@ -37,7 +37,7 @@ def both(family: str) -> tuple[Tokenizer, Any]:
 
 
 def load(folder: Path, eos: str | None = None, **changes: Any) -> Tokenizer:
-    section = validate(FileTokenizer, {"kind": "file", "path": str(folder), "eos": eos})
+    section = validate(FileTokenizer, {"kind": "file", "path": str(folder), "eos": eos, "add_tokens": []})
     return load_tokenizer(section, data_config(**changes), folder)
 
 

@@ -148,7 +148,9 @@ def test_mathqa_wastes_hardly_anything(shared_data: Path, tmp_path: Path) -> Non
     source = files(shared_data / "mathqa" / "train.json")
     config = data_config(source=source, format=MATHQA, packing=packing, sequence_length=512)
     path = str(shared_data / "tokenizers" / "gpt2" / "tokenizer.json")
-    tokenizer = load_tokenizer(FileTokenizer(kind="file", path=path, eos="<|endoftext|>"), config, tmp_path)
+    tokenizer = load_tokenizer(
+        FileTokenizer(kind="file", path=path, eos="<|endoftext|>", add_tokens=()), config, tmp_path
+    )
     loader = Loader(prepare(config, tokenizer, tmp_path).train, config, seed=1)
     assert loader.report["padding"] < 0.02 * loader.num_sequences * 512
 

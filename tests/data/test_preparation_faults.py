@@ -58,7 +58,9 @@ def test_large_vocabularies_take_four_bytes(tmp_path: Path, shared_data: Path) -
     path = str(shared_data / "tokenizers" / "qwen2.5")
     own = {"source": files(write_texts(tmp_path, ["v"], "v.jsonl")), "fraction": None}
     config = data_config(source=files(write_texts(tmp_path, ["日本語 and more"])), validation=own)
-    tokenizer = load_tokenizer(FileTokenizer(kind="file", path=path, eos="<|endoftext|>"), config, tmp_path)
+    tokenizer = load_tokenizer(
+        FileTokenizer(kind="file", path=path, eos="<|endoftext|>", add_tokens=()), config, tmp_path
+    )
     data = prepare(config, tokenizer, tmp_path / "cache").train
     assert data.read(0, data.num_tokens)[0].tolist() == [*tokenizer.encode("日本語 and more"), tokenizer.eos_id]
     assert tokenizer.eos_id > 65_535

@@ -81,7 +81,7 @@ def test_where_a_space_is_put() -> None:
 
 def test_a_real_tokenizer_of_this_kind(shared_data: Path) -> None:
     folder = shared_data.parent / "cases" / "data" / "tok" / "llama2"
-    section = validate(FileTokenizer, {"kind": "file", "path": str(folder), "eos": None})
+    section = validate(FileTokenizer, {"kind": "file", "path": str(folder), "eos": None, "add_tokens": []})
     tokenizer = load_tokenizer(section, data_config(), folder)
     segments = [Segment("Question: what is 12 + 3?\nAnswer:", False), Segment(" 15.", True)]
     assert joined(tokenizer, segments) == whole(tokenizer, "Question: what is 12 + 3?\nAnswer: 15.", True)

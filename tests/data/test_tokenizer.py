@@ -21,12 +21,18 @@ TEXTS = ["the cat sat on 123 mats", "the dog ate 456 cats", "über 日本 naïve
 
 
 def from_file(path: Path, eos: str | None = TRAINED_EOS) -> Tokenizer:
-    section = validate(FileTokenizer, {"kind": "file", "path": str(path), "eos": eos})
+    section = validate(FileTokenizer, {"kind": "file", "path": str(path), "eos": eos, "add_tokens": []})
     return load_tokenizer(section, data_config(), path / "unused")
 
 
 def trained(cache: Path, source: Path, **changes: object) -> Tokenizer:
-    section = {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True} | changes
+    section = {
+        "kind": "trained",
+        "vocab_size": 300,
+        "max_bytes": 10_000,
+        "split_digits": True,
+        "add_tokens": [],
+    } | changes
     config = data_config(source=files(source), validation={"fraction": 0.01})
     return load_tokenizer(validate(TrainedTokenizer, section), config, cache)
 

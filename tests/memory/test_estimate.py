@@ -39,7 +39,13 @@ class Measured:
     def __init__(self, config: RunConfig, rows: int) -> None:
         self.config, self.model = config, Transformer(config.model)
         self.model.reset_parameters(torch.Generator().manual_seed(0))
-        attach(self.model, config.adapter, 0)
+        added = config.data.tokenizer.add_tokens
+        attach(
+            self.model,
+            config.adapter,
+            0,
+            new_tokens=range(config.model.vocab_size - len(added), config.model.vocab_size),
+        )
         quantize(config.quantization, self.model)
         apply_precision(config.precision, self.model)
         tokens = torch.zeros(rows, config.data.sequence_length, dtype=torch.int64)
@@ -199,6 +205,24 @@ def test_with_an_adapter(tiny: Compose, kind: str, quantization: str) -> None:
     assert footprint.weights == held
     assert footprint.saved(8) == pytest.approx(measured.saved(), rel=0.03)
     assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+@pytest.mark.parametrize("more", ["new_rows", "all", "adapter.targets=[all,embedding,head]"])
+def test_with_an_embedding_that_is_trained_or_adapted(tiny: Compose, more: str, tied: str) -> None:
+    more = more if "=" in more else f"adapter.train_embeddings={more}"
+    own = (
+        more,
+        f"model.tied_embeddings={tied}",
+        *(["data.tokenizer.add_tokens=['<a>','<b>']"] if "rows" in more else []),
+    )
+    config = validate(RunConfig, tiny(*SMALL, "precision.compile=false", *ADAPTED, "adapter=lora", *own))
+    footprint, measured = Footprint(config), Measured(config, 8)
+    trained = sum(one.numel() for one in measured.model.parameters() if one.requires_grad)
+    assert footprint.gradients == 4 * trained
+    assert footprint.peak(8) == pytest.approx(footprint.constant + measured.peak(), rel=0.1)
+    compiled = Footprint(validate(RunConfig, tiny(*SMALL, *ADAPTED, "adapter=lora", "precision.compile=true", *own)))
+    assert footprint.peak(8) * 0.4 < compiled.peak(8) < footprint.peak(8) * 1.5
 
 
 def test_an_adapter_takes_less_and_four_bits_less_again(tiny: Compose) -> None:

@@ -21,11 +21,12 @@ BROKEN = {
     "options_can_be_compared": ["evaluation.option_accuracy=true"],
     "answers_can_be_judged": ["evaluation.answers.measure=true"],
     "float8_multiplies_whole_matrices": ["precision=fp8", "data.sequence_length=8", "batch.micro_batch=1"],
-    "an_adapted_vocabulary_is_in_two_matrices": (
+    "an_adapted_vocabulary_is_plain": ("stage=finetune", "stage.init_from=x", "adapter=dora", "adapter.targets=[head]"),
+    "rows_are_trained_beside_the_adapter": (
         "stage=finetune",
         "stage.init_from=x",
         "adapter=lora",
-        "adapter.targets=[head]",
+        "adapter.train_embeddings=new_rows",
     ),
     "frozen_weights_have_an_adapter": ["quantization=qlora_nf4"],
     "integers_come_after_training_or_with_it": ["quantization=int8_int4", "quantization.group_size=16"],

@@ -116,7 +116,7 @@ def test_a_run_on_chats_saves_the_template_and_goes_on_with_it(
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["data/rows_left_out"] + summary["data/too_long"] > 0
     # A run that starts from it inherits tokenizer and template.
-    data = mapping["data"] | {"tokenizer": {"kind": "inherited"}}
+    data = mapping["data"] | {"tokenizer": {"kind": "inherited", "add_tokens": []}}
     data["format"] = data["format"] | {"template": None}
     stage = mapping["stage"] | {"kind": "finetune", "init_from": "smoke"}
     assert run(mapping | {"name": "more", "data": data, "stage": stage}) == 0

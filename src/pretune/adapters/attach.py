@@ -4,7 +4,7 @@ change theirs."""
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, assert_never
 
 import torch
@@ -21,8 +21,8 @@ from pretune.adapters.config import (
     TrainedAdapterConfig,
 )
 from pretune.adapters.layers import ADAPTER, use_fast_layers
-from pretune.adapters.quiet_peft import BaseTunerLayer, peft
-from pretune.adapters.vocabulary import use_whole_head
+from pretune.adapters.quiet_peft import BaseTunerLayer, TrainableTokensLayer, peft
+from pretune.adapters.vocabulary import ROWS, TABLES, beside, train_beside, use_whole_tables
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.named_tensors import name_in_block
 from pretune.core.quiet import quiet
@@ -42,19 +42,37 @@ class Patterns(NamedTuple):
 
 
 def attach(
-    model: nn.Module, config: AdapterConfig, seed: int, base: str | None = None, patterns: Patterns | None = None
+    model: nn.Module,
+    config: AdapterConfig,
+    seed: int,
+    base: str | None = None,
+    patterns: Patterns | None = None,
+    new_tokens: Sequence[int] = (),
 ) -> None:
     """Freeze `model` and attach the adapter that `config` describes; do nothing for kind = none.
 
     Load the initial weights before, and compile and build the optimizer after. The same seed gives the same adapter.
-    `base` identifies the initial weights: an adapter fits no others.
-    Raises ConfigError, listing the available layers, for a target that matches nothing.
+    `base` identifies the initial weights: an adapter fits no others. `new_tokens`: the ids that the run adds, whose
+    rows are trained beside the adapter, see AdapterBase.train_embeddings.
+    Raises ConfigError, listing the available layers, for a target that matches nothing; and for new rows where no token
+    is new.
     """
     if not isinstance(config, NoAdapterConfig):
         section = _peft_config(config, target_names(model, config.targets))
         if patterns is not None:
             section.rank_pattern, section.alpha_pattern = dict(patterns.ranks), dict(patterns.alphas)
         inject(model, section, seed, base)
+        tables = [name for name in VOCABULARY if getattr(model, name, None) is not None]
+        match config.trained_embeddings(bool(new_tokens)):
+            case "all":
+                train_beside(model, {TABLES: tables})
+            case "new_rows" if not new_tokens:
+                raise ConfigError(
+                    "adapter.train_embeddings = new_rows, but the tokenizer has all tokens of the chat template "
+                    "already, so that none is new: set it to none or all"
+                )
+            case "new_rows":
+                train_beside(model, {ROWS: dict.fromkeys(tables, new_tokens)})
 
 
 def inject(model: nn.Module, config: peft.PeftConfig, seed: int, base: str | None) -> None:
@@ -66,7 +84,7 @@ def inject(model: nn.Module, config: peft.PeftConfig, seed: int, base: str | Non
         torch.manual_seed(seed)
         peft.inject_adapter_in_model(config, model, ADAPTER)
     use_fast_layers(model)
-    use_whole_head(model)
+    use_whole_tables(model)
 
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
@@ -77,8 +95,9 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     for target in targets:
         if target == "all" or target in _ROLES:
             matched = {end for end in layers.values() if _has_role(end, target)}
-        elif target in VOCABULARY and getattr(model, target, None) is not None:
-            matched = {target}
+        elif target in VOCABULARY and hasattr(model, "embedding"):
+            # A tied head is the embedding: adapted once, for both.
+            matched = {target if getattr(model, target, None) is not None else "embedding"}
         else:
             matched = {target} if any(f".{name}".endswith(f".{target}") for name in layers) else set()
         if not matched:
@@ -120,8 +139,9 @@ def targets_of(model: nn.Module, names: set[str]) -> list[str]:
 
 
 def adapted_layers(model: nn.Module) -> dict[str, BaseTunerLayer]:
-    """The layers that have an adapter, by name."""
-    return {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    """The layers that have an adapter, by name; what is trained beside it has none."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)}
+    return {name: module for name, module in found.items() if not isinstance(module, TrainableTokensLayer)}
 
 
 def learning_rate_factors(model: nn.Module, config: AdapterConfig) -> dict[str, float]:
@@ -148,11 +168,12 @@ def check_gradients(model: nn.Module) -> None:
 
 @contextlib.contextmanager
 def switched_off(model: nn.Module) -> Iterator[None]:
-    """Disable the adapter for the duration of the block: a reference model without a second copy.
+    """Disable the adapter, and what is trained beside it, for the duration of the block: a reference model without a
+    second copy.
 
     With PiSSA this is not the initial model, because part of its weights is in the adapter.
     """
-    layers = adapted_layers(model).values()
+    layers = [*adapted_layers(model).values(), *beside(model).values()]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -163,7 +184,8 @@ def switched_off(model: nn.Module) -> Iterator[None]:
 
 
 def merge(model: nn.Module) -> None:
-    """Merge the adapter into the weights: afterwards the model is plain and all its parameters are trainable.
+    """Merge the adapter, and what was trained beside it, into the weights: afterwards the model is plain and all its
+    parameters are trainable.
 
     Raises InputError if the merged weights are not finite.
     """
@@ -173,6 +195,11 @@ def merge(model: nn.Module) -> None:
         except ValueError:
             raise InputError(f"the adapter of {name} has values that are not finite: it cannot be merged") from None
         model.set_submodule(name, layer.get_base_layer())
+    for name, layer in beside(model).items():
+        try:
+            setattr(model, name, layer.merge())
+        except ValueError:
+            raise InputError(f"the trained rows of the {name} have values that are not finite: merge no such") from None
     if hasattr(model, "peft_config"):
         del model.peft_config
     model.requires_grad_(True)

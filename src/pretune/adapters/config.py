@@ -13,6 +13,9 @@ VOCABULARY = ("embedding", "head")
 """Targets outside the blocks, with a row per token of the vocabulary."""
 
 
+Trained = Literal["none", "new_rows", "all"]
+
+
 class NoAdapterConfig(Section):
     kind: Literal["none"]
     """All parameters of the model are trained."""
@@ -25,6 +28,10 @@ class NoAdapterConfig(Section):
     adapts_vocabulary: ClassVar[bool] = False
     """Whether it is on the embedding or the head."""
 
+    def trained_embeddings(self, adds_tokens: bool) -> Trained:
+        """What is trained beside an adapter: there is none."""
+        return "none"
+
 
 class AdapterBase(Section):
     rank: Annotated[int, Field(ge=1, le=2**17)]
@@ -33,8 +40,12 @@ class AdapterBase(Section):
     """Updates are multiplied by alpha / rank."""
     targets: Annotated[tuple[str, ...], Field(min_length=1)]
     """The layers to adapt: roles (`attention`, `mlp`, `all`: the linear layers of the blocks), or names such as
-    `attention.output` (in every block) and `layers.0.mlp.down` (in one block); for adapter=lora and a head that is not
-    tied, also `embedding` and `head`."""
+    `attention.output` (in every block) and `layers.0.mlp.down` (in one block); for adapter=lora also `embedding` and
+    `head`, which are one matrix in a tied model, adapted as one."""
+    train_embeddings: Trained | Literal["auto"]
+    """What of the embedding and the head is trained beside the adapter, with all its values: the rows of the tokens
+    that data.tokenizer.add_tokens appends (new_rows), all, or none. auto: new_rows if there are any and the adapter
+    itself is not on the embedding or the head, else none."""
     init_from: FilePath | None
     """Adapter to start from: a run's name or folder, or a folder with peft's files, also of the model of transformers
     that stage.init_from names; null starts a new one."""
@@ -49,6 +60,12 @@ class AdapterBase(Section):
     @property
     def adapts_vocabulary(self) -> bool:
         return any(target in VOCABULARY for target in self.targets)
+
+    def trained_embeddings(self, adds_tokens: bool) -> Trained:
+        """What is trained beside the adapter of a run that adds tokens, or none."""
+        if self.train_embeddings != "auto":
+            return self.train_embeddings
+        return "new_rows" if adds_tokens and not self.adapts_vocabulary else "none"
 
 
 class LoraBase(AdapterBase):

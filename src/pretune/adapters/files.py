@@ -15,6 +15,7 @@ from pretune.adapters.attach import Patterns, inject
 from pretune.adapters.layers import ADAPTER
 from pretune.adapters.peft_settings import read_pattern, read_ranks
 from pretune.adapters.quiet_peft import get_peft_model_state_dict, peft
+from pretune.adapters.vocabulary import ROWS, TABLES, section_of, train_beside
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from pretune.core.named_tensors import check_finite, copy_over, misfit
@@ -52,7 +53,7 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
 def adapter_config(model: nn.Module) -> dict[str, Any]:
     """The content of adapter_config.json, as a JSON-serializable mapping."""
     config: peft.PeftConfig = model.peft_config[ADAPTER]  # pyright: ignore
-    content = {**config.to_dict(), "inference_mode": True}
+    content = {**config.to_dict(), **section_of(model), "inference_mode": True}
     return {key: sorted(value) if isinstance(value, set) else value for key, value in content.items()}
 
 
@@ -90,8 +91,12 @@ def attach_saved_adapter(folder: Path, model: nn.Module, base: str | None = None
     try:
         config = peft.PeftConfig.from_pretrained(str(folder))
         config.inference_mode = False
+        # peft would take every layer whose name ends so.
+        for key in (ROWS, TABLES):
+            setattr(config, key, None)
         inject(model, config, seed=0, base=base)
-    except (ValueError, TypeError, KeyError) as error:
+        train_beside(model, content)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise InputError(f"the adapter in {folder} was made for another model: {error}") from None
     _check_base(folder, content, base)
     tensors = _tensors(folder)

@@ -84,10 +84,11 @@ class TheirAdapter:
                     f"the adapter in {self.folder} is on {_ends(piece.name for piece in one.pieces)}, part of one "
                     f"layer here ({_ends([one.name])}), and Kronecker products cannot be stacked: {MERGE}"
                 )
-        if getattr(model, "head", None) is None and (found := sorted(names & set(VOCABULARY))):
+        apart = getattr(model, "head", None) is None and not self.settings.tied
+        if apart and (found := sorted(names & set(VOCABULARY))):
             raise InputError(
-                f"the adapter in {self.folder} is on the {found[0]}, and this model has one matrix for embedding and "
-                f"head: {MERGE}"
+                f"the adapter in {self.folder} is on the {found[0]} alone (without ensure_weight_tying), and this "
+                f"model has one matrix for embedding and head: {MERGE}"
             )
         if selected_layers(model, section.targets) != names:
             wanted["adapter.targets"] = f"[{','.join(targets_of(model, names))}]"
@@ -175,7 +176,10 @@ def their_adapter(folder: Path, layers: Layers) -> TheirAdapter:
     Raises InputError if it cannot be read, or computes what ours cannot.
     """
     stored, content = read_adapter(folder)
-    settings, adapted = peft_settings(folder, content), {_layer_of(name) for name in stored}
+    settings = peft_settings(folder, content)
+    if settings.tied and "head" not in layers:  # peft may store the factors of the one matrix twice
+        stored = {name: one for name, one in stored.items() if not name.startswith(f"{PREFIX}lm_head.lora_")}
+    adapted = {_layer_of(name) for name in stored}
     stacks = [
         _stack(name, parts, adapted, settings, stored)
         for name, parts in layers.items()

@@ -21,6 +21,7 @@ _READ = frozenset(
     {
         *("peft_type", "r", "alpha", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "use_dora"),
         *("decompose_factor", "init_lora_weights", "init_weights", "base_model_name_or_path", "revision"),
+        "ensure_weight_tying",
     }
 )
 _HARMLESS = frozenset(
@@ -54,6 +55,8 @@ class PeftSettings:
     alphas: Mapping[str, float]
     base: str | None
     """The model that it says it was trained on: a folder, or `owner/name@revision` on the hub."""
+    tied: bool
+    """Whether an update of a tied embedding counts in the head too."""
 
     def rank_of(self, layer: str) -> int:
         return self.ranks.get(get_pattern_key(list(self.ranks), layer), self.rank)
@@ -114,6 +117,7 @@ def peft_settings(folder: Path, content: Mapping[str, Any]) -> PeftSettings:
         ranks=read_ranks(path, content),
         alphas=read_pattern(path, content, "alpha_pattern"),
         base=f"{base}@{revision}" if base and revision else base or None,
+        tied=bool(content.get("ensure_weight_tying")),
     )
 
 

@@ -8,9 +8,23 @@ with quiet():
     import peft
     from peft.tuners.loha.layer import Linear as PeftLoha
     from peft.tuners.lokr.layer import Linear as PeftLokr
+    from peft.tuners.lora.layer import Embedding as PeftLoraEmbedding
     from peft.tuners.lora.layer import Linear as PeftLora
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils import get_peft_model_state_dict
-    from peft.utils.other import get_pattern_key
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper, get_pattern_key
 
-__all__ = ["BaseTunerLayer", "PeftLoha", "PeftLokr", "PeftLora", "get_pattern_key", "get_peft_model_state_dict", "peft"]
+__all__ = [
+    "BaseTunerLayer",
+    "ModulesToSaveWrapper",
+    "PeftLoha",
+    "PeftLokr",
+    "PeftLora",
+    "PeftLoraEmbedding",
+    "TrainableTokensLayer",
+    "TrainableTokensWrapper",
+    "get_pattern_key",
+    "get_peft_model_state_dict",
+    "peft",
+]

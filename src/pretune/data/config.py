@@ -8,11 +8,30 @@ import pydantic
 from pydantic import Field
 
 from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
-from pretune.data.formats.config import FormatConfig
+from pretune.data.formats.config import FormatConfig, chat_format
 from pretune.data.sources.config import SourceConfig, ValidationConfig
 
+AddTokens = tuple[str, ...] | Literal["template"]
 
-class FileTokenizer(Section):
+
+class TokenizerBase(Section):
+    add_tokens: AddTokens
+    """Special tokens to append to the tokenizer, with the ids after its last; `template`: those that a chat template
+    of data.format writes and the tokenizer lacks. The model that the run starts from grows by their rows."""
+
+    @pydantic.model_validator(mode="after")
+    def _tokens_are_new(self) -> Self:
+        given = () if self.add_tokens == "template" else self.add_tokens
+        if blank := next((one for one in given if not one.strip()), None):
+            raise ValueError(f"add_tokens has a token of white space alone ({blank!r}): leave it out")
+        if "" in given:
+            raise ValueError("add_tokens has an empty token: leave it out")
+        if twice := next((one for one in given if given.count(one) > 1), None):
+            raise ValueError(f"add_tokens names {twice} twice: once is enough")
+        return self
+
+
+class FileTokenizer(TokenizerBase):
     kind: Literal["file"]
     """A local tokenizer.json, or the tokenizer of a model's folder."""
     path: FilePath
@@ -22,7 +41,7 @@ class FileTokenizer(Section):
     """Text of the token that ends a document; null reads it from tokenizer_config.json or the files beside it."""
 
 
-class HubTokenizer(Section):
+class HubTokenizer(TokenizerBase):
     kind: Literal["hub"]
     """The tokenizer of a model on the Hugging Face hub."""
     path: str
@@ -31,7 +50,7 @@ class HubTokenizer(Section):
     """Text of the token that ends a document."""
 
 
-class TrainedTokenizer(Section):
+class TrainedTokenizer(TokenizerBase):
     kind: Literal["trained"]
     """Byte-level BPE, trained on the source's own text and kept in the cache."""
     vocab_size: Annotated[int, Field(ge=257)]
@@ -42,7 +61,7 @@ class TrainedTokenizer(Section):
     """Make every digit a separate token, which makes arithmetic easier to learn."""
 
 
-class InheritedTokenizer(Section):
+class InheritedTokenizer(TokenizerBase):
     kind: Literal["inherited"]
     """The tokenizer of the run or model that stage.init_from names."""
 
@@ -113,6 +132,16 @@ class DataConfig(Section):
         total = sum(part.share for part in self.mix.values())
         if total > 0.999:
             raise ValueError(f"the shares in mix sum to {total:g}, which leaves nothing for source; lower them")
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _added_tokens_have_a_template(self) -> Self:
+        chats = [chat_format(part.format) for part in (self, *self.mix.values())]
+        if self.tokenizer.add_tokens == "template" and not any(chats):
+            raise ValueError(
+                f"tokenizer.add_tokens = template, but format.kind = {self.format.kind} has no chat template: list the "
+                "tokens, or leave add_tokens empty ([])"
+            )
         return self
 
     @pydantic.model_validator(mode="after")

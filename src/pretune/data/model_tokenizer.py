@@ -21,6 +21,7 @@ from pretune.data.tokenizer_files import (
     SEAL,
     TEMPLATE_FROM,
     TOKENIZER,
+    added_ids,
     is_as_sealed,
     read_keys,
     saved_template,
@@ -46,7 +47,8 @@ _NO_LIMIT = 10**9
 @dataclass(frozen=True)
 class TokenizerFiles:
     """What the files of a tokenizer say. `end_ids`: the tokens that end a text besides `eos`; `max_length`: the number
-    of tokens that its model was made for, or None; `template_from`: see TemplateTokens."""
+    of tokens that its model was made for, or None; `template_from`: see TemplateTokens; `added_ids`: the tokens that
+    the run appended whose tokenizer it is."""
 
     backend: tokenizers.Tokenizer
     eos: str
@@ -55,6 +57,7 @@ class TokenizerFiles:
     end_ids: tuple[int, ...]
     max_length: int | None
     template_from: str | None
+    added_ids: tuple[int, ...]
 
 
 def read_tokenizer(path: str | Path, eos: str | None) -> TokenizerFiles:
@@ -92,7 +95,8 @@ def read_tokenizer(path: str | Path, eos: str | None) -> TokenizerFiles:
         )
     bos, template = token(about, "bos_token") or token(special, "bos_token") or "", saved_template(folder, about)
     ids = ids if found.is_dir() else ()
-    return TokenizerFiles(backend, eos, bos, template, ids, _max_length(about), about.get(TEMPLATE_FROM))
+    length, template_from = _max_length(about), about.get(TEMPLATE_FROM)
+    return TokenizerFiles(backend, eos, bos, template, ids, length, template_from, added_ids(folder))
 
 
 def _backend(path: Path) -> tokenizers.Tokenizer:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +15,10 @@ import numpy as np
 from pretune.core.config import ConfigError, InputError, nearest
 from pretune.core.files import atomic_folder, fingerprint, write_atomic
 from pretune.core.terminal import warn
+from pretune.data.added_tokens import append_tokens, tokens_to_add
 from pretune.data.beginning import keep_beginning, missing_beginning
 from pretune.data.config import (
+    AddTokens,
     DataConfig,
     FileTokenizer,
     HubTokenizer,
@@ -25,11 +27,11 @@ from pretune.data.config import (
     TrainedTokenizer,
 )
 from pretune.data.formats.build import build_formatter
-from pretune.data.formats.chat_template import TemplateTokens
 from pretune.data.formats.config import chat_format
 from pretune.data.formats.documents import training_texts
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
 from pretune.data.formats.segments import Segment
+from pretune.data.formats.special_tokens import TemplateTokens, spellings
 from pretune.data.formats.template_source import hub_folder, is_jinja, template_of
 from pretune.data.model_tokenizer import read_tokenizer
 from pretune.data.segment_encoding import SegmentEncoder
@@ -37,6 +39,7 @@ from pretune.data.sources import hub
 from pretune.data.sources.rows import Split, identity
 from pretune.data.token_bytes import token_bytes
 from pretune.data.tokenizer_files import (
+    ADDED_IDS,
     CHAT_TEMPLATE,
     END_IDS,
     TEMPLATE_FROM,
@@ -60,7 +63,8 @@ class Tokenizer:
     document, and only a chat template writes special tokens.
 
     `end_ids`: tokens that end a generated text as `eos` does; `max_length`: the number of tokens that the tokenizer's
-    model was made for, or None; `template_from`: where the chat template was copied from, see TemplateTokens.
+    model was made for, or None; `template_from`: where the chat template was copied from, see TemplateTokens;
+    `added_ids`: the tokens that the run has appended, which are the last.
 
     Raises ConfigError if the tokenizer has no token `eos`.
     """
@@ -74,6 +78,7 @@ class Tokenizer:
         end_ids: Sequence[int] = (),
         max_length: int | None = None,
         template_from: str | None = None,
+        added_ids: Sequence[int] = (),
     ) -> None:
         eos_id = backend.token_to_id(eos)
         if eos_id is None:
@@ -92,6 +97,7 @@ class Tokenizer:
         self.eos, self.bos = eos, bos if bos and backend.token_to_id(bos) is not None else ""
         self.chat_template, self.template_from, self.max_length = chat_template, template_from, max_length
         self.eos_id: int = eos_id
+        self.added_ids = tuple(added_ids)
         self.end_ids = frozenset({eos_id, *end_ids})
         """The ids that end a generated text: EOS, and others that the tokenizer's model ends a text with."""
         added = backend.get_added_tokens_decoder()
@@ -154,8 +160,8 @@ class Tokenizer:
 
     def with_template(self, chat_template: str | None, template_from: str | None = None) -> Tokenizer:
         """The same tokenizer with another chat template."""
-        ends = tuple(self.end_ids)
-        return Tokenizer(self.backend, self.eos, self.bos, chat_template, ends, self.max_length, template_from)
+        other = (tuple(self.end_ids), self.max_length, template_from, self.added_ids)
+        return Tokenizer(self.backend, self.eos, self.bos, chat_template, *other)
 
     def save(self, folder: Path) -> None:
         """Save the tokenizer, what begins and ends its texts, and its chat template in a folder that `load_tokenizer`
@@ -172,6 +178,7 @@ class Tokenizer:
             **({TEMPLATE_FROM: self.template_from} if self.template_from else {}),
             **({END_IDS: others} if (others := sorted(self.end_ids - {self.eos_id})) else {}),
             **({"model_max_length": self.max_length} if self.max_length else {}),
+            **({ADDED_IDS: list(self.added_ids)} if self.added_ids else {}),
         }
         if self.chat_template is not None:
             write_atomic(folder / CHAT_TEMPLATE, self.chat_template)
@@ -187,7 +194,7 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
     """
     match config:
         case FileTokenizer():
-            tokenizer = _from_files(config.path, config.eos, data)
+            tokenizer = _from_files(config.path, config.eos, data, config.add_tokens)
         case HubTokenizer():
             tokenizer = _from_hub(config, data)
         case TrainedTokenizer():
@@ -202,27 +209,34 @@ def load_tokenizer(config: TokenizerConfig, data: DataConfig, cache: Path) -> To
     return tokenizer
 
 
-def saved_tokenizer(folder: Path, data: DataConfig) -> Tokenizer:
-    """The tokenizer that `Tokenizer.save` wrote to `folder`; InputError unless all its files are as they were."""
+def saved_tokenizer(folder: Path, data: DataConfig, add_tokens: AddTokens | None = None) -> Tokenizer:
+    """The tokenizer that `Tokenizer.save` wrote to `folder`: as it is or, for another run, with `add_tokens` appended.
+    InputError unless all its files are as they were."""
     if not is_sealed(folder):
         raise InputError(
             f"the tokenizer in {folder} is damaged: its files are not what was written; restore them from a copy, or "
             "delete the folder if data.tokenizer still says which tokenizer it was"
         )
-    return _from_files(folder, None, data)
+    return _from_files(folder, None, data, add_tokens)
 
 
 def _from_hub(config: HubTokenizer, data: DataConfig) -> Tokenizer:
     path, chat = hub.download_file(config.path, TOKENIZER), chat_format(data.format)
     if chat and chat.template is None:
         hub_folder(config.path)
-    return _from_files(path, config.eos, data)
+    return _from_files(path, config.eos, data, config.add_tokens)
 
 
-def _from_files(path: str | Path, eos: str | None, data: DataConfig) -> Tokenizer:
-    """The tokenizer at `path`; eos and chat template are those of the configuration or, if null, from its files."""
+def _from_files(path: str | Path, eos: str | None, data: DataConfig, add_tokens: AddTokens | None) -> Tokenizer:
+    """The tokenizer at `path`, with `add_tokens` appended (None: it has them); eos and chat template are those of the
+    configuration or, if null, from its files."""
     found, chat = read_tokenizer(path, eos), chat_format(data.format)
-    other = (found.bos, found.template, found.end_ids, found.max_length, found.template_from)
+    added = found.added_ids if add_tokens is None else ()
+    if add_tokens:
+        tokens = TemplateTokens(found.template, found.bos, found.eos, (), (), found.template_from)
+        texts = tokens_to_add(add_tokens, data, tokens, [*found.backend.get_vocab()])
+        added = append_tokens(found.backend, texts)
+    other = (found.bos, found.template, found.end_ids, found.max_length, found.template_from, added)
     tokenizer = Tokenizer(found.backend, found.eos, *other)
     if chat is None or chat.template is None or chat.template == found.template_from:
         return tokenizer
@@ -231,9 +245,11 @@ def _from_files(path: str | Path, eos: str | None, data: DataConfig) -> Tokenize
 
 
 def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokenizer:
+    tokens = TemplateTokens(None, "", TRAINED_EOS, ())
+    added = tokens_to_add(config.add_tokens, data, tokens, ())
     depends_on = {
         "version": [VERSION, FORMATS_VERSION],
-        "tokenizer": config.model_dump(),
+        "tokenizer": config.model_dump(exclude={"add_tokens"}) | ({"added": added} if added else {}),
         "source": identity(data.source, cache),
         "format": data.format.model_dump(),
         "held_out": asdict(Split.of(data)) if data.validation.fraction else None,
@@ -243,11 +259,13 @@ def _trained(config: TrainedTokenizer, data: DataConfig, cache: Path) -> Tokeniz
         if folder.exists():
             warn(f"the tokenizer in {folder} is damaged: it is trained again")
             shutil.rmtree(folder)
-        texts = training_texts(data, build_formatter(data.format, TemplateTokens(None, "", TRAINED_EOS, ())))
+        texts = training_texts(data, build_formatter(data.format, replace(tokens, special=added)))
+        if added:  # which are no text to learn from
+            texts = (spellings(replace(tokens, special=added)).sub("", text) for text in texts)
         backend = train_byte_level(_first(texts, config.max_bytes), config.vocab_size, config.split_digits)
         with atomic_folder(folder) as temporary:
             Tokenizer(backend, TRAINED_EOS).save(temporary)
-    return _from_files(folder, TRAINED_EOS, data)
+    return _from_files(folder, TRAINED_EOS, data, config.add_tokens)
 
 
 def _first(texts: Iterator[str], max_bytes: int) -> Iterator[str]:

@@ -12,9 +12,10 @@ from pretune.core.files import fingerprint, measure, write_json
 
 TOKENIZER, ABOUT, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 SEAL, END_IDS, TEMPLATE_FROM = "pretune_seal", "pretune_end_ids", "pretune_template_from"
+ADDED_IDS = "pretune_added_ids"
 """Keys of tokenizer_config.json: a fingerprint of its other keys and of the files beside it; the ids of the tokens that
-end a text besides EOS, which a model's generation_config.json lists; and the data.format.template that named the place
-of the chat template."""
+end a text besides EOS, which a model's generation_config.json lists; the data.format.template that named the place of
+the chat template; and the ids of the tokens that the run appended."""
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
@@ -48,6 +49,11 @@ def is_sealed(folder: Path) -> bool:
         return SEAL in about and (folder / TOKENIZER).is_file() and is_as_sealed(folder, about)
     except (InputError, OSError):
         return False
+
+
+def added_ids(folder: Path) -> tuple[int, ...]:
+    """The ids of the tokens that the run appended whose tokenizer is in `folder`; InputError if it cannot be read."""
+    return tuple(read_keys(folder / ABOUT).get(ADDED_IDS, ()))
 
 
 def token(about: Mapping[str, Any], name: str) -> str | None:

@@ -274,7 +274,9 @@ def _compiled_work_space(config: RunConfig, frozen: Frozen, again: int, size: in
     assert isinstance(model, ModelConfig)
     tokens, rows_of_head = size * config.data.sequence_length, model.padded_vocab_size
     chunk = min(tokens, config.stage.objective.chunk_tokens)
-    whole = not config.adapter.freezes  # with an adapter, the head has no gradient
+    # With an adapter, the head has a gradient only where rows of it are trained, or a product is added to it.
+    beside = config.adapter.trained_embeddings(bool(config.data.tokenizer.add_tokens)) != "none"
+    whole = not config.adapter.freezes or config.adapter.adapts_vocabulary or beside
     loss = itemsize * rows_of_head * (2 * chunk + model.dim * whole) + frozen.in_loss(tokens)
     widest = model.mlp_dim * (2 if model.activation in GATED else 1)
     start = again + tokens * (itemsize * widest + 4 * model.dim) + 4 * rows_of_head * model.dim * whole

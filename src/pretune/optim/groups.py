@@ -11,6 +11,9 @@ from torch import nn
 from pretune.core.config import ConfigError
 from pretune.core.named_tensors import is_in_block
 
+_ROWS = ".trainable_tokens_delta."
+"""peft's name for rows of a table, in the names of parameters."""
+
 Role = Literal["hidden", "embedding", "head", "vector"]
 
 
@@ -20,6 +23,7 @@ class Trained:
 
     name: without the prefix that torch.compile adds. role: `hidden` (a 2-D weight inside a block), `embedding` (a
     table of vectors, anywhere), `head` (any other matrix), `vector` (norms, biases, scalars: no weight decay).
+    Rows of a table that are trained beside an adapter have the role of the table.
     """
 
     name: str
@@ -61,6 +65,6 @@ def _rows(module: nn.Module, parameter: nn.Parameter) -> tuple[int, ...]:
 def _role(name: str, module: nn.Module, parameter: nn.Parameter) -> Role:
     if parameter.ndim < 2 or "norm" in type(module).__name__.lower():
         return "vector"
-    if isinstance(module, nn.Embedding):
+    if isinstance(module, nn.Embedding) or (_ROWS in name and not name.startswith("head.")):
         return "embedding"
     return "hidden" if parameter.ndim == 2 and is_in_block(name) else "head"

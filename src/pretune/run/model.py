@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,21 @@ from pretune.compute.precision import use_float8
 from pretune.core.terminal import warn
 from pretune.model.build import Model, new_model
 from pretune.model.section import AnyModelConfig
+from pretune.model.transformer import Transformer
 from pretune.model.transformers_model.model import TransformersModel
+from pretune.model.vocabulary import add_tokens
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.given_adapter import given_folder, given_of_others
+from pretune.run.tokenizer import new_tokens
 from pretune.run.weights import Start, load_start, own_folder, start_of
 from pretune.training.neftune import add_embedding_noise
 
 
 def training_model(config: RunConfig, device: torch.device, newest: Path | None = None) -> Model:
-    """The model for training: build -> weights -> NEFTune -> adapter -> quantization. See adapted_model."""
+    """The model for training: build -> weights -> new tokens -> adapter -> NEFTune -> quantization. See
+    adapted_model."""
     model = adapted_model(config, device, newest)
     quantize(config.quantization, model)
     return model
@@ -47,11 +52,16 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
         return model
     model, base = without_values(config.model), None
     if newest is None or config.adapter.freezes:
-        base = fill(config, model, start_of(config))
-    if config.neftune_alpha is not None:
-        add_embedding_noise(model.embedded, config.neftune_alpha)
+        start, added = start_of(config), new_tokens(config)
+        base = fill(config, model, start)
+        if start is not None and added:
+            assert isinstance(model, Transformer), "with_added_tokens has refused others"
+            add_tokens(model, config.model.vocab_size, added)
     model.to(device)
     attach_adapter(config, model, newest, base)
+    # On what the adapter makes of the embedding.
+    if config.neftune_alpha is not None:
+        add_embedding_noise(model.embedded, config.neftune_alpha)
     return model
 
 
@@ -133,7 +143,8 @@ def attach_adapter(config: RunConfig, model: Model, newest: Path | None, base: s
     theirs = None if newest else given_of_others(config, model)
     folder = newest or given_folder(config)
     own = None if folder is None else patterns(folder)
-    attach(model, section, config.seed, base, own if theirs is None else theirs.patterns)
+    added = _planned_tokens(config) if planned else new_tokens(config)
+    attach(model, section, config.seed, base, own if theirs is None else theirs.patterns, added)
     if planned:
         return
     if newest is not None:
@@ -142,6 +153,12 @@ def attach_adapter(config: RunConfig, model: Model, newest: Path | None, base: s
         theirs.load(model)
     elif folder is not None:
         load_adapter(folder, model)
+
+
+def _planned_tokens(config: RunConfig) -> Sequence[int]:
+    """As many ids as the run adds tokens, or nearly so: on the meta device, which ones does not matter."""
+    asked, size = config.data.tokenizer.add_tokens, config.model.vocab_size
+    return range(size - (2 if asked == "template" else len(asked)), size)
 
 
 def learning_rate_factors(config: AdapterConfig, model: Model) -> dict[str, float]:

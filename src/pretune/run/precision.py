@@ -25,11 +25,12 @@ from pretune.core.terminal import warn
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, cache_folder, read_config
 from pretune.run.library_model import without_what_it_lacks
+from pretune.run.tokenizer import with_added_tokens
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A run whose `precision.compute` is not `auto`."""
+    """A run whose `precision.compute` is not `auto`, and whose model has room for the tokens that it adds."""
 
     config: RunConfig
     device: torch.device
@@ -46,20 +47,25 @@ class Resolved:
         return f"{name} ({self.why})" if self.why else name
 
     def recorded(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
-        """`mapping`, the run's configuration, with the chosen precision."""
-        return {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
+        """`mapping`, the run's configuration, with the chosen precision and the vocabulary that the tokens need which
+        the run adds."""
+        found = {**mapping, "precision": {**mapping["precision"], "compute": self.config.precision.compute}}
+        if self.config.data.tokenizer.add_tokens:
+            found["model"] = {**mapping["model"], "vocab_size": self.config.model.vocab_size}
+        return found
 
 
 def resolve(config: RunConfig, run: RunFolder | None, rate: Rate | None = None) -> Resolved:
     """Choose the device and the precision: the configured one or, for `auto`, the one that `run` was trained in if it
     exists, else the fastest on the device. Settings of the process (threads, determinism, TF32, compiler cache) are
-    made.
+    made. The model's vocabulary becomes large enough for data.tokenizer.add_tokens.
 
     rate: FLOP/s in a precision, asked only if the choice depends on it; by default it is measured.
 
-    Raises ConfigError for a device that does not exist or does not support the precision.
+    Raises ConfigError for a device that does not exist or does not support the precision, and what
+    with_added_tokens raises.
     """
-    device = pick_device(config.device)
+    device, config = pick_device(config.device), with_added_tokens(config)
     _set_process(config, device)
 
     def measured(precision: Activations) -> float:

@@ -161,20 +161,37 @@ def frozen_weights_have_an_adapter(run: Run) -> Iterator[str]:
         )
 
 
-def an_adapted_vocabulary_is_in_two_matrices(run: Run) -> Iterator[str]:
+def an_adapted_vocabulary_is_plain(run: Run) -> Iterator[str]:
     if not run.adapter.adapts_vocabulary:
         return
     if run.adapter.kind != "lora":
         yield f"adapter.targets = embedding and head need adapter=lora, not {run.adapter.kind}"
-    if run.model.tied_embeddings:
-        yield (
-            "adapter.targets has embedding or head, but model.tied_embeddings = true makes them one matrix, which an "
-            "adapter would part: leave them out, or start from a model with a head of its own"
-        )
     if isinstance(run.quantization, QatConfig):
         yield (
             f"quantization={run.quantization.kind} rounds the embedding and the head in training, and adapters on them "
             "are not rounded: leave embedding and head out of adapter.targets"
+        )
+
+
+def rows_are_trained_beside_the_adapter(run: Run) -> Iterator[str]:
+    adds = bool(run.data.tokenizer.add_tokens)
+    trained = run.adapter.trained_embeddings(adds)
+    if trained == "none":
+        return
+    if trained == "new_rows" and not adds:
+        yield (
+            "adapter.train_embeddings = new_rows, but data.tokenizer.add_tokens adds no tokens: list them there, or "
+            "set train_embeddings to none or all"
+        )
+    if run.adapter.adapts_vocabulary:
+        yield (
+            f"adapter.train_embeddings = {trained} trains the values of the embedding and the head, which "
+            "adapter.targets adapts as well: leave embedding and head out of the targets, or set train_embeddings=none"
+        )
+    if isinstance(run.quantization, QatConfig):
+        yield (
+            f"quantization={run.quantization.kind} rounds the embedding and the head in training, and rows that are "
+            "trained beside an adapter are not rounded: set adapter.train_embeddings=none, or quantization=none"
         )
 
 
@@ -252,7 +269,8 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     answers_can_be_judged,
     float8_multiplies_whole_matrices,
     frozen_weights_have_an_adapter,
-    an_adapted_vocabulary_is_in_two_matrices,
+    an_adapted_vocabulary_is_plain,
+    rows_are_trained_beside_the_adapter,
     integers_come_after_training_or_with_it,
     preferences_have_pairs,
     a_reference_is_the_start,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from pretune.checkpoint.identity import newest_state
-from pretune.core.config import ConfigError, InputError
-from pretune.data.config import DataConfig, FileTokenizer
+from pretune.core.config import ConfigError, InputError, UserError
+from pretune.data.added_tokens import lacking_tokens
+from pretune.data.config import AddTokens, DataConfig, FileTokenizer
 from pretune.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from pretune.data.tokenizer_files import TOKENIZER
+from pretune.model.transformers_model.config import TransformersConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
 from pretune.run.pretrained import PretrainedModel
@@ -18,7 +22,8 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     learns from; else as configured.
 
     Raises InputError if its files are damaged or the run was trained with another one; ConfigError if it has more
-    tokens than the model's vocabulary, or if the model that the run starts from knows its tokens by other ids.
+    tokens than the model's vocabulary (added ones aside: the model grows by them), or if the model that the run starts
+    from knows its tokens by other ids.
     """
     section, folder = config.data.tokenizer, own_folder(config)
     if folder.tokenizer.is_dir():
@@ -26,7 +31,7 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
     elif section.kind == "inherited":
         start = start_of(config) or find_teacher(config)
         assert start is not None  # RunConfig ensures it
-        tokenizer = _tokenizer_of(start, config.data)
+        tokenizer = _tokenizer_of(start, config.data, section.add_tokens)
     else:
         tokenizer = load_tokenizer(section, config.data, cache_folder())
         _check_ids(tokenizer, config)
@@ -36,23 +41,24 @@ def assemble_tokenizer(config: RunConfig) -> Tokenizer:
             f"{folder.path} was trained with another tokenizer than {folder.tokenizer} or data.tokenizer gives now; "
             "restore it"
         )
-    if tokenizer.vocab_size > config.model.vocab_size:
-        advice = f"set model.vocab_size={tokenizer.vocab_size} or choose another tokenizer"
+    size = next(iter(tokenizer.added_ids), tokenizer.vocab_size)
+    if size > config.model.vocab_size:
+        advice = f"set model.vocab_size={size} or choose another tokenizer"
         if config.stage.init_from is not None:
             advice = f"it is not the tokenizer of {config.stage.init_from}"
         raise ConfigError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, the model's vocabulary only {config.model.vocab_size}; "
-            f"{advice}"
+            f"the tokenizer has {size} tokens, the model's vocabulary only {config.model.vocab_size}; {advice}"
         )
     return tokenizer
 
 
-def _tokenizer_of(start: Start, data: DataConfig) -> Tokenizer:
+def _tokenizer_of(start: Start, data: DataConfig, add_tokens: AddTokens = ()) -> Tokenizer:
     if isinstance(start, PretrainedModel):
-        return load_tokenizer(FileTokenizer(kind="file", path=str(start.tokenizer), eos=None), data, cache_folder())
+        section = FileTokenizer(kind="file", path=str(start.tokenizer), eos=None, add_tokens=add_tokens)
+        return load_tokenizer(section, data, cache_folder())
     if not start.tokenizer.is_dir():
         raise InputError(f"{start.path} has no tokenizer folder; set data.tokenizer to what it was trained with")
-    return saved_tokenizer(start.tokenizer, data)
+    return saved_tokenizer(start.tokenizer, data, add_tokens)
 
 
 def check_ids_of_teacher(tokenizer: Tokenizer, teacher: Start, data: DataConfig) -> None:
@@ -76,6 +82,12 @@ def _check_ids(tokenizer: Tokenizer, config: RunConfig) -> None:
         return
     ids = tokenizer.backend.get_vocab()
     theirs = _tokenizer_of(start, config.data).backend.get_vocab()
+    taken = {index: token for token, index in theirs.items()}
+    if lost := [taken[index] for index in tokenizer.added_ids if index in taken]:
+        raise ConfigError(
+            f"data.tokenizer.add_tokens: {start.name}, which the run starts from, has {lost[0]!r} in the place of a "
+            "new token: take its tokenizer with data/tokenizer=inherited, and leave out of add_tokens what it has"
+        )
     other = next((token for token, index in theirs.items() if ids.get(token, index) != index), None)
     missing = sum(token not in ids for token in theirs)
     if other is not None or missing > len(theirs) // 2:
@@ -83,4 +95,43 @@ def _check_ids(tokenizer: Tokenizer, config: RunConfig) -> None:
         raise ConfigError(
             f"data.tokenizer is not the tokenizer of {start.name}, which the run starts from ({reason}): take that one "
             "with data/tokenizer=inherited"
+        )
+
+
+def with_added_tokens(config: RunConfig) -> RunConfig:
+    """`config` with a vocabulary of the model that is large enough for the tokens that the run adds.
+
+    Raises what assemble_tokenizer raises. A plan does without a tokenizer that is not there, and counts a row per
+    token.
+    """
+    asked = config.data.tokenizer.add_tokens
+    if not asked:
+        return config
+    if isinstance(config.model, TransformersConfig):
+        raise ConfigError(
+            "data.tokenizer.add_tokens: a model that transformers computes (model=transformers) cannot grow: leave "
+            "add_tokens empty, or resize it with transformers (resize_token_embeddings) and start from that"
+        )
+    try:
+        size = assemble_tokenizer(config).vocab_size
+    except UserError:
+        if config.task != "plan":
+            raise
+        size = config.model.vocab_size + (2 if asked == "template" else len(asked))
+    model = config.model.model_copy(update={"vocab_size": max(size, config.model.vocab_size)})
+    return config.model_copy(update={"model": model})
+
+
+def new_tokens(config: RunConfig) -> tuple[int, ...]:
+    """The ids of the tokens that the run adds to those of its start."""
+    return assemble_tokenizer(config).added_ids if config.data.tokenizer.add_tokens else ()
+
+
+def notes_on_template(config: RunConfig, tokenizer: Tokenizer) -> Iterator[str]:
+    """A line where a chat template of the run writes what looks like tokens, and the tokenizer takes for text."""
+    lacking = list(lacking_tokens(config.data, tokenizer.template_tokens, [*tokenizer.backend.get_vocab()]))
+    if lacking:
+        yield (
+            f"the chat template writes {', '.join(lacking)}, which the tokenizer splits into several tokens: "
+            "data.tokenizer.add_tokens=template appends them as tokens of their own"
         )

@@ -14,6 +14,7 @@ from pretune.checkpoint.identity import identity, newest_state, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
 from pretune.core.terminal import warn
+from pretune.data.tokenizer_files import added_ids
 from pretune.model.config import ModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
 from pretune.objectives.config import DistillationConfig
@@ -151,6 +152,8 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
         raise ConfigError(f"stage.init_from: {start.name} is a model that transformers computes: take it by model=auto")
     differing = dict(sorted(_differences(config.model.model_dump(mode="json"), theirs)))
     allowed = set(FREE) - ({"max_sequence_length"} if config.model.learned_positions else set())
+    if config.data.tokenizer.add_tokens and config.model.vocab_size > theirs.get("vocab_size", 0):
+        allowed.add("vocab_size")  # it grows
     free = {key for key in differing if any(key == one or key.startswith(f"{one}.") for one in allowed)}
     faults = [f"model.{key} = {both[0]}, but {both[1]} there" for key, both in differing.items() if key not in free]
     if faults:
@@ -256,11 +259,23 @@ def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
 
 
 def load_start(model: Model, start: Start, init_from: str | None = None) -> str:
-    """Load the weights of a run (see load_run) or of a model of others into `model`. Returns what identifies them."""
+    """Load the weights of a run (see load_run) or of a model of others into `model`, whose vocabulary becomes as large
+    as theirs. Returns what identifies them."""
+    from pretune.model.transformer import Transformer
+    from pretune.model.vocabulary import resize
+
+    if isinstance(model, Transformer):
+        resize(model, _vocab_size(start) or model.config.vocab_size)
     if isinstance(start, RunFolder):
         return load_run(model, start, init_from)
     start.load(model)
     return start.identity()
+
+
+def _vocab_size(start: Start) -> int | None:
+    # config.json says it as well as the tensors, which take longer to open.
+    found = model_section(start if isinstance(start, RunFolder) else replace(start, whole=False)).get("vocab_size")
+    return found if isinstance(found, int) else None
 
 
 def load_run(model: Model, run: RunFolder, init_from: str | None = None) -> str:
@@ -276,10 +291,15 @@ def load_run(model: Model, run: RunFolder, init_from: str | None = None) -> str:
         return identity(path)
     from pretune.adapters.attach import merge
     from pretune.adapters.files import attach_saved_adapter
+    from pretune.model.transformer import Transformer
+    from pretune.model.vocabulary import add_tokens
 
     checkpoint.check(path)
     settings = read_config(run.config)
     base = load_start(model, _start_of(run, path, init_from or settings["stage"]["init_from"]))
+    added = added_ids(run.tokenizer)
+    if added and isinstance(model, Transformer):
+        add_tokens(model, settings["model"]["vocab_size"], added)
     attach_saved_adapter(path, model, base)
     if settings["quantization"]["kind"] == "qlora_nf4":
         from pretune.quantization.nf4 import dequantize, quantize

@@ -97,7 +97,7 @@ def reference(template: str) -> PreTrainedTokenizerFast:
 
 
 def formatter(template: str | None, own: str | None = None, **changes: Any) -> Formatter:
-    tokenizer_section = {"kind": "file", "path": "x", "eos": None}
+    tokenizer_section = {"kind": "file", "path": "x", "eos": None, "add_tokens": []}
     format = data_config(format=CHAT | {"template": template} | changes, tokenizer=tokenizer_section).format
     return build_formatter(format, tokenizer(own).template_tokens)
 
@@ -176,7 +176,9 @@ def qwen(shared_data: Path) -> Path:
 
 
 def test_qwens_own_template_gives_the_tokens_of_transformers(shared_data: Path) -> None:
-    config = data_config(format=CHAT, tokenizer={"kind": "file", "path": str(qwen(shared_data)), "eos": None})
+    config = data_config(
+        format=CHAT, tokenizer={"kind": "file", "path": str(qwen(shared_data)), "eos": None, "add_tokens": []}
+    )
     ours = load_tokenizer(config.tokenizer, config, shared_data)
     of = build_formatter(config.format, ours.template_tokens)
     theirs = PreTrainedTokenizerFast.from_pretrained(qwen(shared_data))
@@ -306,7 +308,7 @@ def test_variables_reach_the_template() -> None:
 
 def test_the_template_is_saved_with_the_tokenizer(tmp_path: Path) -> None:
     tokenizer(CHATML).save(tmp_path)
-    config = data_config(format=CHAT, tokenizer={"kind": "file", "path": str(tmp_path), "eos": None})
+    config = data_config(format=CHAT, tokenizer={"kind": "file", "path": str(tmp_path), "eos": None, "add_tokens": []})
     found = load_tokenizer(config.tokenizer, config, tmp_path)
     assert found.template_tokens == tokenizer(CHATML).template_tokens
     theirs = PreTrainedTokenizerFast.from_pretrained(tmp_path)
@@ -323,7 +325,9 @@ def test_older_files_hold_the_template_and_tokens_in_other_ways(tmp_path: Path) 
     named = [{"name": "tool_use", "template": "x"}, {"name": "default", "template": CHATML}]
     for template in (CHATML, named):
         (tmp_path / "tokenizer_config.json").write_text(json.dumps(about | {"chat_template": template}))
-        config = data_config(format=CHAT, tokenizer={"kind": "file", "path": str(tmp_path), "eos": None})
+        config = data_config(
+            format=CHAT, tokenizer={"kind": "file", "path": str(tmp_path), "eos": None, "add_tokens": []}
+        )
         assert load_tokenizer(config.tokenizer, config, tmp_path).chat_template == CHATML
 
 

@@ -101,7 +101,7 @@ def reference() -> PreTrainedTokenizerFast:
 
 
 def formatter(template: str, **changes: Any) -> Formatter:
-    section = {"kind": "file", "path": "x", "eos": None}
+    section = {"kind": "file", "path": "x", "eos": None, "add_tokens": []}
     config = data_config(format={"kind": "chat", "template": template} | changes, tokenizer=section)
     return build_formatter(config.format, tokenizer().template_tokens)
 

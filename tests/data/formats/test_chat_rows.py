@@ -53,7 +53,7 @@ def qwen() -> Path:
 
 @cache
 def qwens() -> Tokenizer:
-    config = data_config(tokenizer={"kind": "file", "path": str(qwen()), "eos": "<|im_end|>"})
+    config = data_config(tokenizer={"kind": "file", "path": str(qwen()), "eos": "<|im_end|>", "add_tokens": []})
     return load_tokenizer(config.tokenizer, config, Path())
 
 

@@ -38,7 +38,7 @@ def chatting(template: str | None, **changes: Any) -> DataConfig:
 
 def load(folder: Path, template: str | None) -> tuple[Tokenizer, Formatter]:
     """The tokenizer of a folder with a template, and the formatter of a run on chats."""
-    config, section = chatting(template), {"kind": "file", "path": str(folder), "eos": None}
+    config, section = chatting(template), {"kind": "file", "path": str(folder), "eos": None, "add_tokens": []}
     tokenizer = load_tokenizer(validate(FileTokenizer, section), config, folder)
     return tokenizer, build_formatter(config.format, tokenizer.template_tokens)
 
@@ -112,7 +112,7 @@ def test_tokens_of_another_tokenizer_are_named(tmp_path: Path) -> None:
         load(llama3, "chatml")
     with pytest.raises(ConfigError, match=r"writes <\|start_header_id\|>, <\|end_header_id\|>, <\|eot_id\|>, which"):
         load(gpt2, str(llama3))
-    section = {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True}
+    section = {"kind": "trained", "vocab_size": 300, "max_bytes": 10_000, "split_digits": True, "add_tokens": []}
     rows = write_lines(tmp_path / "rows.jsonl", [{"messages": TALK}] * 9)
     config = chatting("chatml", source=files(rows), tokenizer=section)
     with pytest.raises(

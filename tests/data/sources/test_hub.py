@@ -46,7 +46,7 @@ from small_data import CHAT, data_config
 
 for name in ("me/tokens", "me/tokens", "me/nothing"):
     try:
-        section = HubTokenizer(kind="hub", path=name, eos="<|endoftext|>")
+        section = HubTokenizer(kind="hub", path=name, eos="<|endoftext|>", add_tokens=())
         tokenizer = load_tokenizer(section, data_config(FORMAT), Path("cache"))
         print(tokenizer.encode("the"), tokenizer.chat_template)
     except UserError as error:

@@ -35,7 +35,7 @@ TEMPLATE = (  # writes no BOS
 
 def with_model(mapping: dict[str, Any], folder: Path) -> dict[str, Any]:
     """A run with the tokenizer of a model's folder, and a table padded beyond it."""
-    mapping["data"]["tokenizer"] = {"kind": "file", "path": str(folder), "eos": None}
+    mapping["data"]["tokenizer"] = {"kind": "file", "path": str(folder), "eos": None, "add_tokens": []}
     mapping["model"]["vocab_size"] = 640
     return mapping
 

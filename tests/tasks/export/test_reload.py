@@ -34,7 +34,7 @@ CHATML = (
 
 def with_tokenizer(mapping: dict[str, Any], folder: Path, eos: str | None) -> dict[str, Any]:
     """A run's configuration with a tokenizer from a file."""
-    mapping["data"]["tokenizer"] = {"kind": "file", "path": str(folder), "eos": eos}
+    mapping["data"]["tokenizer"] = {"kind": "file", "path": str(folder), "eos": eos, "add_tokens": []}
     return mapping
 
 

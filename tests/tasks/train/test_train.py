@@ -179,7 +179,7 @@ def test_fine_tuning_starts_from_the_runs_weights_and_trains_them_all(tiny: Comp
     settings += ["schedule=constant", "schedule.warmup=0.0"]
     mapping = tiny("name=tuned", *settings)
     # Hydra merges mappings; a fine-tuning run file chooses a data option with an inherited tokenizer.
-    mapping["data"]["tokenizer"] = {"kind": "inherited"}
+    mapping["data"]["tokenizer"] = {"kind": "inherited", "add_tokens": []}
     assert run(mapping) == 0
     runs = tmp_path / "runs"
     assert series(runs / "tuned", "val/loss")[0] == pytest.approx(series(runs / "base", "val/loss")[-1], abs=1e-6)

@@ -251,7 +251,7 @@ def test_float16_learns_preferences(tiny: Compose, tmp_path: Path) -> None:
         f"data.source.files=[{file}]", "data.validation.fraction=0.3", "data.validation.group_by=prompt",
         "data.tokenizer.kind=inherited", "data.sequence_length=256",
     )  # fmt: skip
-    mapping["data"]["tokenizer"] = {"kind": "inherited"}
+    mapping["data"]["tokenizer"] = {"kind": "inherited", "add_tokens": []}
     assert run(mapping) == 0
     losses = series(tmp_path / "runs" / "one", "train/loss")
     assert losses[0] == pytest.approx(0.6931, abs=1e-3)

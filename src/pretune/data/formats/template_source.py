@@ -44,6 +44,9 @@ _GEMMA = """\
 {%- endif %}
 """
 
+_MARKER = re.compile(r"<\|[^\s|<>{}'\"]+\|>")
+"""What special tokens of chat templates mostly look like."""
+
 
 @dataclass(frozen=True)
 class TemplateSource:
@@ -74,10 +77,21 @@ def template_of(section: ChatFormat, tokens: TemplateTokens) -> str | None:
     if lacking := [one for one in source.special if one in source.text and not tokens.has(one)]:
         raise ConfigError(
             f"data.format.template = {section.template} writes {', '.join(lacking)}, which the tokenizer does not "
-            "have; choose a template that needs no tokens of its own, such as data/format=chat_plain, or a tokenizer "
-            "that has them"
+            "have; append them with data.tokenizer.add_tokens=template, or choose a template that needs no tokens of "
+            "its own, such as data/format=chat_plain"
         )
     return source.text
+
+
+def written_tokens(section: ChatFormat, tokens: TemplateTokens) -> tuple[str, ...]:
+    """The special tokens that the template of a section writes: those of the tokenizer that it was written for or,
+    where that is not known, whatever has the form <|name|>.
+
+    Raises what template_source raises.
+    """
+    own = section.template is None or section.template == tokens.template_from
+    source = TemplateSource(tokens.template or "") if own else template_source(section.template or "")
+    return tuple(one for one in source.special if one in source.text) or tuple(_MARKER.findall(source.text))
 
 
 def is_jinja(value: str) -> bool:

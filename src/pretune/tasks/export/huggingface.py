@@ -89,14 +89,20 @@ def write_adapter(config: RunConfig, newest: Path, folder: Path) -> str:
     Raises ConfigError for an adapter or base model without a counterpart in transformers.
     """
     checkpoint.check(newest)
-    layers = names_in_transformers(config.model, "embedding" in getattr(config.adapter, "targets", ()))
+    tokenizer = assemble_tokenizer(config)
+    trained = config.adapter.trained_embeddings(bool(tokenizer.added_ids)) != "none"
+    if tokenizer.added_ids and not trained:
+        raise ConfigError(
+            "the rows of the tokens that this run added are neither in the adapter nor in the model below it: use "
+            "export.adapter=merge, or train with adapter.train_embeddings=new_rows"
+        )
+    layers = names_in_transformers(config.model, config.adapter.adapts_vocabulary or trained)
     tensors, content = adapter_for_huggingface(newest, layers, stored_transposed(config.model))
     _save(tensors, folder / ADAPTER_WEIGHTS, config.export.dtype)
     base = start_of(config)
     assert base is not None  # RunConfig ensures it
     where, revision, advice = _base_of_adapter(base)
     write_json(folder / ADAPTER_CONFIG, content | {"base_model_name_or_path": where, "revision": revision})
-    tokenizer = assemble_tokenizer(config)
     write_tokenizer(config, tokenizer, folder)
     ends = run_endings(config, tokenizer)
     write_json(folder / "generation_config.json", generation_config(tokenizer, ends))

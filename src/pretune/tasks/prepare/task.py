@@ -14,7 +14,7 @@ from pretune.data.loader import Loader
 from pretune.data.shards import Prepared, prepare
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
-from pretune.run.tokenizer import assemble_tokenizer
+from pretune.run.tokenizer import assemble_tokenizer, notes_on_template
 from pretune.tasks.prepare.show import ESCAPE, show_documents
 from pretune.training.signals import stoppable
 
@@ -38,7 +38,7 @@ def _prepare_run(config: RunConfig) -> int:
                 say(f"left out of {name}{side}: {reason}")
         for note in _notes(name, section, part):
             say(note)
-    for note in data.notes:
+    for note in (*data.notes, *notes_on_template(config, tokenizer)):
         say(note)
     for name, section, part in sets:
         show_documents(console, f"{name}document", part.train, tokenizer, config.prepare.show, section.sequence_length)

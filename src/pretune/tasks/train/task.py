@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from pretune.run.model import stored_adapter
 from pretune.run.parts import Parts
 from pretune.run.precision import Resolved, print_notes, resolve
 from pretune.run.teacher import teacher_identity
+from pretune.run.tokenizer import notes_on_template
 from pretune.run.weights import check_model, own_folder, start_identity, start_of
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import PAGE, report
@@ -142,11 +143,30 @@ def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: T
     if state.step:
         start = f"resumed at step {state.step:,}"
     counts, adapter = count_parameters(parts.model), config.adapter.kind
+    notes = (*parts.data.notes, *notes_on_template(config, parts.tokenizer))
     trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
         f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
-        + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *loader.notes(), *parts.data.notes])
+        + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *added(config, parts), *loader.notes(), *notes])
+    )
+
+
+def added(config: RunConfig, parts: Parts) -> Iterator[str]:
+    """The tokens that the run adds, and what becomes of their rows."""
+    ids = [*parts.tokenizer.added_ids]
+    if not ids:
+        return
+    rows = {
+        "none": "frozen" if not config.adapter.adapts_vocabulary else "adapted",
+        "new_rows": "trained beside the adapter",
+        "all": "trained beside the adapter, with all others",
+    }[config.adapter.trained_embeddings(True)]
+    names = ", ".join(str(parts.tokenizer.backend.id_to_token(one)) for one in ids[:4])
+    more = f" and {len(ids) - 4} more" if len(ids) > 4 else ""
+    yield (
+        f"{len(ids)} new tokens ({names}{more}: {ids[0]:,} to {ids[-1]:,}), whose rows are "
+        f"{rows if config.adapter.freezes else 'trained'}"
     )
 
 

@@ -1,0 +1,67 @@
+"""Give a model rows for more tokens, or take rows from it: in its embedding, its head and its value embeddings.
+
+V token ids, P rows of a table (V, padded), D columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from pretune.model.transformer import Transformer
+
+
+def resize(model: Transformer, vocab_size: int) -> None:
+    """Give `model` tables for `vocab_size` token ids, padded as its configuration says. Rows that were there keep their
+    values, and new ones have none yet: fill or load them. Do it before the optimizer is built."""
+    if vocab_size == model.config.vocab_size:
+        return
+    model.config = model.config.model_copy(update={"vocab_size": vocab_size})
+    for table in _tables(model):
+        resize_table(table, model.config.padded_vocab_size)
+
+
+def add_tokens(model: Transformer, vocab_size: int, ids: Sequence[int]) -> None:
+    """Grow `model` to `vocab_size` token ids, of which `ids`, the last that any token has, are new. In each table,
+    their rows, and all others that it did not have, become the mean of the rows of the tokens before them; padding
+    becomes zeros.
+
+    That is the initialization of transformers' resize_token_embeddings without its noise, whose covariance is 1e-9 of
+    the old rows'. The logit of a new token is then the mean of the old ones, which bounds the change of all
+    probabilities (Hewitt 2021, Initializing New Word Embeddings for Pretrained Language Models).
+    """
+    before = model.config.vocab_size
+    resize(model, vocab_size)
+    for table in _tables(model):
+        fill_rows(table, [*ids, *range(before, vocab_size)], min(ids, default=before))
+        table.weight.detach()[vocab_size:] = 0.0
+
+
+def resize_table(table: nn.Embedding | nn.Linear, rows: int) -> None:
+    """Give a table another number of rows; those that were there keep their values, new ones have none yet."""
+    old = table.weight.detach()
+    new = old.new_empty(rows, old.shape[1])
+    kept = min(rows, len(old))
+    new[:kept] = old[:kept]
+    table.weight = nn.Parameter(new, table.weight.requires_grad)
+    if isinstance(table, nn.Embedding):
+        table.num_embeddings = rows
+    else:
+        table.out_features = rows
+
+
+def fill_rows(table: nn.Embedding | nn.Linear, rows: Sequence[int], known: int) -> None:
+    """Set rows of a table to the mean of its first `known` rows."""
+    weight = table.weight.detach()
+    weight[[*rows]] = weight[:known].mean(0, dtype=torch.float32).to(weight)
+
+
+def _tables(model: Transformer) -> Iterator[nn.Embedding | nn.Linear]:
+    """The layers with a row per token of the vocabulary; a table that is also the head, once."""
+    yield model.embedding
+    if model.head is not None:
+        yield model.head
+    beside = (module for name, module in model.layers.named_modules() if name.endswith(".value_embedding"))
+    yield from (module for module in beside if isinstance(module, nn.Embedding))
