@@ -55,7 +55,7 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
         start, added = start_of(config), new_tokens(config)
         base = fill(config, model, start)
         if start is not None and added:
-            assert isinstance(model, Transformer), "with_added_tokens has refused others"
+            assert isinstance(model, Transformer), "others are refused by a rule"
             add_tokens(model, config.model.vocab_size, added)
     model.to(device)
     attach_adapter(config, model, newest, base)

@@ -249,6 +249,8 @@ def a_model_of_transformers_has_less(run: Run) -> Iterator[str]:
         f"export.format={run.export.format}": run.export.format != "huggingface",
         f"generate.runtime={run.generate.runtime}": run.generate.runtime != "pretune",
         "adapter.targets = embedding and head": run.adapter.adapts_vocabulary,
+        "adapter.train_embeddings": run.adapter.trained_embeddings(False) != "none",
+        "data.tokenizer.add_tokens": bool(run.data.tokenizer.add_tokens),
         "precision=fp8": run.precision.compute == "float8",
     }
     if refused := [key for key, is_set in wanted.items() if is_set]:

@@ -10,7 +10,6 @@ from pretune.data.added_tokens import lacking_tokens
 from pretune.data.config import AddTokens, DataConfig, FileTokenizer
 from pretune.data.tokenizer import Tokenizer, load_tokenizer, saved_tokenizer
 from pretune.data.tokenizer_files import TOKENIZER
-from pretune.model.transformers_model.config import TransformersConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
 from pretune.run.pretrained import PretrainedModel
@@ -107,11 +106,6 @@ def with_added_tokens(config: RunConfig) -> RunConfig:
     asked = config.data.tokenizer.add_tokens
     if not asked:
         return config
-    if isinstance(config.model, TransformersConfig):
-        raise ConfigError(
-            "data.tokenizer.add_tokens: a model that transformers computes (model=transformers) cannot grow: leave "
-            "add_tokens empty, or resize it with transformers (resize_token_embeddings) and start from that"
-        )
     try:
         size = assemble_tokenizer(config).vocab_size
     except UserError:
