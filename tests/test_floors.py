@@ -14,7 +14,7 @@ from house import FLOORS, PICTURE, SRC, Tree, imports, module_of, parse, picture
 
 ROOT = Path(__file__).parent.parent
 
-CALLS = {"train": {"evaluate", "generate", "report"}, "export": {"evaluate"}}
+CALLS = {"train": {"evaluate", "generate", "report"}, "export": {"evaluate"}, "inspect": {"train", "report"}}
 """The tasks that a task may call; all others stand alone."""
 
 HEAVY = {"torch", "wandb", "datasets", "transformers", "tokenizers", "safetensors", "matplotlib", "huggingface_hub"}

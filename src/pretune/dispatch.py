@@ -6,26 +6,28 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from pretune.compute.allocator import is_out_of_memory
-from pretune.core.config import validate
+from pretune.core.config import ConfigError, validate
 from pretune.core.system_errors import explained
 from pretune.run.config import RunConfig
 
 if TYPE_CHECKING:
+    from pretune.tasks.inspect.candidates import Compose
     from pretune.tasks.train.loop import Instruments
 
 
-def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> int:
+def run(mapping: Mapping[str, Any], instruments: Instruments | None = None, compose: Compose | None = None) -> int:
     """Run the configured task; return the exit code: 0 done, 1 a check failed, 3 diverged, 75 stopped by a signal with
     everything saved.
 
-    instruments: what training is timed, measured and watched with, where that is not the usual.
+    instruments: what training is timed, measured and watched with, where that is not the usual. compose: how other
+    configurations are made, which only task=inspect needs.
 
     Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, for
     memory that is too small, and for anything that the system refuses (a full disk, a name that is too long).
     """
     config = validate(RunConfig, mapping)
     try:
-        return _do(config, mapping, instruments)
+        return _do(config, mapping, instruments, compose)
     except OSError as error:
         # From whatever is read or written, in training or in another task.
         told = explained(error, config.output_dir)
@@ -41,7 +43,7 @@ def run(mapping: Mapping[str, Any], instruments: Instruments | None = None) -> i
     raise out_of_memory(config)
 
 
-def _do(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None) -> int:
+def _do(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments | None, compose: Compose | None) -> int:
     # Tasks are imported only when needed, because they import torch.
     match config.task:
         case "train":
@@ -72,3 +74,9 @@ def _do(config: RunConfig, mapping: Mapping[str, Any], instruments: Instruments 
             from pretune.tasks.plan.task import plan
 
             return plan(config)
+        case "inspect":
+            from pretune.tasks.inspect.task import inspect
+
+            if compose is None:
+                raise ConfigError("task=inspect compares models in one table: list them all, without -m")
+            return inspect(config, compose)

@@ -19,7 +19,8 @@ from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
 from pretune.model.costs import matrix_parameters, skeleton
 from pretune.run.config import RunConfig
-from pretune.tasks.plan.estimate import Plan, make_plan, planned_precision
+from pretune.run.planned import planned_precision
+from pretune.tasks.plan.estimate import Plan, make_plan
 from pretune.tasks.plan.family import Family, member
 from pretune.tasks.plan.loss import fitted_loss
 from pretune.tasks.plan.table import show
@@ -156,7 +157,7 @@ def test_what_does_not_fit_is_noted(tiny: Compose) -> None:
 )
 def test_a_plan_computes_as_its_device_will(tiny: Compose, device: str, asked: str, expected: str) -> None:
     config = validate(RunConfig, tiny(f"plan.device={device}", f"precision={asked}", "precision.compile=false"))
-    assert make_plan(planned_precision(config)).precision == expected
+    assert make_plan(planned_precision(config, devices.named(device))).precision == expected
 
 
 def test_an_unknown_device_is_one_error_that_names_the_nearest(tiny: Compose) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
 from pretune.core.config import ConfigError, nearest
@@ -101,6 +103,14 @@ def named(name: str) -> Device:
             f"unknown device '{name}'{nearest(wanted, known)}; known are {', '.join(known)}; null takes this machine's"
         )
     return found
+
+
+def named_or_sized(name: str) -> Device:
+    """The same, or for `16GiB` a GPU of which only the memory is known."""
+    size = re.fullmatch(r"(\d+(?:\.\d+)?) ?gi?b", name.strip(), re.IGNORECASE)
+    if size is None:
+        return named(name)
+    return Device(f"{size[1]}GiB", math.nan, int(float(size[1]) * GIB), math.nan, (), "its memory alone is known")
 
 
 def by_reported_name(reported: str) -> Device | None:

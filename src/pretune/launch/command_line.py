@@ -69,6 +69,7 @@ def _main(argv: list[str]) -> int:
     # Hydra is slow to import, so import it only when needed.
     from pretune.launch.compose import composed, plain, shown
     from pretune.launch.explain import naming_origins
+    from pretune.launch.inspected import composer
     from pretune.launch.model_of_start import with_model
     from pretune.launch.older import completed
     from pretune.launch.overrides import readable
@@ -88,7 +89,7 @@ def _main(argv: list[str]) -> int:
         mapping = plain(with_model(config), file)
     mapping = completed(mapping, file)
     with naming_origins(file, overrides):
-        return run(mapping)
+        return run(mapping, compose=composer(overrides))
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:

@@ -100,7 +100,13 @@ class Footprint:
 
     def peak(self, size: int) -> int:
         """Peak memory of a step with micro-batches of `size` sequences."""
-        return sum(self.parts(size).values())
+        return max(self.peaks(size))
+
+    def peaks(self, size: int) -> tuple[int, ...]:
+        """Memory at the moments of a step of which one is the peak: in the passes of a micro-batch, and in the
+        update."""
+        always = self.weights + self.averages + self.optimizer + self.reference
+        return tuple(always + sum(moment) for moment in self._moments(size))
 
     def parts(self, size: int) -> dict[str, int]:
         """The memory by part at the moment of a step when it is greatest."""

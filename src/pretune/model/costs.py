@@ -92,6 +92,12 @@ def _attention_width(config: AnyModelConfig, sequence_length: int) -> int:
     return config.num_heads * config.head_dim * sum(min(window, sequence_length) for window in windows)
 
 
+def inference_bytes(config: AnyModelConfig, parameters: int, context: int) -> int:
+    """Bytes to generate one text of `context` tokens, prompt included: weights, keys and values in 16 bits, and a row
+    of logits in float32."""
+    return 2 * parameters + cache_bytes_per_token(config, 2) * context + 4 * config.vocab_size
+
+
 def cache_bytes_per_token(config: AnyModelConfig, itemsize: int) -> int:
     """Bytes per token of the key-value cache."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize

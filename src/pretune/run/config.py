@@ -24,7 +24,14 @@ from pretune.run.sections import (
     SamplesConfig,
     StageConfig,
 )
-from pretune.run.task_config import ExportConfig, GenerateConfig, PlanConfig, PrepareConfig, ReportConfig
+from pretune.run.task_config import (
+    ExportConfig,
+    GenerateConfig,
+    InspectConfig,
+    PlanConfig,
+    PrepareConfig,
+    ReportConfig,
+)
 from pretune.tracker.config import TrackerConfig
 from pretune.training.config import DivergenceConfig, EarlyStoppingConfig, EMAConfig
 
@@ -46,7 +53,9 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=,+-]*$"), MAY_DIFFER]
     """Name of the run and of its folder in output_dir."""
-    task: Annotated[Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan"], MAY_DIFFER]
+    task: Annotated[
+        Literal["train", "prepare", "evaluate", "generate", "export", "report", "plan", "inspect"], MAY_DIFFER
+    ]
     """The task to run."""
     seed: Annotated[int, Field(ge=0, lt=2**63)]
     """Random seed for weights, data order and dropout."""
@@ -108,6 +117,8 @@ class RunConfig(Section):
     """task=report."""
     plan: Annotated[PlanConfig, MAY_DIFFER]
     """task=plan."""
+    inspect: Annotated[InspectConfig, MAY_DIFFER]
+    """task=inspect."""
     log_every: Annotated[Count, MAY_DIFFER]
     """Steps between reports of training loss and speed."""
 

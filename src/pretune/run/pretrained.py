@@ -13,6 +13,7 @@ from pretune.core.files import fingerprint, measure
 if TYPE_CHECKING:
     from pretune.model.build import Model
     from pretune.model.section import AnyModelConfig
+    from pretune.run.hub_models import Needed
 
 _HUB_ID = re.compile(r"(?P<repository>[\w-][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -84,15 +85,15 @@ class PretrainedModel:
         load_huggingface(open_folder(self.path).tensors, model)
 
 
-def find_pretrained(name: str, config_only: bool = False) -> PretrainedModel | None:
+def find_pretrained(name: str, needed: Needed = "weights") -> PretrainedModel | None:
     """The model in the folder `name`, or on the hub by that name (`owner/name` or `owner/name@revision`), downloaded
     if it is not in the cache of huggingface_hub; None if `name` is neither.
 
-    config_only: its config.json is enough. Raises InputError, naming the cause, if the hub does not give it.
+    Raises InputError, naming the cause, if the hub does not give it.
     """
     folder = Path(name)
     if (folder / "config.json").is_file():
-        return PretrainedModel(folder, name, not config_only)
+        return PretrainedModel(folder, name, needed == "weights")
     if folder.exists():
         return None
     named = _HUB_ID.fullmatch(name)
@@ -100,8 +101,8 @@ def find_pretrained(name: str, config_only: bool = False) -> PretrainedModel | N
         return None
     from pretune.run.hub_models import download_model
 
-    path, commit = download_model(named["repository"], named["revision"], config_only)
-    return PretrainedModel(path, f"{named['repository']}@{commit}", not config_only)
+    path, commit = download_model(named["repository"], named["revision"], needed)
+    return PretrainedModel(path, f"{named['repository']}@{commit}", needed == "weights")
 
 
 def why_no_model(name: str) -> str | None:

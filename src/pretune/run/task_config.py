@@ -1,4 +1,4 @@
-"""Configuration of the tasks other than training and evaluation: prepare, generate, report, export, plan."""
+"""Configuration of the tasks other than training and evaluation: prepare, generate, report, export, plan, inspect."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.compute import devices
-from pretune.core.config import Count, FilePath, Section
+from pretune.core.config import Count, FilePath, Seconds, Section
 from pretune.generation.config import DecodingConfig
 
 
@@ -127,3 +127,25 @@ class PlanConfig(Section):
     @classmethod
     def _known(cls, device: str | None) -> str | None:
         return device if device is None else devices.named(device).name
+
+
+class InspectConfig(Section):
+    models: tuple[FilePath, ...]
+    """Models to compare: runs, folders in Hugging Face's format, models on the hub (`owner/name` or
+    `owner/name@revision`), and shapes with random weights, written as on the command line (`model=smollm_135m`)."""
+    context: Count | None
+    """Number of tokens that memory is estimated for: of one sequence in training, of one text in generation; null takes
+    data.sequence_length."""
+    device: str | None
+    """Device that memory is estimated for, such as a100-40gb, rtx-4090, or a GPU's memory (16GiB); null takes this
+    machine's."""
+    on: FilePath | None
+    """Run file, or config.yaml of a run, on whose data each model is measured and trained; other keys of the command
+    line count for it too. null measures nothing."""
+    seconds: Seconds
+    """Training time of each model that is measured, in seconds or as text (5m)."""
+
+    @pydantic.field_validator("device")
+    @classmethod
+    def _known(cls, device: str | None) -> str | None:
+        return device if device is None else devices.named_or_sized(device).name

@@ -89,7 +89,7 @@ def find_start(init_from: str, runs: Path, config_only: bool = False, key: str =
     try:
         run = _find_run(init_from, runs)
     except InputError as error:
-        found = find_pretrained(init_from, config_only)
+        found = find_pretrained(init_from, "config" if config_only else "weights")
         if found is None:
             hint = f"{error} A model on the Hugging Face hub is written owner/name."
             raise InputError(f"{key}: {why_no_model(init_from) or hint}") from None

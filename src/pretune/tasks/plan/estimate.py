@@ -19,10 +19,7 @@ from pretune.optim.trace import read_trace
 from pretune.run.config import RunConfig
 from pretune.run.folder import find_trace
 from pretune.run.model import adapted_model
-from pretune.run.precision import resolved_config
 from pretune.run.teacher import teacher_flops
-from pretune.run.tokenizer import with_added_tokens
-from pretune.run.weights import own_folder
 from pretune.tasks.plan.family import Biggest, search
 from pretune.tasks.plan.loss import fitted_loss
 
@@ -108,17 +105,6 @@ def make_plan(config: RunConfig) -> Plan:
         biggest=search(config, device, kind, seconds) if family else [],
         notes=_notes(config, device, kind, largest, micro_batch),
     )
-
-
-def planned_precision(config: RunConfig) -> RunConfig:
-    """The configuration with the precision chosen for the device that plan.device names, or for this machine's."""
-    if config.plan.device is None:
-        return resolved_config(config, own_folder(config))
-    device, config = config.plan.device, with_added_tokens(config)
-    if config.precision.compute != "auto":
-        return config
-    compute = "bfloat16" if named(device).has_bfloat16 else "float16"
-    return config.model_copy(update={"precision": config.precision.model_copy(update={"compute": compute})})
 
 
 def planned_device(config: RunConfig) -> tuple[Device, str]:

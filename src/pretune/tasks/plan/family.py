@@ -20,6 +20,7 @@ from pretune.model.config import GATED, ModelConfig
 from pretune.model.costs import (
     cache_bytes_per_token,
     forward_flops_of,
+    inference_bytes,
     matrix_parameters,
     parameters_by_part,
     skeleton,
@@ -125,8 +126,7 @@ class Family:
     def _memory(self, way: Way, of: Member) -> float:
         shape, parameters, length = of.shape, of.parameters, self.config.data.sequence_length
         if way == "inference":
-            cache = cache_bytes_per_token(shape, 2) * shape.max_sequence_length
-            return 2 * parameters + cache + 4 * shape.padded_vocab_size
+            return inference_bytes(shape, parameters, shape.max_sequence_length)
         activations = (self.kept_per_unit * shape.num_layers + self.again_per_unit) * shape.dim
         widest = shape.mlp_dim * (2 if shape.activation in GATED else 1)
         # The last layer's gradients, and four float32 copies of the logits (an eager softmax and its gradient).

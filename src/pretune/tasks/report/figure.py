@@ -15,22 +15,22 @@ from pretune.tracker.metrics import metric
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
-_INK, _GRID = "#334155", "#e2e8f0"
-_STYLE: dict[Any, Any] = {
-    "axes.edgecolor": _GRID,
+COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
+INK, GRID = "#334155", "#e2e8f0"
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": GRID,
     "axes.grid": True,
-    "axes.labelcolor": _INK,
+    "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
-    "axes.titlecolor": _INK,
+    "axes.titlecolor": INK,
     "font.size": 9.0,
-    "grid.color": _GRID,
+    "grid.color": GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
-    "text.color": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
 }
 
 
@@ -63,7 +63,7 @@ def draw(runs: Sequence[Curves]) -> bytes:
     from matplotlib.ticker import EngFormatter
 
     panels = _panels(runs)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         # A figure of its own, not pyplot's: no global state, no display.
         figure = Figure(
             figsize=(max(6.4, 4.8 * len(panels)), 3.9), dpi=150, layout=ConstrainedLayoutEngine(wspace=0.06)
@@ -86,7 +86,7 @@ def _panels(runs: Sequence[Curves]) -> list[tuple[str, str, Callable[[Axes], Non
     """Title, label of the y axis and plotting function of each panel."""
     panels: list[tuple[str, str, Callable[[Axes], None]]] = []
     groups = list(dict.fromkeys(run.group for run in runs))
-    colors = {group: _COLORS[index % len(_COLORS)] for index, group in enumerate(groups)}
+    colors = {group: COLORS[index % len(COLORS)] for index, group in enumerate(groups)}
     for stage in dict.fromkeys(run.stage for run in runs):
         group = [(run, colors[run.group]) for run in runs if run.stage == stage]
         pairs = any("preference/accuracy" in row for run, _ in group for row in run.rows)
@@ -134,7 +134,7 @@ def _accuracy(axes: Axes, group: Sequence[tuple[Curves, str]], task: str) -> Non
             highest = max(highest, *y)
     chances = [run.of(f"{task}/chance")[1] for run, _ in group]
     if chance := next((values[-1] for values in chances if values), None):
-        axes.axhline(chance, color=_INK, linewidth=1, linestyle=":", label=f"chance: {chance:.1%}")
+        axes.axhline(chance, color=INK, linewidth=1, linestyle=":", label=f"chance: {chance:.1%}")
         highest = max(highest, chance)
     axes.set_ylim(0, 1.15 * highest or 1)
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -46,15 +47,29 @@ class Section:
     summary: Mapping[str, Any]
 
 
-def page(image: str, header: Sequence[str], body: Sequence[Sequence[str]], sections: Sequence[Section]) -> str:
-    """The whole page; `image` is the figure of the curves, a PNG in base64."""
-    picture = f'<img alt="Loss and accuracy over training tokens" src="data:image/png;base64,{image}">'
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, and what it shows."""
+
+    png: bytes
+    shows: str
+
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""The titles of properties, and the texts of each thing that has them."""
+
+
+def page(picture: Picture, tables: Sequence[Table], sections: Sequence[Section]) -> str:
+    """The whole page."""
+    image = base64.b64encode(picture.png).decode()
+    drawn = f'<img alt="{escape(picture.shows)}" src="data:image/png;base64,{image}">'
     title = escape(", ".join(section.name for section in sections))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f'<div class="card">{picture}</div>\n<div class="card">{_table(header, body)}</div>\n'
+        f'<div class="card">{drawn}</div>\n'
+        + "".join(f'<div class="card">{_table(header, body)}</div>\n' for header, body in tables)
         + "".join(_section(section) for section in sections)
         + "</body>\n</html>\n"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import io
 import os
@@ -15,13 +14,14 @@ from typing import Any
 
 from pretune.core.config import InputError
 from pretune.core.files import write_atomic
-from pretune.core.terminal import say, shown, warn
+from pretune.core.tables import as_markdown, show_table
+from pretune.core.terminal import say, warn
 from pretune.core.units import memory, short
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
 from pretune.tasks.report.figure import Curves, draw
 from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
-from pretune.tasks.report.page import Section, page
+from pretune.tasks.report.page import Picture, Section, page
 from pretune.tasks.report.verdict import verdict
 from pretune.tracker.files import read_rows
 from pretune.tracker.metrics import error_of, is_task_share, metric
@@ -70,8 +70,8 @@ def report(folders: Sequence[Path], destination: Path) -> None:
         write_atomic(destination / "curves.png", picture)
         write_atomic(destination / "report.csv", as_csv(columns, runs))
         write_atomic(destination / "report.md", as_markdown(header, body))
-        image = base64.b64encode(picture).decode()
-        write_atomic(destination / PAGE, page(image, header, body, sections))
+        shown = Picture(picture, "Loss and accuracy over training tokens")
+        write_atomic(destination / PAGE, page(shown, [(header, body)], sections))
     except OSError as error:
         raise InputError(
             f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
@@ -248,22 +248,3 @@ def as_csv(columns: Sequence[Column], runs: Sequence[RunRecord]) -> str:
         values = [*(column.of(run) for column in columns), *(column.error(run) for column in errors)]
         writer.writerow([*values, names[id(run)], run.config.get("seed")])
     return text.getvalue()
-
-
-def as_markdown(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """The table for a README, transposed as on the console: a column per run."""
-    names, *lines = zip(header, *body, strict=True)
-    marks = ["---", *["---:"] * len(body)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in (names, marks, *lines))
-
-
-def show_table(header: Sequence[str], body: Sequence[Sequence[str]]) -> None:
-    """Print the table, transposed so that each run is a column: there are more metrics than runs."""
-    from rich.console import Console
-    from rich.table import Table
-
-    names = [shown(line[0]) for line in body]
-    table = Table("", *names, box=None, pad_edge=False, header_style="bold")
-    for index, title in enumerate(header[1:], start=1):
-        table.add_row(f"[dim]{shown(title)}[/dim]", *[shown(line[index]) for line in body])
-    Console(highlight=False).print(table)
