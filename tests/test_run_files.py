@@ -54,6 +54,8 @@ def test_every_option_of_every_group_validates(option: str) -> None:
         extra = [*extra, "task=export"]  # only trained models are stored in this form
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
+    if option == "model=transformers":
+        extra = ["++model.config={model_type: gpt2}"]
     if option.startswith("model/rope/scaling=") and not option.endswith(("linear", "ntk")):
         extra += ["model.rope.scaling.original_max_position_embeddings=512"]
     file = CONFIGS / "base.yaml"

@@ -165,7 +165,7 @@ def adapters() -> list[Any]:
     class Adapter(Section):
         adapter: AdapterConfig
 
-    common = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["all"], "init_from": None}
+    common = {"rank": 2, "alpha": 4, "dropout": 0.0, "targets": ["all"], "init_from": None, "train_embeddings": "none"}
     low_rank = {**common, "rslora": False, "init": "zero", "lr_ratio": 1.0}
     kinds = [{"kind": "lora", **low_rank}, {"kind": "dora", **low_rank}, {"kind": "loha", **common}]
     kinds += [{"kind": "lokr", **common, "factor": None}]

@@ -128,7 +128,7 @@ def test_a_mixture_reports_the_loss_of_each_set(
 ) -> None:
     mix = ["data/mix=files", f"data.mix.pretraining.source.files=[{texts}]", "data.mix.pretraining.share=0.5",
            "data.mix.pretraining.validation.fraction=0.2"]  # fmt: skip
-    mapping = chatting("budget.steps=4", "samples.prompts=[]", "evaluation.every=2", *mix)
+    mapping = chatting("budget.steps=4", "samples.prompts=[]", "evaluation.every=2", "report.after_training=true", *mix)
     assert run(mapping) == 0
     folder = tmp_path / "runs" / "smoke"
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

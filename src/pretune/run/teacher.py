@@ -21,8 +21,9 @@ from pretune.run.frozen_tables import Row, Tables, with_tables
 from pretune.run.model import without_values
 from pretune.run.parts import Frozen, Parts
 from pretune.run.pretrained import PretrainedModel
+from pretune.run.teacher_start import TEACHER, find_teacher
 from pretune.run.tokenizer import check_ids_of_teacher
-from pretune.run.weights import TEACHER, Start, find_teacher, load_start, model_section, start_identity_of
+from pretune.run.weights import Start, load_start, model_section, start_identity_of
 
 
 def teacher_identity(config: RunConfig) -> str | None:

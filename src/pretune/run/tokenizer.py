@@ -13,7 +13,8 @@ from pretune.data.tokenizer_files import TOKENIZER
 from pretune.run.config import RunConfig
 from pretune.run.folder import cache_folder
 from pretune.run.pretrained import PretrainedModel
-from pretune.run.weights import TEACHER, Start, find_teacher, own_folder, start_of
+from pretune.run.teacher_start import TEACHER, find_teacher
+from pretune.run.weights import Start, own_folder, start_of
 
 
 def assemble_tokenizer(config: RunConfig) -> Tokenizer:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.checkpoint import store as checkpoint
-from pretune.checkpoint.identity import identity, newest_state, with_identity
+from pretune.checkpoint.identity import identity, with_identity
 from pretune.core.config import ConfigError, InputError, validate
 from pretune.core.files import ADAPTER_WEIGHTS
 from pretune.core.terminal import warn
 from pretune.data.tokenizer_files import added_ids
 from pretune.model.config import ModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
-from pretune.objectives.config import DistillationConfig
 from pretune.quantization.config import QloraConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
@@ -95,35 +94,6 @@ def find_start(init_from: str, runs: Path, config_only: bool = False, key: str =
             raise InputError(f"{key}: {why_no_model(init_from) or hint}") from None
         return found
     return run if config_only else replace(run, checkpoint=chosen_checkpoint(run))
-
-
-TEACHER = "stage.objective.teacher"
-
-
-def find_teacher(config: RunConfig, config_only: bool = False) -> Start | None:
-    """The teacher of the run, with its checkpoint; None if it has none. A run that has saved something keeps the
-    weights that it began with.
-
-    Raises ConfigError for the run itself, InputError if the teacher is not there or has other weights now. config_only:
-    see find_start.
-    """
-    section, own = config.stage.objective, own_folder(config)
-    if not isinstance(section, DistillationConfig):
-        return None
-    runs = own.path.parent
-    if any(path.resolve() == own.path.resolve() for path in (runs / section.teacher, Path(section.teacher))):
-        raise ConfigError(f"{TEACHER}: {config.name} cannot be its own teacher; name another run, or change name=...")
-    found = find_start(section.teacher, runs, config_only, TEACHER)
-    recorded = (newest_state(own.checkpoints) or {}).get("teacher")
-    if config_only or recorded is None or start_identity_of(found) == recorded:
-        return found
-    path = with_identity(found.checkpoints, recorded) if isinstance(found, RunFolder) else None
-    if path is None:
-        raise InputError(
-            f"{TEACHER}: {own.path} learned from other weights than {section.teacher} has now; restore them, or name "
-            "where they are"
-        )
-    return replace(found, checkpoint=path)
 
 
 def model_section(start: Start, kind: Literal["own", "transformers"] | None = None) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from library_models import library_section
 from recorded import rows, series, weights
 from tiny import transformers_llama
 from torch import Tensor
@@ -267,11 +268,23 @@ def test_compiled_is_eager(more: tuple[str, ...], distil: Compose, tmp_path: Pat
         assert series(runs / "compiled", name) == pytest.approx(series(runs / "eager", name), rel=1e-4)
 
 
+@pytest.mark.parametrize("model_type", ["phi", "mamba"])  # a bias on the logits; no mask between documents
+def test_a_teacher_that_transformers_computes(model_type: str, distil: Compose, tiny: Compose, tmp_path: Path) -> None:
+    theirs = tiny("name=theirs", "budget.steps=4")
+    theirs["model"] = library_section(model_type, vocab_size=320).model_dump(mode="json")
+    assert run(theirs) == 0
+    mapping = distil("name=one", "stage.objective.teacher=theirs", "stage.objective.alpha=1.0", "budget.steps=20")
+    assert run(mapping) == 0
+    first, *_, last = series(tmp_path / "runs" / "one", "train/divergence")
+    assert last < 0.8 * first
+    assert make_plan(validate(RunConfig, mapping)).memory["teacher"] > 0
+
+
 def test_a_teacher_of_others_gives_its_tokenizer(distil: Compose, tiny: Compose, tmp_path: Path) -> None:
     assert run(tiny(*BIG, "task=export", f"export.output={tmp_path / 'theirs'}")) == 0
     teacher = f"stage.objective.teacher={tmp_path / 'theirs'}"
     mapping = distil("name=own", teacher)
-    mapping["data"]["tokenizer"] = {"kind": "inherited"}
+    mapping["data"]["tokenizer"] = {"kind": "inherited", "add_tokens": []}
     assert run(mapping) == 0
     assert run(distil("name=other")) == 0
     for name in ("train/loss", "val/divergence"):

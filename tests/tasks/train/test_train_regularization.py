@@ -81,7 +81,9 @@ def test_without_noise_and_averages_training_is_untouched(tiny: Compose, tmp_pat
 def test_an_early_stop_ends_the_run_as_complete(
     tiny: Compose, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    mapping = tiny("name=one", *OVERFITS, "checkpoint.keep_best=true", "checkpoint.keep=1")
+    mapping = tiny(
+        "name=one", *OVERFITS, "checkpoint.keep_best=true", "checkpoint.keep=1", "report.after_training=true"
+    )
     assert run(mapping) == 0
     said, folder = capsys.readouterr().out, tmp_path / "runs" / "one"
     losses, last = val_losses(folder), summary(folder)

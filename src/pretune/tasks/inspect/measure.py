@@ -122,7 +122,7 @@ def settings(config: RunConfig, candidate: Candidate, compose: Compose) -> dict[
     else:
         # All of it: what the run file says of its own model is no matter here.
         mapping["model"] = dict(model_section(find_start(mapping["stage"]["init_from"], Path(config.output_dir))))
-        mapping["data"]["tokenizer"] = {"kind": "inherited"}
+        mapping["data"]["tokenizer"] = {"kind": "inherited", "add_tokens": []}
     mapping["budget"] |= {"steps": None, "tokens": None, "replay": None, "count": [], "time": config.inspect.seconds}
     mapping["evaluation"]["at_start"] = True
     mapping["early_stopping"]["patience"] = None
