@@ -25,6 +25,10 @@ class Frozen:
     config: RunConfig
     teacher: Model | None
     """A teacher that is in memory, without values."""
+    rows: int
+    """Rows of its output head."""
+    width: int
+    """Columns of its output head, and of its hidden states."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Frozen:
@@ -32,7 +36,10 @@ class Frozen:
         section = config.stage.objective
         in_memory = isinstance(section, DistillationConfig) and not section.cached
         shape = teacher_shape(config) if in_memory else None
-        return cls(config, None if shape is None else skeleton(shape))
+        if shape is None:
+            return cls(config, None, 0, 0)
+        teacher = skeleton(shape)
+        return cls(config, teacher, *teacher.head_weight.shape)
 
     def weights(self, own: int) -> int:
         """Bytes of its weights, where the model in training has `own`."""
@@ -51,16 +58,14 @@ class Frozen:
             log_probs = torch.zeros(size, length, section.top_k + 1, dtype=torch.float16)
             return {"log_probs": log_probs, "tokens": torch.zeros(size, length, section.top_k, dtype=torch.int32)}
         assert self.teacher is not None, "only likeliest tokens are stored"
-        return {
-            "hidden": torch.zeros(size, length, self.teacher.head_weight.shape[1], dtype=teacher_dtype(self.config))
-        }
+        return {"hidden": torch.zeros(size, length, self.width, dtype=teacher_dtype(self.config))}
 
     def head(self) -> dict[str, Tensor]:
         """The output head of a teacher, whose memory is counted with its weights."""
         if self.teacher is None:
             return {}
         zero = torch.zeros(1, dtype=teacher_dtype(self.config))
-        return {"head": zero.expand(self.teacher.head_weight.shape)}
+        return {"head": zero.expand(self.rows, self.width)}
 
     def work(self, size: int) -> int:
         """Bytes of a teacher's forward pass over a micro-batch, of which nothing is kept for a backward pass."""
@@ -81,7 +86,9 @@ class Frozen:
             return 0
         chunk = min(tokens, section.chunk_tokens)
         if self.teacher is None:
-            return 4 * chunk * len(skeleton(self.config.model).head_weight)  # the logits of all other tokens
+            model = self.config.model
+            rows = model.padded_vocab_size if isinstance(model, ModelConfig) else model.vocab_size
+            return 4 * chunk * rows  # the logits of all other tokens
         # Its logits, and log-probabilities in float32 of both
         each = teacher_dtype(self.config).itemsize + 8
-        return each * chunk * len(self.teacher.head_weight)
+        return each * chunk * self.rows
