@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from page_commands import commands_of
 
 from pretune.core.units import short
 from pretune.launch.command_line import main
@@ -16,19 +15,11 @@ from pretune.tasks.inspect.facts import facts_of
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
-START = "python src/main.py "
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    assert all(line.startswith(START) for line in lines)
-    return [shlex.split(line.removeprefix(START)) for line in lines]
 
 
 def test_every_command_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    found = commands()
+    found = commands_of("choosing.md", "python src/main.py ")
     assert len(found) == 5
     for command in found:
         assert main([*command, "--cfg", "job"]) == 0, command

@@ -3,24 +3,13 @@ models."""
 
 from __future__ import annotations
 
-import re
-import shlex
 from pathlib import Path
 
 import pytest
+from page_commands import commands_of
 from stand_ins import CHATS, RUNS, TINY, stand_in, write_data
 
 from pretune.launch.command_line import main
-
-PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "distil.md"
-START = "python src/main.py --config "
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    assert all(line.startswith(START) for line in lines)
-    return [shlex.split(line.removeprefix(START)) for line in lines]
 
 
 @pytest.mark.slow
@@ -31,7 +20,7 @@ def test_every_command_runs(
     write_data(tmp_path)
     for model in ("HuggingFaceTB/SmolLM-135M", "HuggingFaceTB/SmolLM-360M"):
         stand_in(Path(model), "llama tied, wide heads", "qwen2", False)
-    found = commands()
+    found = commands_of("how-to/distil.md")
     assert len(found) >= 7
     for file, *given in found:
         name, shipped = Path(file).stem, file.startswith("src/config/run/")

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import io
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from page_commands import commands_of
 from stand_ins import ALPACA, CHATS, MATHQA, PREFERENCES, RUNS, TINY, stand_in, write_data
 
 from pretune.launch.command_line import main
 from pretune.model.huggingface.families import FAMILIES
 
 PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "others.md"
-START = "python src/main.py --config "
 MODELS = {
     "HuggingFaceTB/SmolLM-135M": ("llama tied, wide heads", "qwen2", False),
     "Qwen/Qwen2.5-0.5B": ("qwen2", "qwen2", True),
@@ -24,13 +23,6 @@ MODELS = {
     "models/gpt2": ("gpt2", "gpt2", False),
 }
 """Folders in place of the models on the hub: a folder of that name comes before the hub."""
-
-
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL)
-    lines = "".join(blocks).replace("\\\n", " ").splitlines()
-    assert all(line.startswith(START) for line in lines)
-    return [shlex.split(line.removeprefix(START)) for line in lines]
 
 
 def at_tiny_size(file: str, given: list[str]) -> Iterator[str]:
@@ -55,7 +47,7 @@ def test_every_command_runs(
     write_data(tmp_path)
     for model, (case, tokenizer, template) in MODELS.items():
         stand_in(Path(model), case, tokenizer, template)
-    found = commands()
+    found = commands_of("how-to/others.md")
     assert len(found) >= 15
     for file, *given in found:
         monkeypatch.setattr(sys, "stdin", io.StringIO("2 cats?\n/quit\n"))

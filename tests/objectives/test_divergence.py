@@ -269,7 +269,7 @@ def test_what_the_compiler_is_told_about_the_operator_is_true() -> None:
     for likeliest in (False, True):
         hidden, weight, targets, teacher = case(likeliest)
         given = (hidden, weight, targets, teacher.rows, teacher.tokens, teacher.head)
-        options = (VOCAB, None, VOCAB, None, 0.5, 1.0, "reverse_kl", 0.5, CHUNK)
+        options = (VOCAB, None, None, VOCAB, 0.5, 1.0, "reverse_kl", 0.5, CHUNK)
         for needs in ((True, True), (True, False), (False, True), (False, False)):
             torch.library.opcheck(
                 torch.ops.pretune.chunked_distillation.default,

@@ -33,18 +33,20 @@ class LoraHead(LoraLinear):
     @property
     def weight(self) -> Tensor:
         """The weight with the update, [P, D]; differentiable by the factors."""
-        own = self.get_base_layer().weight
-        assert isinstance(own, Tensor)
-        return own if self.disable_adapters or self.merged else own + self.get_delta_weight(ADAPTER)
+        return _updated(self)
 
 
 class LoraEmbedding(PeftLoraEmbedding):
     @property
     def weight(self) -> Tensor:
         """The table with the update, [P, D], which is also a tied head's weight; differentiable by the factors."""
-        own = self.get_base_layer().weight
-        assert isinstance(own, Tensor)
-        return own if self.disable_adapters or self.merged else own + self.get_delta_weight(ADAPTER)
+        return _updated(self)
+
+
+def _updated(layer: LoraHead | LoraEmbedding) -> Tensor:
+    own = layer.get_base_layer().weight
+    assert isinstance(own, Tensor)
+    return own if layer.disable_adapters or layer.merged else own + layer.get_delta_weight(ADAPTER)
 
 
 class TrainedRows(TrainableTokensWrapper):

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from pretune.core.config import ConfigError, InputError
 from pretune.data.config import AddTokens, DataConfig
-from pretune.data.formats.config import chat_format
 from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.formats.template_source import written_tokens
 
@@ -26,8 +25,7 @@ def tokens_to_add(asked: AddTokens, data: DataConfig, tokens: TemplateTokens, kn
 
 def lacking_tokens(data: DataConfig, tokens: TemplateTokens, known: Sequence[str]) -> Iterator[str]:
     """The special tokens, each once, that the chat templates of `data` write and that are not `known`."""
-    chats = [chat_format(part.format) for part in (data, *data.mix.values())]
-    written = [one for chat in chats if chat is not None for one in written_tokens(chat, tokens)]
+    written = [one for chat in data.chats for one in written_tokens(chat, tokens)]
     there = {*known}
     return (one for one in dict.fromkeys(written) if one not in there)
 

@@ -8,7 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.core.config import MAY_DIFFER, Count, FilePath, Section
-from pretune.data.formats.config import FormatConfig, chat_format
+from pretune.data.formats.config import ChatFormat, FormatConfig, chat_format
 from pretune.data.sources.config import SourceConfig, ValidationConfig
 
 AddTokens = tuple[str, ...] | Literal["template"]
@@ -136,8 +136,7 @@ class DataConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _added_tokens_have_a_template(self) -> Self:
-        chats = [chat_format(part.format) for part in (self, *self.mix.values())]
-        if self.tokenizer.add_tokens == "template" and not any(chats):
+        if self.tokenizer.add_tokens == "template" and not self.chats:
             raise ValueError(
                 f"tokenizer.add_tokens = template, but format.kind = {self.format.kind} has no chat template: list the "
                 "tokens, or leave add_tokens empty ([])"
@@ -155,6 +154,12 @@ class DataConfig(Section):
             if self.mix and part.format.has_pairs:
                 raise ValueError("preferences have their own loss and cannot be mixed with other data: data/mix=none")
         return self
+
+    @property
+    def chats(self) -> list[ChatFormat]:
+        """The formats with a chat template, of the data and of what is mixed in."""
+        found = (chat_format(part.format) for part in (self, *self.mix.values()))
+        return [chat for chat in found if chat is not None]
 
     def part(self, name: str) -> DataConfig:
         """The data section of one mixed-in set, including the keys that all sets share."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from pretune.model.build import Model
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.costs import parameters_by_part, skeleton
+from pretune.model.section import AnyModelConfig
 from pretune.objectives.config import DistillationConfig
 from pretune.run.config import RunConfig
 from pretune.run.teacher import teacher_dtype, teacher_shape
@@ -23,8 +24,10 @@ class Frozen:
     """The frozen model of a run, if it has one."""
 
     config: RunConfig
+    shape: AnyModelConfig | None
+    """The model section of a teacher that is in memory."""
     teacher: Model | None
-    """A teacher that is in memory, without values."""
+    """That teacher, without values."""
     rows: int
     """Rows of its output head."""
     width: int
@@ -37,9 +40,9 @@ class Frozen:
         in_memory = isinstance(section, DistillationConfig) and not section.cached
         shape = teacher_shape(config) if in_memory else None
         if shape is None:
-            return cls(config, None, 0, 0)
+            return cls(config, None, None, 0, 0)
         teacher = skeleton(shape)
-        return cls(config, teacher, *teacher.head_weight.shape)
+        return cls(config, shape, teacher, *teacher.head_weight.shape)
 
     def weights(self, own: int) -> int:
         """Bytes of its weights, where the model in training has `own`."""
@@ -69,10 +72,9 @@ class Frozen:
 
     def work(self, size: int) -> int:
         """Bytes of a teacher's forward pass over a micro-batch, of which nothing is kept for a backward pass."""
-        if self.teacher is None:
+        if self.shape is None:
             return 0
-        shape, itemsize = teacher_shape(self.config), teacher_dtype(self.config).itemsize
-        assert shape is not None, "it has one in memory"
+        shape, itemsize = self.shape, teacher_dtype(self.config).itemsize
         tokens = size * self.config.data.sequence_length
         gated = not isinstance(shape, ModelConfig) or shape.activation in GATED
         widest = shape.mlp_dim * (2 if gated else 1)

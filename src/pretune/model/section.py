@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
 
+from pretune.core.config import validate
 from pretune.model.config import ModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
 
@@ -23,3 +24,8 @@ def _tag(value: Any) -> Any:
 ModelSection = Annotated[
     Annotated[ModelConfig, Tag("own")] | Annotated[TransformersConfig, Tag("transformers")], Discriminator(_tag)
 ]
+
+
+def model_of(section: Mapping[str, Any]) -> AnyModelConfig:
+    """A section as it stands in YAML, typed; ConfigError for one that is none."""
+    return validate(TransformersConfig if _tag(section) == TransformersConfig.tag else ModelConfig, section)

@@ -22,6 +22,9 @@ Chunk = Callable[..., tuple[Tensor, Tensor | None]]
 """Computes a chunk, see `_chunk` and `run_chunks`: losses [C, ...] of rows [C, D], and their gradient [C, D] if they
 learn."""
 
+Found = tuple[Tensor, Tensor, Tensor]
+"""What a loop over chunks fills in, see `results`."""
+
 MOST_SHAPES = 64
 """Compiled forms of a chunk that a process may have: first or later, full or last, in training and in evaluation, for
 each model of a sweep."""
@@ -42,9 +45,17 @@ def losses_and_gradients(
 
     `scale` [N] multiplies the gradient of each position. Losses and the head's gradient are in float32 (or float64).
     """
+    given = hidden, head, targets, scale, vocab_size, softcap, chunk_tokens
+    return run_operator(_operator, _in_chunks, given, needs)
+
+
+def run_operator(
+    operator: Callable[..., Found], eager: Callable[..., Found], given: Sequence[Any], needs: tuple[bool, bool]
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `eager`, or in compiled code `operator`, computes of `given`: see `results`, with None for a gradient that
+    nobody needs."""
     compiled = torch.compiler.is_compiling()
-    run = _operator if compiled else _in_chunks
-    losses, d_hidden, d_head = run(hidden, head, targets, scale, vocab_size, softcap, chunk_tokens, *needs, compiled)
+    losses, d_hidden, d_head = (operator if compiled else eager)(*given, *needs, compiled)
     return losses, d_hidden if needs[0] else None, d_head if needs[1] else None
 
 
@@ -59,7 +70,7 @@ def _in_chunks(
     hidden_learns: bool,
     head_learns: bool,
     compiled: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> Found:
     needs = hidden_learns, head_learns
     found = results(hidden, head, needs)
     run_chunks(_chunk, hidden, head, (targets, scale), (vocab_size, softcap), found, chunk_tokens, needs, compiled)
@@ -72,7 +83,7 @@ def run_chunks(
     head: Tensor,
     along: Sequence[Tensor | None],
     constants: Sequence[Any],
-    found: tuple[Tensor, Tensor, Tensor],
+    found: Found,
     chunk_tokens: int,
     needs: tuple[bool, bool],
     compiled: bool,
@@ -93,9 +104,7 @@ def run_chunks(
                 d_hidden[part] = d_rows
 
 
-def results(
-    hidden: Tensor, head: Tensor, needs: tuple[bool, bool], kinds: Sequence[int] = ()
-) -> tuple[Tensor, Tensor, Tensor]:
+def results(hidden: Tensor, head: Tensor, needs: tuple[bool, bool], kinds: Sequence[int] = ()) -> Found:
     """Memory for the losses [N, *kinds] and the gradients of hidden [N, D] and head [V, D]. A gradient that nobody
     needs is empty, because an operator cannot return None."""
     wide = _wide(hidden.dtype)
@@ -195,6 +204,6 @@ _operator = torch.library.custom_op("pretune::chunked_cross_entropy", _in_chunks
 
 
 @_operator.register_fake
-def _(hidden: Tensor, head: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(hidden: Tensor, head: Tensor, *given: Any) -> Found:
     *_, hidden_learns, head_learns, _ = given
     return results(hidden, head, (hidden_learns, head_learns))

@@ -9,25 +9,27 @@ a chunk, K tokens that are kept of the teacher's distribution, M tokens that bot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pretune.core.batch import IGNORE
-from pretune.objectives.chunks import back, capped, cross_entropy, cross_entropy_error, results, run_chunks
+from pretune.objectives.chunks import (
+    back,
+    capped,
+    cross_entropy,
+    cross_entropy_error,
+    results,
+    run_chunks,
+    run_operator,
+)
 from pretune.objectives.cross_entropy import compute_dtype, learning, scaled
 from pretune.objectives.divergence import divergence, lumped, soft_distribution, spread
 
-Options = tuple[int, float | None, int, float | None, float, float, str, float]
-"""vocab_size, softcap, common, the teacher's softcap, alpha, temperature, divergence, beta: an operator takes no
-dataclass."""
 
-
-@dataclass(frozen=True)
-class Teacher:
+class Teacher(NamedTuple):
     """What the teacher says of N positions. `tokens` [N, K] and `rows` [N, K + 1]: log-probabilities at the temperature
     of its likeliest tokens, and of all others together; or its whole distribution: `rows` [N, E], hidden states, and
     `head` [U, E] in the same dtype, with `softcap`.
@@ -42,8 +44,7 @@ class Teacher:
     common: int
 
 
-@dataclass(frozen=True)
-class Mix:
+class Mix(NamedTuple):
     """How the loss is put together: (1 - alpha) cross-entropy + alpha temperature^2 divergence. With the square,
     gradients are as large at any temperature (arXiv 1503.02531, section 2)."""
 
@@ -69,18 +70,15 @@ def linear_distillation(
     Arguments and arithmetic as for `linear_cross_entropy`.
     """
     dtype, needs = compute_dtype(hidden, targets), learning(hidden, weight)
-    options = vocab_size, softcap, teacher.common, teacher.softcap, mix.alpha, mix.temperature, mix.divergence, mix.beta
     of_teacher = teacher.rows, teacher.tokens, teacher.head
-    loss, parts = _LinearDistillation.apply(hidden, weight, targets, *of_teacher, options, chunk_tokens, dtype, needs)
+    options = vocab_size, softcap, teacher.softcap, teacher.common, *mix, chunk_tokens
+    loss, parts = _LinearDistillation.apply(hidden, weight, targets, *of_teacher, options, mix, dtype, needs)
     return loss, *parts.unbind()
 
 
 def divergence_from(logits: Tensor, teacher: Teacher, mix: Mix) -> Tensor:
     """The divergence [C] of a model's logits [C, V] from a teacher's distributions over C positions."""
-    return _divergence(
-        logits.float(), teacher.rows, teacher.tokens, teacher.head, teacher.common, teacher.softcap, mix.temperature,
-        mix.divergence, mix.beta,
-    )[0]  # fmt: skip
+    return _divergence(logits.float(), teacher, mix)[0]
 
 
 class _LinearDistillation(torch.autograd.Function):
@@ -93,22 +91,19 @@ class _LinearDistillation(torch.autograd.Function):
         rows: Tensor,
         tokens: Tensor | None,
         head: Tensor | None,
-        options: Options,
-        chunk_tokens: int,
+        options: tuple[Any, ...],
+        mix: Mix,
         dtype: torch.dtype,
         needs: tuple[bool, bool],
     ) -> tuple[Tensor, Tensor]:
-        compiled = torch.compiler.is_compiling()
-        run = _operator if compiled else _in_chunks
-        given = hidden.to(dtype), weight.to(dtype), targets, rows, tokens, head
+        given = hidden.to(dtype), weight.to(dtype), targets, rows, tokens, head, *options
         with torch.autocast(hidden.device.type, enabled=False):
-            losses, d_hidden, d_weight = run(*given, *options, chunk_tokens, *needs, compiled)
-        ctx.save_for_backward(d_hidden if needs[0] else None, d_weight if needs[1] else None)
+            losses, d_hidden, d_weight = run_operator(_operator, _in_chunks, given, needs)
+        ctx.save_for_backward(d_hidden, d_weight)
         ctx.hidden_dtype, ctx.weight_dtype = hidden.dtype, weight.dtype
         parts = losses.sum(0)
         ctx.mark_non_differentiable(parts)
-        alpha, temperature = options[4], options[5]
-        return (1 - alpha) * parts[0] + alpha * temperature**2 * parts[1], parts
+        return (1 - mix.alpha) * parts[0] + mix.alpha * mix.temperature**2 * parts[1], parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -124,8 +119,8 @@ def _in_chunks(
     head: Tensor | None,
     vocab_size: int,
     softcap: float | None,
-    common: int,
     teacher_softcap: float | None,
+    common: int,
     alpha: float,
     temperature: float,
     kind: str,
@@ -135,10 +130,12 @@ def _in_chunks(
     weight_learns: bool,
     compiled: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Cross-entropy and divergence of each position [N, 2], and the gradients of the sum of their mix."""
+    """Cross-entropy and divergence of each position [N, 2], and the gradients of the sum of their mix. An operator
+    takes no named tuples."""
     needs = hidden_learns, weight_learns
     found = results(hidden, weight, needs, (2,))
-    constants = head, vocab_size, softcap, common, teacher_softcap, alpha, temperature, kind, beta
+    mix = Mix(alpha, temperature, kind, beta)
+    constants = head, teacher_softcap, common, vocab_size, softcap, mix
     run_chunks(_chunk, hidden, weight, (targets, rows, tokens), constants, found, chunk_tokens, needs, compiled)
     return found
 
@@ -150,14 +147,11 @@ def _chunk(
     teacher_rows: Tensor,
     tokens: Tensor | None,
     head: Tensor | None,
+    teacher_softcap: float | None,
+    common: int,
     vocab_size: int,
     softcap: float | None,
-    common: int,
-    teacher_softcap: float | None,
-    alpha: float,
-    temperature: float,
-    kind: str,
-    beta: float,
+    mix: Mix,
     rows_learn: bool,
     d_weight: Tensor | None,
     first: bool,
@@ -166,41 +160,31 @@ def _chunk(
     `first`: see `back`."""
     wide, slope = capped(rows @ weight.T, vocab_size, softcap)  # [C, V]
     losses, normalizer = cross_entropy(wide, targets)
-    apart, d_soft = _divergence(wide, teacher_rows, tokens, head, common, teacher_softcap, temperature, kind, beta)
+    apart, d_soft = _divergence(wide, Teacher(teacher_rows, tokens, head, teacher_softcap, common), mix)
     both = torch.stack([losses, torch.where(targets != IGNORE, apart, 0)], -1)
     if not rows_learn and d_weight is None:
         return both, None
-    error = (1 - alpha) * cross_entropy_error(wide, normalizer, targets)
+    error = (1 - mix.alpha) * cross_entropy_error(wide, normalizer, targets)
     # The square of the temperature, over the temperature by which logits are divided.
-    error = error + F.pad(alpha * temperature * d_soft, (0, wide.shape[-1] - common))
+    error = error + F.pad(mix.alpha * mix.temperature * d_soft, (0, wide.shape[-1] - common))
     error = error if slope is None else error * slope
     return both, back(error, targets, rows, weight, rows_learn, d_weight, first)
 
 
-def _divergence(
-    wide: Tensor,
-    teacher_rows: Tensor,
-    tokens: Tensor | None,
-    head: Tensor | None,
-    common: int,
-    teacher_softcap: float | None,
-    temperature: float,
-    kind: str,
-    beta: float,
-) -> tuple[Tensor, Tensor]:
+def _divergence(wide: Tensor, teacher: Teacher, mix: Mix) -> tuple[Tensor, Tensor]:
     """The divergence [C] of logits [C, V], and its gradient [C, M] with respect to the first M of them over the
     temperature."""
-    ours = wide[:, :common]
-    if tokens is None:
-        assert head is not None, "a whole distribution is computed from hidden states"
-        theirs, _ = capped(teacher_rows @ head[:common].T, common, teacher_softcap)
-        log_p = soft_distribution(theirs.to(wide.dtype), temperature)
-        return divergence(log_p, soft_distribution(ours, temperature), kind, beta)
-    index = tokens.long()
-    log_q, others = lumped(ours, index, temperature)
+    ours = wide[:, : teacher.common]
+    if teacher.tokens is None:
+        assert teacher.head is not None, "a whole distribution is computed from hidden states"
+        theirs, _ = capped(teacher.rows @ teacher.head[: teacher.common].T, teacher.common, teacher.softcap)
+        log_p = soft_distribution(theirs.to(wide.dtype), mix.temperature)
+        return divergence(log_p, soft_distribution(ours, mix.temperature), mix.divergence, mix.beta)
+    index = teacher.tokens.long()
+    log_q, others = lumped(ours, index, mix.temperature)
     # Again, because they are stored in 16 bits.
-    log_p = teacher_rows.to(wide.dtype).log_softmax(-1)
-    apart, slope = divergence(log_p, log_q, kind, beta)
+    log_p = teacher.rows.to(wide.dtype).log_softmax(-1)
+    apart, slope = divergence(log_p, log_q, mix.divergence, mix.beta)
     return apart, spread(slope, others, index)
 
 

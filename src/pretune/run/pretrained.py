@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pretune.core.config import InputError
 from pretune.core.files import fingerprint, measure
 
 if TYPE_CHECKING:
     from pretune.model.build import Model
+    from pretune.model.config import ModelConfig
     from pretune.model.section import AnyModelConfig
     from pretune.run.hub_models import Needed
 
@@ -38,14 +40,21 @@ class PretrainedModel:
 
         Raises InputError if it cannot be read, or neither can be had.
         """
-        if kind != "transformers" and (kind == "own" or self.obstacle() is None):
-            return self._own()
+        from pretune.model.huggingface.keys import NotHeld
         from pretune.model.transformers_model.folder import read_section
 
+        obstacle = ""
+        if kind != "transformers":
+            try:
+                return self._own()
+            except NotHeld as error:
+                if kind == "own":
+                    raise
+                obstacle = str(error)
         try:
             return read_section(self.path)
         except InputError as error:
-            raise InputError(str(error) if kind else f"{self.obstacle()}; nor can transformers ({error})") from None
+            raise InputError(f"{obstacle}; nor can transformers ({error})" if obstacle else str(error)) from None
 
     def obstacle(self) -> str | None:
         """Why our transformer cannot hold it, if transformers may; None if it can. InputError if it cannot be read."""
@@ -57,7 +66,7 @@ class PretrainedModel:
             return str(error)
         return None
 
-    def _own(self) -> AnyModelConfig:
+    def _own(self) -> ModelConfig:
         if self.whole:
             from pretune.model.huggingface.folder import open_folder
 
@@ -70,7 +79,7 @@ class PretrainedModel:
         """Sixteen hex digits that depend on all its weights."""
         from pretune.model.huggingface.folder import weight_files
 
-        return fingerprint({file: measure(self.path / file) for file in weight_files(self.path)})
+        return fingerprint({file: _measured(self.path / file) for file in weight_files(self.path)})
 
     def load(self, model: Model) -> None:
         """Load its weights; InputError if they do not fit `model`."""
@@ -103,6 +112,17 @@ def find_pretrained(name: str, needed: Needed = "weights") -> PretrainedModel | 
 
     path, commit = download_model(named["repository"], named["revision"], needed)
     return PretrainedModel(path, f"{named['repository']}@{commit}", needed == "weights")
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    about = path.stat()
+    return _measured_once(path, about.st_ino, about.st_size, about.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=256)
+def _measured_once(path: Path, *_: int) -> dict[str, Any]:
+    """Hashed once while it stays the same file: a start asks several times for what identifies a model."""
+    return measure(path)
 
 
 def why_no_model(name: str) -> str | None:

@@ -9,12 +9,10 @@ import numpy as np
 import torch
 
 from pretune.compute.precision import dtype_of
-from pretune.core.config import ConfigError, InputError, validate
+from pretune.core.config import ConfigError, InputError
 from pretune.data.loader import Loader
-from pretune.model.config import ModelConfig
 from pretune.model.costs import forward_flops, skeleton
-from pretune.model.section import AnyModelConfig
-from pretune.model.transformers_model.config import TransformersConfig
+from pretune.model.section import AnyModelConfig, model_of
 from pretune.objectives.config import DistillationConfig
 from pretune.run.config import RunConfig
 from pretune.run.frozen_tables import Row, Tables, with_tables
@@ -108,7 +106,7 @@ def _shape_of(teacher: Start) -> AnyModelConfig:
         return teacher.config()
     section = model_section(teacher)
     try:
-        return validate(TransformersConfig if "kind" in section else ModelConfig, section)
+        return model_of(section)
     except ConfigError as error:
         fault = str(error).splitlines()[0]
         raise InputError(f"{TEACHER}: the model in {teacher.config} cannot be read: {fault}") from None

@@ -112,9 +112,14 @@ def with_added_tokens(config: RunConfig) -> RunConfig:
     except UserError:
         if config.task != "plan":
             raise
-        size = config.model.vocab_size + (2 if asked == "template" else len(asked))
+        size = config.model.vocab_size + planned_number(asked)
     model = config.model.model_copy(update={"vocab_size": max(size, config.model.vocab_size)})
     return config.model_copy(update={"model": model})
+
+
+def planned_number(asked: AddTokens) -> int:
+    """The number of tokens that are added, as far as it is known without a tokenizer."""
+    return 2 if asked == "template" else len(asked)
 
 
 def new_tokens(config: RunConfig) -> tuple[int, ...]:

@@ -65,6 +65,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return list(_parse(path, lines[:-1]))
 
 
+def first_value(rows: Iterable[Mapping[str, Any]], name: str) -> Any:
+    """The first value of a metric, or None."""
+    return next((row[name] for row in rows if row.get(name) is not None), None)
+
+
 def _parse(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:

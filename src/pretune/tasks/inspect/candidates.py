@@ -34,7 +34,7 @@ class Candidate:
             case RunFolder():
                 return "run"
             case PretrainedModel():
-                return "folder" if self.source.name == str(self.source.path) else "hub"
+                return "folder" if repository(self.source)[0] is None else "hub"
             case _:
                 return "shape"
 

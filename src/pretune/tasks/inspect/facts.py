@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pretune.checkpoint import store as checkpoint
-from pretune.core.config import InputError, validate
+from pretune.core.config import InputError
 from pretune.data.model_tokenizer import SPECIAL
 from pretune.data.tokenizer_files import ABOUT, TOKENIZER, read_keys, saved_template, token
 from pretune.model.config import ModelConfig
 from pretune.model.huggingface.families import FAMILIES
 from pretune.model.huggingface.folder import INDEX, WEIGHTS, StoredTensors
-from pretune.model.section import AnyModelConfig
+from pretune.model.section import AnyModelConfig, model_of
 from pretune.model.transformers_model.config import TransformersConfig
 from pretune.run.folder import RunFolder, read_config
 from pretune.run.hub_models import stored_tensors
@@ -157,8 +157,7 @@ def licence(folder: Path) -> str | None:
 
 def _of_run(name: str, run: RunFolder) -> Facts:
     settings = read_config(run.config)
-    section = settings.get("model", {})
-    model = validate(TransformersConfig if section.get("kind") == TransformersConfig.tag else ModelConfig, section)
+    model = model_of(settings.get("model", {}))
     newest = run.checkpoint or checkpoint.newest(run.checkpoints)
     template, special = _tokens(run.tokenizer)
     stage = str(settings.get("stage", {}).get("kind", "run"))

@@ -20,7 +20,7 @@ from pretune.run.folder import RunFolder
 from pretune.run.weights import find_start, model_section, own_folder
 from pretune.tasks.inspect.candidates import Candidate, Compose
 from pretune.tasks.inspect.child import ERROR, LOG, OUTCOME, SPEED, measure, outcome
-from pretune.tracker.files import read_rows
+from pretune.tracker.files import first_value, read_rows
 from pretune.training.signals import Interrupts, Stop
 
 FOLDER = "candidates"
@@ -41,11 +41,11 @@ class Measured:
 
     def first(self, name: str) -> Any:
         """The first value of a metric, or None: of a validation metric, that before training."""
-        return next((row[name] for row in self.rows if row.get(name) is not None), None)
+        return first_value(self.rows, name)
 
     def last(self, name: str) -> Any:
         """The newest value of a metric, or None."""
-        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+        return first_value(reversed(self.rows), name)
 
     def over_time(self, name: str) -> tuple[list[float], list[float]]:
         """Seconds of training, and the value of a metric, wherever it was measured."""

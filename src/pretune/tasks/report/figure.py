@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLORS = ("#2563eb", "#ea580c", "#059669", "#9333ea", "#dc2626", "#0891b2", "#ca8a04", "#64748b")
-INK, GRID = "#334155", "#e2e8f0"
+INK, _GRID = "#334155", "#e2e8f0"
 STYLE: dict[Any, Any] = {
-    "axes.edgecolor": GRID,
+    "axes.edgecolor": _GRID,
     "axes.grid": True,
     "axes.labelcolor": INK,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": INK,
     "font.size": 9.0,
-    "grid.color": GRID,
+    "grid.color": _GRID,
     "grid.linewidth": 0.6,
     "legend.frameon": False,
     "text.color": INK,

@@ -23,7 +23,7 @@ from pretune.tasks.report.figure import Curves, draw
 from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report.page import Picture, Section, page
 from pretune.tasks.report.verdict import verdict
-from pretune.tracker.files import read_rows
+from pretune.tracker.files import first_value, read_rows
 from pretune.tracker.metrics import error_of, is_task_share, metric
 from pretune.tracker.tracker import RECORDED, changed_since
 
@@ -100,7 +100,7 @@ class RunRecord:
 
     def last(self, name: str) -> Any:
         """The newest value of a metric, or None."""
-        return next((row[name] for row in reversed(self.rows) if row.get(name) is not None), None)
+        return first_value(reversed(self.rows), name)
 
     def least(self, name: str) -> Any:
         return min((row[name] for row in self.rows if row.get(name) is not None), default=None)
