@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from library_models import library_model
 from tiny import tiny_model
 
 from pretune.model.vocabulary import add_tokens, resize
@@ -39,3 +40,19 @@ def test_fewer_rows_and_again_more() -> None:
     assert (model.config.vocab_size, len(model.embedding.weight), model.embedding.num_embeddings) == (40, 48, 48)
     resize(model, 61)
     assert torch.equal(model.embedding.weight[:40], table[:40])
+
+
+@pytest.mark.parametrize(("kind", "tied"), [("mixtral", False), ("opt", True), ("phi", False), ("phi", True)])
+def test_a_model_of_transformers_grows_likewise(kind: str, tied: bool) -> None:
+    """phi's head has a bias."""
+    model = library_model(kind, tie_word_embeddings=tied)
+    with torch.no_grad():
+        before, hidden = model.unembed(model(OLD)), model(OLD)
+        add_tokens(model, 106, range(101, 106))
+        after = model.unembed(model(OLD))
+    assert (model.config.vocab_size, model.section.vocab_size, model.inner.config.vocab_size) == (106, 106, 106)
+    torch.testing.assert_close(model(OLD), hidden, rtol=0, atol=0)
+    torch.testing.assert_close(after[..., :101], before, rtol=0, atol=1e-6)
+    torch.testing.assert_close(after[..., 101:], before.mean(-1, keepdim=True).expand(-1, -1, 5), rtol=0, atol=1e-5)
+    assert (model.head.weight is model.embedded.weight) is tied
+    assert model.embedded.weight.requires_grad

@@ -113,6 +113,20 @@ def test_a_stage_trains_and_comes_back_as_what_came_in(
     assert any(not torch.equal(one, after[key]) for key, one in before.items()), "training changed nothing"
 
 
+def test_new_tokens_are_learned_and_exported() -> None:
+    stand_in("mixtral")
+    table = load_file("mixtral/model.safetensors")["model.embed_tokens.weight"]
+    assert tune("mixtral", "optimizer.lr=1e-2", "data.tokenizer.add_tokens=[<ask>,<tell>]") == 0
+    section = yaml.safe_load(Path("runs/tuned/config.yaml").read_text())["model"]
+    back = assert_comes_back("tuned", "mixtral")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(back)
+    ids = tokenizer.convert_tokens_to_ids(["<ask>", "<tell>"])
+    assert ids == [len(tokenizer) - 2, len(tokenizer) - 1]
+    grown = load_file(back / "model.safetensors")["model.embed_tokens.weight"]
+    assert len(grown) == section["vocab_size"] == max(len(tokenizer), len(table))
+    assert tune("tuned", "optimizer.lr=1e-2", name="again") == 0, "a run starts from it"
+
+
 SCRATCH = """\
 # @package _global_
 defaults:
@@ -200,6 +214,11 @@ def refused(capsys: pytest.CaptureFixture[str], code: int) -> str:
         (("export.format=executorch",), "export.format=executorch is only for Pretune's own transformer, not for"),
         (("export.format=onnx", "precision=fp8"), "export.format=onnx, precision=fp8 are only for Pretune's own"),
         ((*LORA, "adapter.targets=[embedding]"), "adapter.targets = embedding and head is only for Pretune's own"),
+        (
+            (*LORA, "data.tokenizer.add_tokens=[<ask>]"),
+            "data.tokenizer.add_tokens with an adapter is only for Pretune's own transformer, not for",
+        ),
+        (("model=transformers", "model.vocab_size=500"), "(model.vocab_size = 500, but 448 there): take its own"),
         ((*LORA, "adapter.targets=[c_attn]"), "adapter.targets: 'c_attn' matches no linear layer; did you mean"),
         ((*LORA, "quantization=qlora_nf4"), "so that they cannot be stored in 4 bits; use quantization=none"),
         (

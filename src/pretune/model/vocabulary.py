@@ -10,20 +10,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import nn
 
-from pretune.model.transformer import Transformer
+from pretune.model.build import Model
+from pretune.model.transformers_model.model import TransformersModel
 
 
-def resize(model: Transformer, vocab_size: int) -> None:
+def resize(model: Model, vocab_size: int) -> None:
     """Give `model` tables for `vocab_size` token ids, padded as its configuration says. Rows that were there keep their
     values, and new ones have none yet: fill or load them. Do it before the optimizer is built."""
     if vocab_size == model.config.vocab_size:
+        return
+    if isinstance(model, TransformersModel):
+        model.resize(vocab_size)
         return
     model.config = model.config.model_copy(update={"vocab_size": vocab_size})
     for table in _tables(model):
         resize_table(table, model.config.padded_vocab_size)
 
 
-def add_tokens(model: Transformer, vocab_size: int, ids: Sequence[int]) -> None:
+def add_tokens(model: Model, vocab_size: int, ids: Sequence[int]) -> None:
     """Grow `model` to `vocab_size` token ids, of which `ids`, the last that any token has, are new. In each table,
     their rows, and all others that it did not have, become the mean of the rows of the tokens before them; padding
     becomes zeros.
@@ -53,13 +57,18 @@ def resize_table(table: nn.Embedding | nn.Linear, rows: int) -> None:
 
 
 def fill_rows(table: nn.Embedding | nn.Linear, rows: Sequence[int], known: int) -> None:
-    """Set rows of a table to the mean of its first `known` rows."""
-    weight = table.weight.detach()
-    weight[[*rows]] = weight[:known].mean(0, dtype=torch.float32).to(weight)
+    """Set rows of a table, and of its bias, to the mean of its first `known` rows."""
+    for values in (table.weight, getattr(table, "bias", None)):
+        if values is not None:
+            values = values.detach()
+            values[[*rows]] = values[:known].mean(0, dtype=torch.float32).to(values)
 
 
-def _tables(model: Transformer) -> Iterator[nn.Embedding | nn.Linear]:
-    """The layers with a row per token of the vocabulary; a table that is also the head, once."""
+def _tables(model: Model) -> Iterator[nn.Embedding | nn.Linear]:
+    """The layers with a row per token of the vocabulary."""
+    if isinstance(model, TransformersModel):
+        yield from (model.embedded, model.head)  # tied ones share a matrix, but a head may have a bias beside it
+        return
     yield model.embedding
     if model.head is not None:
         yield model.head

@@ -17,14 +17,13 @@ from pretune.compute.precision import use_float8
 from pretune.core.terminal import warn
 from pretune.model.build import Model, new_model
 from pretune.model.section import AnyModelConfig
-from pretune.model.transformer import Transformer
 from pretune.model.transformers_model.model import TransformersModel
 from pretune.model.vocabulary import add_tokens
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QloraConfig, QuantizationConfig
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.given_adapter import given_folder, given_of_others
-from pretune.run.tokenizer import new_tokens
+from pretune.run.tokenizer import new_tokens, planned_number
 from pretune.run.weights import Start, load_start, own_folder, start_of
 from pretune.training.neftune import add_embedding_noise
 
@@ -55,7 +54,6 @@ def adapted_model(config: RunConfig, device: torch.device, newest: Path | None =
         start, added = start_of(config), new_tokens(config)
         base = fill(config, model, start)
         if start is not None and added:
-            assert isinstance(model, Transformer), "others are refused by a rule"
             add_tokens(model, config.model.vocab_size, added)
     model.to(device)
     attach_adapter(config, model, newest, base)
@@ -157,8 +155,8 @@ def attach_adapter(config: RunConfig, model: Model, newest: Path | None, base: s
 
 def _planned_tokens(config: RunConfig) -> Sequence[int]:
     """As many ids as the run adds tokens, or nearly so: on the meta device, which ones does not matter."""
-    asked, size = config.data.tokenizer.add_tokens, config.model.vocab_size
-    return range(size - (2 if asked == "template" else len(asked)), size)
+    size = config.model.vocab_size
+    return range(size - planned_number(config.data.tokenizer.add_tokens), size)
 
 
 def learning_rate_factors(config: AdapterConfig, model: Model) -> dict[str, float]:

@@ -249,13 +249,14 @@ def a_reference_is_the_start(run: Run) -> Iterator[str]:
 def a_model_of_transformers_has_less(run: Run) -> Iterator[str]:
     if not isinstance(run.model, TransformersConfig):
         return
+    adds = bool(run.data.tokenizer.add_tokens)
     wanted = {
         f"quantization={run.quantization.kind}": isinstance(run.quantization, FakeQuantizationConfig),
         f"export.format={run.export.format}": run.export.format != "huggingface",
         f"generate.runtime={run.generate.runtime}": run.generate.runtime != "pretune",
         "adapter.targets = embedding and head": run.adapter.adapts_vocabulary,
         "adapter.train_embeddings": run.adapter.trained_embeddings(False) != "none",
-        "data.tokenizer.add_tokens": bool(run.data.tokenizer.add_tokens),
+        "data.tokenizer.add_tokens with an adapter": adds and run.adapter.freezes,
         "precision=fp8": run.precision.compute == "float8",
     }
     if refused := [key for key, is_set in wanted.items() if is_set]:

@@ -116,7 +116,7 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
     """Raise ConfigError, naming the keys, if the model section contradicts that of the weights that the run starts
     from. Returns a note for each other difference."""
     if isinstance(config.model, TransformersConfig):
-        return _check_library_model(config.model, start)
+        return _check_library_model(config.model, start, bool(config.data.tokenizer.add_tokens))
     theirs = model_section(start, "own")
     if theirs.get("kind") is not None:
         raise ConfigError(f"stage.init_from: {start.name} is a model that transformers computes: take it by model=auto")
@@ -136,13 +136,19 @@ def check_model(config: RunConfig, start: Start) -> list[str]:
     return [f"model.{key} is {differing[key][0]}, and was {differing[key][1]} in {start.name}" for key in shown]
 
 
-def _check_library_model(ours: TransformersConfig, start: Start) -> list[str]:
+def _check_library_model(ours: TransformersConfig, start: Start, grows: bool) -> list[str]:
     """The same of a model that transformers computes: it says itself, when it is loaded, whether weights fit."""
     theirs = model_section(start, "transformers")
     if theirs.get("kind") != "transformers":
         raise ConfigError(
             f"stage.init_from: {start.name} is a run of our own transformer, not of model=transformers: take its model "
             "with model=auto"
+        )
+    size = theirs["vocab_size"]
+    if ours.vocab_size < size or (ours.vocab_size > size and not grows):
+        raise ConfigError(
+            f"stage.init_from: {start.name} is another model than `model` says (model.vocab_size = {ours.vocab_size}, "
+            f"but {size} there): take its own with model=auto, or leave this key out"
         )
     differing = dict(sorted(_differences(ours.config, theirs["config"])))
     if "model_type" in differing:
@@ -231,11 +237,9 @@ def chosen_checkpoint(run: RunFolder, use: str | int | None = None) -> Path:
 def load_start(model: Model, start: Start, init_from: str | None = None) -> str:
     """Load the weights of a run (see load_run) or of a model of others into `model`, whose vocabulary becomes as large
     as theirs. Returns what identifies them."""
-    from pretune.model.transformer import Transformer
     from pretune.model.vocabulary import resize
 
-    if isinstance(model, Transformer):
-        resize(model, _vocab_size(start) or model.config.vocab_size)
+    resize(model, _vocab_size(start) or model.config.vocab_size)
     if isinstance(start, RunFolder):
         return load_run(model, start, init_from)
     start.load(model)
@@ -261,14 +265,13 @@ def load_run(model: Model, run: RunFolder, init_from: str | None = None) -> str:
         return identity(path)
     from pretune.adapters.attach import merge
     from pretune.adapters.files import attach_saved_adapter
-    from pretune.model.transformer import Transformer
     from pretune.model.vocabulary import add_tokens
 
     checkpoint.check(path)
     settings = read_config(run.config)
     base = load_start(model, _start_of(run, path, init_from or settings["stage"]["init_from"]))
     added = added_ids(run.tokenizer)
-    if added and isinstance(model, Transformer):
+    if added:
         add_tokens(model, settings["model"]["vocab_size"], added)
     attach_saved_adapter(path, model, base)
     if settings["quantization"]["kind"] == "qlora_nf4":

@@ -6,7 +6,7 @@ B rows, T tokens, D width of the hidden states, V token ids.
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -87,7 +87,7 @@ class TransformersModel(nn.Module):
         return next(named, max(lists, key=len, default=nn.ModuleList()))
 
     @property
-    def embedded(self) -> nn.Module:
+    def embedded(self) -> nn.Embedding:
         """The module whose output is the embedded tokens."""
         return self.inner.get_input_embeddings()
 
@@ -101,6 +101,15 @@ class TransformersModel(nn.Module):
         """The output head's matrix [V, D]; its bias, if it has one, is the last column."""
         head = self.head
         return head.weight if head.bias is None else torch.cat((head.weight, head.bias[:, None]), 1)
+
+    def resize(self, vocab_size: int) -> None:
+        """Give it rows for `vocab_size` token ids. Rows that were there keep their values; new ones are to be filled.
+        Do it before the optimizer is built."""
+        self.section = self.section.model_copy(update={"vocab_size": vocab_size})
+        self.config = replace(self.config, vocab_size=vocab_size)
+        with quiet():
+            self.inner.resize_token_embeddings(vocab_size, mean_resizing=False)
+        _all_rows_learn(self.inner)
 
     def forward(self, tokens: Tensor, document_ids: Tensor | None = None, cache: LibraryCache | None = None) -> Tensor:
         """Hidden states [B, T, D] of tokens [B, T].
