@@ -139,12 +139,15 @@ def teacher_outputs(
         hidden = hidden_of(teacher, batch)
         if top_k is None:
             return {"hidden": hidden}
-        parts = [
-            _likeliest(teacher.unembed(rows).float(), min(vocab_size, teacher.config.vocab_size), top_k, config)
-            for rows in hidden.flatten(0, 1).split(config.chunk_tokens)
-        ]
-        log_probs, tokens = (torch.cat(one).unflatten(0, batch.inputs.shape) for one in zip(*parts, strict=True))
-        return {"log_probs": log_probs, "tokens": tokens}
+        flat, limit = hidden.flatten(0, 1), min(vocab_size, teacher.config.vocab_size)
+        # Filled in, and not joined: under autocast to bfloat16, torch refuses to join float16 on a CPU.
+        log_probs = flat.new_empty(len(flat), top_k + 1, dtype=torch.float16)
+        tokens = flat.new_empty(len(flat), top_k, dtype=torch.int32)
+        for start in range(0, len(flat), config.chunk_tokens):
+            part = slice(start, start + config.chunk_tokens)
+            log_probs[part], tokens[part] = _likeliest(teacher.unembed(flat[part]).float(), limit, top_k, config)
+        found = {"log_probs": log_probs, "tokens": tokens}
+        return {name: one.unflatten(0, batch.inputs.shape) for name, one in found.items()}
 
     return outputs
 
