@@ -241,6 +241,7 @@ def measure_memory(run: Path) -> int:
     from pretune.core.config import validate
     from pretune.data.mixture import training_loader
     from pretune.optim.optimizers import clip_gradients
+    from pretune.parallel.data_parallel import SharedGradients
     from pretune.quantization.nf4 import NF4Linear
     from pretune.run.assembly import assemble_training
     from pretune.run.config import RunConfig
@@ -258,9 +259,11 @@ def measure_memory(run: Path) -> int:
         MicroBatch(config.batch.micro_batch, "", None),
     )
 
+    shared = SharedGradients(parts.model, loss_of)
+
     def step(position: int) -> None:
         batch = loader.batch(position, rows)
-        accumulate(loss_of, optimizer, batch, max(batch.num_scored(), 1), micro_batch, print)
+        accumulate(shared, optimizer, batch, max(batch.num_scored(), 1), micro_batch, print)
         clip_gradients(parts.model, config.optimizer.clip_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

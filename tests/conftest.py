@@ -106,7 +106,7 @@ def power_cut() -> Callable[..., None]:
     it, and it is an error if it does not come. A third argument is called as `Instruments.on_begin` is."""
     from pretune.dispatch import run
     from pretune.optim.budget import Step
-    from pretune.tasks.train.loop import Instruments, Run
+    from pretune.tasks.train.running import Instruments, Run
 
     class Killed(Exception):
         """Simulates a power cut."""

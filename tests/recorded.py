@@ -28,4 +28,4 @@ def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
     """Weights and optimizer state of the checkpoint of that step."""
     path = folder / "checkpoints" / f"step_{step:08d}"
-    return load_file(path / "model.safetensors") | load_file(path / "optimizer.safetensors")
+    return {name: one for file in path.glob("*.safetensors") for name, one in load_file(file).items()}

@@ -278,7 +278,7 @@ def test_pairs_go_on_with_smaller_chunks(tiny: Compose, composed: Compose, power
 
 
 def test_memory_that_ends_on_the_first_step_is_one_line(tiny: Compose) -> None:
-    from pretune.tasks.train.loop import Instruments
+    from pretune.tasks.train.running import Instruments
 
     def full(training: Any, what: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from pretune.compute.allocator import is_out_of_memory
 from pretune.core.config import ConfigError, validate
+from pretune.core.launched import launched
 from pretune.core.system_errors import explained
 from pretune.run.config import RunConfig
 
 if TYPE_CHECKING:
     from pretune.tasks.inspect.candidates import Compose
-    from pretune.tasks.train.loop import Instruments
+    from pretune.tasks.train.running import Instruments
 
 
 def run(mapping: Mapping[str, Any], instruments: Instruments | None = None, compose: Compose | None = None) -> int:
@@ -25,7 +26,9 @@ def run(mapping: Mapping[str, Any], instruments: Instruments | None = None, comp
     Raises ConfigError before torch is imported; InputError for anything wrong that the configuration points to, for
     memory that is too small, and for anything that the system refuses (a full disk, a name that is too long).
     """
-    config = validate(RunConfig, mapping)
+    config, processes = validate(RunConfig, mapping), launched().count
+    if processes > 1 and config.task != "train":
+        raise ConfigError(f"task={config.task} is one process, but {processes} were started: start it without torchrun")
     try:
         return _do(config, mapping, instruments, compose)
     except OSError as error:

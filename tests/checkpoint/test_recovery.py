@@ -17,7 +17,7 @@ from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.recovery import newest_whole
 from pretune.core.config import InputError
 from pretune.dispatch import run
-from pretune.tasks.train.loop import Instruments
+from pretune.tasks.train.running import Instruments
 
 Compose = Callable[..., dict[str, Any]]
 

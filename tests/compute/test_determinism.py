@@ -11,7 +11,7 @@ import torch
 from recorded import series
 
 from pretune.dispatch import run
-from pretune.tasks.train.loop import Instruments
+from pretune.tasks.train.running import Instruments
 
 Compose = Callable[..., dict[str, Any]]
 

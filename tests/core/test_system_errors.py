@@ -17,7 +17,7 @@ from pretune.core.config import InputError
 from pretune.core.system_errors import explained
 from pretune.dispatch import run
 from pretune.run.folder import write_config
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 
 ROOT = Path(__file__).parents[2]
 Compose = Callable[..., dict[str, Any]]

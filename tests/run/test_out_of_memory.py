@@ -13,7 +13,7 @@ from pretune.core.config import InputError, validate
 from pretune.dispatch import run
 from pretune.run.config import RunConfig
 from pretune.run.out_of_memory import out_of_memory
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from pretune.core.batch import IGNORE, Batch
 from pretune.dispatch import run
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 from pretune.training.prefetch import Prefetcher
 
 Compose = Callable[..., dict[str, Any]]

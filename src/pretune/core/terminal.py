@@ -7,6 +7,8 @@ import re
 import sys
 from typing import TextIO
 
+from pretune.core.launched import launched
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
@@ -25,11 +27,21 @@ def shown(text: str) -> str:
 
 
 def say(text: str = "", end: str = "\n", file: TextIO | None = None) -> None:
-    """Print a text, made printable, at once; on standard output unless `file` says otherwise."""
-    stream = file or sys.stdout
-    print(printable(text, stream.encoding), end=end, file=stream, flush=True)
+    """Print a text, made printable, at once; on standard output unless `file` says otherwise. Of several processes that
+    were started together, only the first prints."""
+    if launched().rank == 0:
+        _print(text, end, file or sys.stdout)
 
 
 def warn(text: str) -> None:
     """Print a line on standard error."""
     say(text, file=sys.stderr)
+
+
+def warn_from_any(text: str) -> None:
+    """Print a line on standard error, whichever process this is."""
+    _print(text, "\n", sys.stderr)
+
+
+def _print(text: str, end: str, stream: TextIO) -> None:
+    print(printable(text, stream.encoding), end=end, file=stream, flush=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pretune.core.config import ConfigError, UserError, nearest
+from pretune.core.launched import adopt_slurm
 from pretune.core.system_errors import explained
 from pretune.core.terminal import say, warn
 from pretune.launch.groups import groups, options, run_files, run_names
@@ -30,6 +31,7 @@ def program(main: Callable[[list[str]], int]) -> NoReturn:
     """Run `main` with the program's arguments, and end with its exit code: a run that is stopped ends with that code,
     however many more signals arrive."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # for what has no handlers of its own, like SIGINT
+    adopt_slurm(os.environ)
     code = main(sys.argv[1:])
     if code == EXIT_STOPPED:
         for number in Interrupts.SIGNALS:

@@ -9,6 +9,7 @@ run/model.py builds the model itself.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,14 @@ from pretune.run.tokenizer import assemble_tokenizer
 from pretune.training.config import EMAConfig
 from pretune.training.ema import EMA
 
+InTurn = Callable[[str], AbstractContextManager[object]]
+"""A context in which processes work one after the other; the name of what they do."""
+
+
+def at_once(what: str) -> AbstractContextManager[object]:
+    """A process alone need not wait for its turn."""
+    return nullcontext()
+
 
 @dataclass(frozen=True)
 class Training:
@@ -44,11 +53,12 @@ class Training:
     """Compiled at its first call."""
 
 
-def assemble_training(config: RunConfig, newest: Path | None) -> Training:
+def assemble_training(config: RunConfig, newest: Path | None, in_turn: InTurn = at_once) -> Training:
     """All parts of a run for training, in the order given at the top of this file. `newest`: the run's newest
-    checkpoint, if any, which the caller loads into them afterwards."""
-    parts = _parts(config, lambda device: training_model(config, device, newest))
-    parts = with_frozen(config, parts)
+    checkpoint, if any, which the caller loads into them afterwards. in_turn: a context for what writes to the cache."""
+    parts = _parts(config, lambda device: training_model(config, device, newest), in_turn)
+    with in_turn("the frozen model"):
+        parts = with_frozen(config, parts)
     ema = moving_average(config.ema, parts.model)
     apply_precision(config.precision, parts.model)
     # Last, so that the optimizer gets the parameters that are actually trained.
@@ -64,10 +74,11 @@ def assemble_evaluation(config: RunConfig, run: RunFolder) -> Parts:
     return _parts(config, lambda device: evaluation_model(config, run, device))
 
 
-def _parts(config: RunConfig, model_on: Callable[[torch.device], Model]) -> Parts:
+def _parts(config: RunConfig, model_on: Callable[[torch.device], Model], in_turn: InTurn = at_once) -> Parts:
     device = pick_device(config.device)
-    tokenizer = assemble_tokenizer(config)
-    data = prepare(config.data, tokenizer, cache_folder())
+    with in_turn("the data"):
+        tokenizer = assemble_tokenizer(config)
+        data = prepare(config.data, tokenizer, cache_folder())
     return Parts(device, tokenizer, data, model_on(device))
 
 

@@ -16,6 +16,7 @@ from pretune.data.config import DataConfig
 from pretune.model.section import ModelSection
 from pretune.objectives.config import ReferenceBase
 from pretune.optim.config import BudgetConfig, OptimizerConfig, ScheduleConfig
+from pretune.parallel.config import ParallelConfig
 from pretune.quantization.config import QuantizationConfig
 from pretune.run import rules
 from pretune.run.sections import (
@@ -95,6 +96,8 @@ class RunConfig(Section):
     """Where metrics go."""
     budget: BudgetConfig
     """When the run ends."""
+    parallel: Annotated[ParallelConfig, MAY_DIFFER]
+    """How training is spread over several processes."""
     batch: BatchConfig
     """How much one step reads."""
     evaluation: EvaluationConfig

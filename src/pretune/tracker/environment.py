@@ -10,6 +10,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from pretune.core.files import fingerprint, measure
+
 PACKAGES = ("torch", "torchao", "peft", "transformers", "datasets", "tokenizers", "lion-pytorch", "wandb", "numpy")
 
 
@@ -46,6 +48,12 @@ def _own_version() -> str:
     except OSError:
         return "unknown"
     return tomllib.loads(text)["project"]["version"]
+
+
+def code_fingerprint() -> str:
+    """Sixteen hex digits that depend on every source file of Pretune."""
+    folder = Path(__file__).resolve().parents[1]
+    return fingerprint({str(file.relative_to(folder)): measure(file) for file in sorted(folder.rglob("*.py"))})
 
 
 def git_commit(folder: Path) -> str | None:

@@ -24,6 +24,41 @@ def changed_since(folder: Path, recorded: Mapping[str, int]) -> list[Path]:
     return [file.path for file in files if not file.holds(recorded)]
 
 
+class NoTracker:
+    """In place of a Tracker where another process has it: takes everything and shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def rewind(self, step: int, recorded: Mapping[str, int]) -> None:
+        pass
+
+    def recorded(self) -> dict[str, int]:
+        return {}
+
+    def progress(self, step: int, fraction: float, loss: float, tokens_per_second: float) -> None:
+        pass
+
+    def report(self, step: int, metrics: Mapping[str, float]) -> None:
+        pass
+
+    def sample(self, step: int, prompt: str, text: str) -> None:
+        pass
+
+    def message(self, text: str) -> None:
+        pass
+
+    def messages(self, texts: Iterable[str]) -> None:
+        for _ in texts:  # they are made as they are asked for, and some raise
+            pass
+
+    def finish(self, summary: Mapping[str, Any]) -> None:
+        pass
+
+
 class Tracker:
     """Takes every metric of one run, as a context: leaving it gives the terminal back and closes wandb's run.
 

@@ -47,6 +47,11 @@ class Interrupts:
     def __exit__(self, *_: object) -> None:
         self.restore()
 
+    @property
+    def pending(self) -> bool:
+        """Whether a signal has arrived."""
+        return self._received > 0
+
     def restore(self) -> None:
         """Restore the previous handlers, if that has not been done yet."""
         for number, handler in self._previous.items():
@@ -69,6 +74,15 @@ class Interrupts:
             self._shields -= 1
         if self._received and not self._shields and not _stopping():
             raise Stop
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """A block in which signals only become `pending`: whoever runs it asks for them, and ends it."""
+        self._shields += 1
+        try:
+            yield
+        finally:
+            self._shields -= 1
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -25,7 +25,7 @@ from pretune.run.config import RunConfig
 from pretune.run.model import evaluation_model
 from pretune.run.tokenizer import assemble_tokenizer
 from pretune.run.weights import evaluated_run
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from recorded import rows
 
 from pretune.dispatch import run
 from pretune.optim.budget import Step
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 from pretune.training.signals import EXIT_STOPPED
 
 Compose = Callable[..., dict[str, Any]]

@@ -19,7 +19,7 @@ from pretune.core.config import InputError
 from pretune.core.files import measure, read_sealed, write_sealed
 from pretune.dispatch import run
 from pretune.optim.budget import Step
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 from pretune.training.divergence import EXIT_DIVERGED
 from pretune.training.signals import EXIT_STOPPED
 

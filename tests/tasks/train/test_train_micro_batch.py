@@ -17,9 +17,10 @@ from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
 from pretune.model.costs import training_flops
 from pretune.model.transformer import Transformer
+from pretune.parallel.data_parallel import SharedGradients
 from pretune.run.config import RunConfig
-from pretune.tasks.train.loop import Instruments
 from pretune.tasks.train.micro_batch import MicroBatch, accumulate, choose_micro_batch
+from pretune.tasks.train.running import Instruments
 
 Compose = Callable[..., dict[str, Any]]
 CPU = torch.device("cpu")
@@ -123,7 +124,7 @@ def test_a_step_survives_an_out_of_memory(tmp_path: Path, error: RuntimeError) -
     # The gradient of an attempt that failed midway must not count twice.
     model.weight.grad = torch.tensor(1e6)
     said: list[str] = []
-    sums = accumulate(model, optimizer, batch, 24, micro_batch, said.append)
+    sums = accumulate(SharedGradients(model, model), optimizer, batch, 24, micro_batch, said.append)
     loss = sums["loss"]
     assert sums["size"].item() == 12
     assert micro_batch.size == 3
@@ -140,17 +141,17 @@ def test_a_step_survives_an_out_of_memory(tmp_path: Path, error: RuntimeError) -
 def test_any_other_error_is_not_about_memory() -> None:
     tokens = torch.arange(24).view(12, 2)
     model = Scale(3, RuntimeError("CUDA error: an illegal memory access was encountered"))
-    optimizer = torch.optim.SGD(model.parameters())
+    optimizer, batch = torch.optim.SGD(model.parameters()), Batch(tokens, tokens, None)
     with pytest.raises(RuntimeError, match="illegal memory access"):
-        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", Path("unused")), silent)
+        accumulate(SharedGradients(model, model), optimizer, batch, 24, MicroBatch(12, "cpu", Path("unused")), silent)
 
 
 def test_a_fixed_micro_batch_that_does_not_fit_says_what_to_set() -> None:
     tokens = torch.arange(24).view(12, 2)
     model = Scale(room=3)
-    optimizer = torch.optim.SGD(model.parameters())
+    optimizer, batch = torch.optim.SGD(model.parameters()), Batch(tokens, tokens, None)
     with pytest.raises(InputError, match=r"micro-batches of 12 sequences; set batch.micro_batch=6, or auto"):
-        accumulate(model, optimizer, Batch(tokens, tokens, None), 24, MicroBatch(12, "cpu", None), silent)
+        accumulate(SharedGradients(model, model), optimizer, batch, 24, MicroBatch(12, "cpu", None), silent)
 
 
 def test_a_run_with_auto_trains_and_remembers(tiny: Compose) -> None:

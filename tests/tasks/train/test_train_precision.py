@@ -24,7 +24,7 @@ from pretune.optim.budget import Step
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, read_config
 from pretune.run.precision import print_notes, resolve
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 PowerCut = Callable[..., None]

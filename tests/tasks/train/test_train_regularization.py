@@ -17,7 +17,7 @@ from pretune.core.config import ConfigError, InputError, validate
 from pretune.dispatch import run
 from pretune.memory.estimate import Footprint
 from pretune.run.config import RunConfig
-from pretune.tasks.train.loop import Instruments, Run
+from pretune.tasks.train.running import Instruments, Run
 
 Compose = Callable[..., dict[str, Any]]
 PowerCut = Callable[..., None]

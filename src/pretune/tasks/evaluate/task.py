@@ -23,6 +23,8 @@ from pretune.data.loader import Loader
 from pretune.model.build import Model
 from pretune.objectives.language_modeling import token_metrics
 from pretune.objectives.objective import objective_of
+from pretune.parallel.processes import ALONE, Processes
+from pretune.parallel.scores import SharedScores
 from pretune.quantization.config import FakeQuantizationConfig
 from pretune.run.assembly import assemble_evaluation
 from pretune.run.config import RunConfig
@@ -80,13 +82,19 @@ class Evaluator:
     """Measures models of a run on its held-out data. What stays the same between evaluations is prepared once.
 
     `parts`: those of the run; its model is not used. `compiled`: compile the scores of the validation set, which pays
-    if it is measured many times. `say` is told once that they are being compiled.
+    if it is measured many times. `say` is told once that they are being compiled. `processes`: those that share the
+    validation set out among themselves.
     """
 
     def __init__(
-        self, config: RunConfig, parts: Parts, compiled: bool = False, say: Callable[[str], None] = say
+        self,
+        config: RunConfig,
+        parts: Parts,
+        compiled: bool = False,
+        say: Callable[[str], None] = say,
+        processes: Processes = ALONE,
     ) -> None:
-        self._config, self._parts = config, parts
+        self._config, self._parts, self._processes = config, parts, processes
         self._say = say if compiled else None
         self._score = scorer(config, parts, compiled)
         self._token_bytes = torch.from_numpy(parts.tokenizer.token_bytes())
@@ -99,10 +107,12 @@ class Evaluator:
             self._say = None
         config, parts, score = self._config, replace(self._parts, model=model), partial(self._score, model)
         objective, micro_batch = objective_of(config.stage.objective), config.evaluation.micro_batch
-        metrics = objective.metrics(score, _validation_batches(config, parts), self._token_bytes)
+        shared = SharedScores(score, _validation_batches(config, parts), self._processes)
+        metrics = objective.metrics(shared, shared, self._token_bytes)
         for name, part in parts.data.parts.items():
             held_out = Loader(part.validation, config.data.part(name), config.seed).batches(micro_batch)
-            found = objective.metrics(score, held_out, self._token_bytes)
+            shared = SharedScores(score, held_out, self._processes)
+            found = objective.metrics(shared, shared, self._token_bytes)
             metrics |= {f"val_{name}/{last}": found[f"val/{last}"] for last in ("loss", "bits_per_byte")}
         if config.evaluation.option_accuracy:
             tokens = micro_batch * config.data.sequence_length

@@ -6,125 +6,57 @@ checkpoints. A checkpoint holds all of the state: `TrainingState`, weights, opti
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from pretune.checkpoint import store as checkpoint
-from pretune.compute.config import Activations
-from pretune.compute.hardware import peak_flops
-from pretune.core.named_tensors import not_finite
-from pretune.data.loader import Loader
-from pretune.data.mixture import Mixture
-from pretune.model.build import Model
+from pretune.core.batch import Batch
+from pretune.data.hashing import mix
 from pretune.model.costs import training_flops
 from pretune.objectives.objective import objective_of
 from pretune.optim.budget import Step
-from pretune.optim.config import Overhead
 from pretune.optim.optimizers import set_progress, update
-from pretune.optim.trace import Trace
-from pretune.run.assembly import Training
-from pretune.run.config import RunConfig
-from pretune.run.folder import RunFolder
-from pretune.run.model import check_first_gradients, stored_adapter
-from pretune.run.parts import Parts
+from pretune.parallel.data_parallel import SharedGradients
+from pretune.run.model import check_first_gradients
 from pretune.run.reference_model import check_first_loss
 from pretune.run.teacher import teacher_flops
-from pretune.tasks.evaluate.task import Evaluator
-from pretune.tasks.generate.task import sample
-from pretune.tasks.train.compilation import Compilation
+from pretune.tasks.train.due import do_what_is_due, save_stopped, what_is_due
 from pretune.tasks.train.gradients import StepGradients
 from pretune.tasks.train.micro_batch import MicroBatch, choose_micro_batch
 from pretune.tasks.train.monitor import Monitor
-from pretune.tasks.train.qat import as_deployed, float_metrics, start_fake_quantization
-from pretune.tasks.train.state import TrainingState, step_to_come
-from pretune.tracker.tracker import Tracker
-from pretune.training.divergence import Diverged
-from pretune.training.early_stopping import best, out_of_patience
-from pretune.training.ema import EMA
+from pretune.tasks.train.qat import as_deployed, start_fake_quantization
+from pretune.tasks.train.running import Run, peak_of
+from pretune.tasks.train.state import step_to_come
 from pretune.training.meter import Stopwatch
 from pretune.training.prefetch import Prefetcher
-from pretune.training.signals import Interrupts, Stop
-
-
-@dataclass(frozen=True)
-class Instruments:
-    """The clock, the peak speed and the hook of a run."""
-
-    clock: Callable[[], float] = time.perf_counter
-    """Seconds from an arbitrary origin."""
-    peak_flops: Callable[[torch.device, set[Activations]], float] = peak_flops
-    """The peak FLOP/s of a device in the fastest of these precisions."""
-    on_begin: Callable[[Run, Step | Overhead], None] = lambda run, what: None
-    """Called when a step, or overhead such as an evaluation, begins; its time already counts."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The parts of a run in progress."""
-
-    config: RunConfig
-    folder: RunFolder
-    training: Training
-    loader: Loader | Mixture
-    evaluator: Evaluator
-    state: TrainingState
-    tracker: Tracker
-    interrupts: Interrupts
-    trace: Trace
-    replayed: list[Step] | None
-    """The steps to take, if another run is replayed."""
-    instruments: Instruments
-
-    @property
-    def parts(self) -> Parts:
-        return self.training.parts
-
-    @property
-    def ema(self) -> EMA[Model] | None:
-        return self.training.ema
-
-    @property
-    def optimizer(self) -> Optimizer:
-        return self.training.optimizer
-
-    @cached_property
-    def compilation(self) -> Compilation:
-        model, message = self.parts.model, self.tracker.message
-        return Compilation(self.config, model, self.optimizer, self.training.loss_of, message)
-
-    @contextmanager
-    def timed(self, kind: Overhead) -> Iterator[None]:
-        """Count the time of the block as overhead."""
-        with self.state.timed(kind, self.instruments.clock):
-            self.instruments.on_begin(self, kind)
-            yield
-
-    @property
-    def saved(self) -> bool:
-        """Whether the run is saved as it is after its newest step."""
-        return checkpoint.is_saved(self.folder.checkpoints, self.state.step)
+from pretune.training.signals import Stop
 
 
 def loop(run: Run) -> bool:
-    """Train until the budget is spent (True) or a signal arrives (False), and save. Raises Diverged without saving."""
+    """Train until the budget is spent (True) or a signal arrives (False), and save. Raises Diverged without saving.
+
+    A signal ends a process alone wherever it is, and several together between two steps: none may leave the others
+    alone in what they do together.
+    """
+    with run.interrupts.deferred() if run.processes.count > 1 else nullcontext():
+        return _loop(run)
+
+
+def _loop(run: Run) -> bool:
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
-    random_state, say = checkpoint.random_state(model), run.tracker.message
+    random_state = checkpoint.random_state(model)
     try:
         with run.timed("compilation"):
             micro_batch = choose(run)
             start_fake_quantization(config, model, state.progress)
             compile_now(run, micro_batch)
-        clip_norm, loss_of = config.optimizer.clip_norm, run.compilation.loss_of
-        gradients = StepGradients(loss_of, model, optimizer, micro_batch, clip_norm, state.loss_scale, say)
-        batches = Prefetcher(run.loader.batch, objective_of(config.stage.objective).count, run.parts.device)
+        processes = run.processes
+        gradients = gradients_of(run, micro_batch)
+        batches = Prefetcher(own_part(run), objective_of(config.stage.objective).count, run.parts.device)
         clock, window = Stopwatch(run.parts.device, run.instruments.clock), state.window
         flops = training_flops(model, config.data.sequence_length) + teacher_flops(config)
         window.mfu = flops / peak_of(run)
@@ -143,11 +75,11 @@ def loop(run: Run) -> bool:
             clock.start()
 
             # Accumulate gradients, a micro-batch at a time, and clip them.
-            step = step_to_come(config, state, run.replayed, micro_batch.size, clock.steps_behind)
+            step = next_step(run, micro_batch.size, clock.steps_behind)
             run.instruments.on_begin(run, step)
             fetched = batches.batch(state.position, step.tokens // config.data.sequence_length)
-            batch, scored = fetched.batch, fetched.scored
-            sums, norm = gradients.find(batch, scored, partial(checkpoint.set_random_state, model, random_state))
+            batch, (scored, scored_tokens) = fetched.batch, processes.added(fetched.scored, fetched.scored_tokens)
+            sums, norm = gradients.find(batch, scored, partial(seed, run, random_state))
             if state.step == 0 and scored:
                 check_first_gradients(config, model)
                 check_first_loss(config, sums["loss"], scored)
@@ -157,14 +89,15 @@ def loop(run: Run) -> bool:
             with run.interrupts.shielded():
                 skipped = update(optimizer, norm)
                 optimizer.zero_grad(set_to_none=True)
-                state.advance(batch, clock.lap(), step.progress)
+                state.advance(step.tokens, config.data.sequence_length, clock.lap(), step.progress)
                 if run.ema is not None:
                     run.ema.update(state.step, skipped)
-                run.trace.append(step)
+                if processes.main:
+                    run.trace.append(step)
                 random_state = checkpoint.random_state(model)
 
                 # Measure and report.
-                window.add_step(sums, skipped, scored, batch.inputs.numel(), fetched.scored_tokens)
+                window.add_step(sums, skipped, scored, step.tokens, scored_tokens)
                 run.tracker.progress(state.step, state.progress, window.shown_loss, window.speed)
                 if state.step % config.log_every == 0 or state.finished:
                     state.training = window.metrics(state.seconds, lr, norm) | state.loss_scale.metrics()
@@ -175,102 +108,42 @@ def loop(run: Run) -> bool:
         return False
 
 
-def peak_of(run: Run) -> float:
-    """The peak FLOP/s of the device in the precision that it is fastest in."""
-    return run.instruments.peak_flops(run.parts.device, {"float32", "bfloat16", run.config.precision.activations})
+def gradients_of(run: Run, micro_batch: MicroBatch) -> StepGradients:
+    """What finds the gradients of a step."""
+    shared = SharedGradients(run.parts.model, run.compilation.loss_of, run.processes)
+    clip_norm, scale, say = run.config.optimizer.clip_norm, run.state.loss_scale, run.tracker.message
+    return StepGradients(shared, run.parts.model, run.optimizer, micro_batch, clip_norm, scale, say, run.processes)
 
 
-def what_is_due(run: Run) -> Overhead | None:
-    """What to do before the next step, each at its own interval, and at the end everything; None if nothing is due."""
-    config, state = run.config, run.state
+def own_part(run: Run) -> Callable[[int, int], Batch]:
+    """Reads this process's share of the sequences of a step."""
 
-    def on_cadence(every: int | None, at_start: bool = False) -> bool:
-        return state.finished or (at_start if state.step == 0 else bool(every) and state.step % every == 0)
+    def read(position: int, num_sequences: int) -> Batch:
+        start, count = run.processes.part(num_sequences)
+        return run.loader.batch(position + start, count)
 
-    is_best = config.checkpoint.keep_best and state.evaluated_at == state.step == (best(state.losses) or (None,))[0]
-    if on_cadence(config.evaluation.every, config.evaluation.at_start) and state.evaluated_at != state.step:
-        return "evaluation"
-    if on_cadence(config.samples.every) and state.sampled_at != state.step:
-        return "samples"
-    if (is_best or on_cadence(config.checkpoint.every)) and not run.saved:
-        # Weights that give no finite loss may be broken: the next good step shows whether they are.
-        return "checkpoint" if state.finished or not state.failed else None
-    return None
+    return read
 
 
-def do_what_is_due(run: Run, due: Overhead) -> None:
-    """Evaluate, sample or save."""
-    config, state = run.config, run.state
-    used = used_parts(run)
-    if due == "evaluation":
-        with run.timed("evaluation"):
-            with as_deployed(config, used.model):
-                metrics = run.evaluator.metrics(used.model)
-            if config.ema.evaluate_raw and used is not run.parts:
-                with as_deployed(config, run.parts.model):
-                    raw = run.evaluator.metrics(run.parts.model)
-                metrics |= {name.replace("/", "_raw/"): metric for name, metric in raw.items()}
-            metrics |= float_metrics(config, used)
-        with run.interrupts.shielded():  # what is counted as done is recorded
-            state.validation = metrics
-            state.losses.append((state.step, metrics["val/loss"]))
-            run.tracker.report(state.step, {**state.totals(), **metrics})
-        if state.failed and not math.isfinite(metrics["val/loss"]):
-            raise Diverged("the loss is", state.step - state.failed + 1)
-        state.stopped_early = not state.finished and out_of_patience(
-            state.losses, config.early_stopping.patience, config.early_stopping.min_delta
-        )
-    elif due == "samples":
-        with run.timed("samples"), as_deployed(config, used.model):
-            texts = sample(config, used)
-        with run.interrupts.shielded():
-            for prompt, text in zip(config.samples.prompts, texts, strict=True):
-                run.tracker.sample(state.step, prompt, text)
-            state.sampled_at = state.step
+def next_step(run: Run, micro_batch: int, steps_behind: int) -> Step:
+    """The step to come, which one of several processes decides; raises Stop in all of them if a signal has reached any.
+    A process alone is stopped by signals at once."""
+    processes = run.processes
+    if processes.count > 1:
+        processes.arrive(run.state.step)
+        if processes.any(run.interrupts.pending):
+            raise Stop
+    rows = micro_batch * processes.count
+    return processes.decided(step_to_come(run.config, run.state, run.replayed, rows, steps_behind))
+
+
+def seed(run: Run, random_state: Mapping[str, Tensor]) -> None:
+    """Set the random generators for a step: to where the previous one left them, or in each of several processes to
+    what depends on the step and the rank alone."""
+    if run.processes.count == 1:
+        checkpoint.set_random_state(run.parts.model, random_state)
     else:
-        save(run, checkpoint.random_state(run.parts.model))
-
-
-def used_parts(run: Run) -> Parts:
-    """The run's parts with the model that is evaluated and used later: the EMA, if there is one."""
-    return run.parts if run.ema is None else replace(run.parts, model=run.ema.model)
-
-
-def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
-    """Save the run as it is after its newest step, unless it is already saved. Raises Diverged for weights that are
-    not finite: what is saved is good."""
-    with run.interrupts.shielded():
-        if not run.saved:
-            models = {id(model): model for model in (run.parts.model, used_parts(run).model)}.values()
-            if any(not_finite(dict(model.named_parameters())) for model in models):
-                raise Diverged("weights are", run.state.step)
-            state, section, model = run.state, run.config.checkpoint, run.parts.model
-            averaged = run.ema and run.ema.model
-            evaluated = section.keep_best and state.evaluated_at == state.step
-            state.recorded = run.tracker.recorded() | run.trace.recorded()
-            with run.timed("checkpoint"):
-                checkpoint.save(
-                    run.folder.checkpoints,
-                    state.step,
-                    model,
-                    run.optimizer,
-                    state.stored(),
-                    section.keep,
-                    adapter=stored_adapter(run.config, averaged or model),
-                    averaged=averaged,
-                    random=random_state,
-                    loss=state.validation["val/loss"] if evaluated else None,
-                )
-
-
-def save_stopped(run: Run, random_state: Mapping[str, Tensor]) -> None:
-    """Save a run that a signal ended. The interrupted step has not changed the weights: it will be taken again.
-
-    After steps that failed the weights may be broken, and would take the place of good ones: nothing is saved, and all
-    steps since the newest checkpoint are taken again.
-    """
-    if not run.state.failed:
-        save(run, random_state)
+        torch.manual_seed(mix(mix(run.config.seed + run.state.step) + run.processes.rank))
 
 
 def choose(run: Run) -> MicroBatch:
@@ -287,7 +160,11 @@ def choose(run: Run) -> MicroBatch:
                 run.compilation.passes(batch)
 
     try:
-        return choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial, run.tracker.message)
+        count, say = run.processes.count, run.tracker.message
+        found = choose_micro_batch(run.config, run.parts.device, run.folder.micro_batch, trial, say, processes=count)
+        if count > 1:  # all with the same: they end a step together
+            found.size, found.path = min(run.processes.gathered(found.size)), None
+        return found
     finally:
         run.optimizer.zero_grad(set_to_none=True)
         checkpoint.set_random_state(run.parts.model, random_state)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from pretune.core.batch import Batch
 from pretune.core.config import InputError
 from pretune.core.files import write_json
 from pretune.memory.estimate import Footprint
+from pretune.parallel.data_parallel import SharedGradients
 from pretune.run.config import RunConfig
 
 LossOf = Callable[[Batch], dict[str, Tensor]]
@@ -67,14 +69,16 @@ def choose_micro_batch(
     trial: Callable[[int], None],
     say: Say,
     total_memory: Callable[[torch.device], int] = hardware.total_memory,
+    processes: int = 1,
 ) -> MicroBatch:
     """The configured micro-batch; for `auto` the one that `path` remembers for this device, or the largest that fits.
 
     The largest is predicted, and where memory that runs out raises an error (on GPUs) also tried: `trial(size)` does
-    the passes of a step, from no gradients, which `say` announces. Raises InputError where not even one sequence fits.
+    the passes of a step, from no gradients, which `say` announces. `processes` share a step out. Raises InputError
+    where not even one sequence fits.
     """
     name = hardware.device_name(device)
-    fixed, num_sequences = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length
+    fixed, num_sequences = config.batch.micro_batch, config.batch.smallest // config.data.sequence_length // processes
     if fixed != "auto":
         return MicroBatch(fixed, name, None)
     if (size := _remembered(path, name, num_sequences)) is not None:
@@ -108,7 +112,7 @@ def _fits(trial: Callable[[int], None], size: int, reserve: int, device: torch.d
 
 
 def accumulate(
-    loss_of: LossOf, optimizer: Optimizer, batch: Batch, divisor: float, micro_batch: MicroBatch, say: Say
+    shared: SharedGradients, optimizer: Optimizer, batch: Batch, divisor: float, micro_batch: MicroBatch, say: Say
 ) -> dict[str, Tensor]:
     """Add the gradients of a whole step's loss / `divisor`, micro-batch by micro-batch; returns its sums, detached.
 
@@ -116,7 +120,7 @@ def accumulate(
     """
     while True:
         try:
-            return _accumulate(loss_of, batch, divisor, micro_batch.size)
+            return _accumulate(shared, batch, divisor, micro_batch.size)
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -128,12 +132,14 @@ def accumulate(
         say(f"out of memory with {micro_batches(tried)}; the step begins again with {micro_batch.size}")
 
 
-def _accumulate(loss_of: LossOf, batch: Batch, divisor: float, size: int) -> dict[str, Tensor]:
+def _accumulate(shared: SharedGradients, batch: Batch, divisor: float, size: int) -> dict[str, Tensor]:
     parts: list[dict[str, Tensor]] = []
     for start in range(0, len(batch.inputs), size):
-        sums = loss_of(batch.part(start, start + size))
-        # Divided by the count of the whole step, so that the loss does not depend on the micro-batch.
-        (sums["loss"] / divisor).backward()
+        last = start + size >= len(batch.inputs)
+        with nullcontext() if last else shared.unshared():
+            sums = shared.loss_of(batch.part(start, start + size))
+            # Divided by the count of the whole step, so that the loss does not depend on the micro-batch.
+            (sums["loss"] / divisor).backward()
         parts.append({name: value.detach() for name, value in sums.items()})
     return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 

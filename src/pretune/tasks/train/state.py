@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from pretune.compute.loss_scale import LossScale
-from pretune.core.batch import Batch
 from pretune.core.config import InputError
 from pretune.optim.budget import REMEMBERED, Spent, Step, next_step, usual
 from pretune.optim.config import BudgetConfig, Overhead
@@ -112,13 +111,13 @@ class TrainingState:
         overhead = {f"time/{kind}": round(seconds, 3) for kind, seconds in self.overhead.items()}
         return {"tokens": self.tokens, "seconds": round(self.seconds, 3), **overhead}
 
-    def advance(self, batch: Batch, seconds: float, progress: float) -> None:
-        """One more step, which read `batch`, took `seconds` and ran at `progress`."""
+    def advance(self, tokens: int, sequence_length: int, seconds: float, progress: float) -> None:
+        """One more step, which read so many `tokens`, took `seconds` and ran at `progress`."""
         self.step += 1
-        self.tokens += batch.inputs.numel()
-        self.position += len(batch.inputs)
+        self.tokens += tokens
+        self.position += tokens // sequence_length
         self.seconds += seconds
-        self.token_seconds = [*self.token_seconds, seconds / batch.inputs.numel()][-REMEMBERED:]
+        self.token_seconds = [*self.token_seconds, seconds / tokens][-REMEMBERED:]
         self.progress = progress
 
     @contextmanager

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.recovery import newest_whole
+from pretune.compute.device import pick_device
+from pretune.core.config import ConfigError
 from pretune.core.files import atomic_folder
 from pretune.core.terminal import say, warn
 from pretune.data.loader import Loader
 from pretune.data.mixture import Mixture, training_loader
 from pretune.model.counts import count_parameters
 from pretune.optim.trace import Trace
-from pretune.run.assembly import assemble_training
+from pretune.parallel.processes import Processes, joined
+from pretune.run.assembly import Training, assemble_training
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder
 from pretune.run.given_adapter import notes_on_adapter
@@ -28,10 +33,12 @@ from pretune.run.tokenizer import notes_on_template
 from pretune.run.weights import check_model, own_folder, start_identity, start_of
 from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import PAGE, report
-from pretune.tasks.train.loop import Instruments, Run, loop, used_parts
+from pretune.tasks.train.loop import loop
 from pretune.tasks.train.qat import check_start, converted_metrics
+from pretune.tasks.train.running import Instruments, Run, used_parts
 from pretune.tasks.train.state import TrainingState, replayed_steps
-from pretune.tracker.tracker import Tracker
+from pretune.tracker.environment import code_fingerprint
+from pretune.tracker.tracker import NoTracker, Tracker
 from pretune.training.divergence import EXIT_DIVERGED, Diverged, what_to_try
 from pretune.training.early_stopping import best, why_stopped
 from pretune.training.meter import peak_memory
@@ -44,24 +51,58 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
     Returns 0 when the run is complete, EXIT_STOPPED when a signal ended it with everything saved, and EXIT_DIVERGED
     when it has diverged. Raises ConfigError and InputError, before anything is written, for what the user can mend.
     """
-    folder = own_folder(config)
+    folder, watched_with = own_folder(config), instruments or Instruments()
+
+    def work(interrupts: Interrupts) -> int:
+        with joined(config.parallel, pick_device(config.device)) as processes:
+            resolved = _resolved(config, mapping, folder, processes)
+            if resolved is None:
+                return 0
+            try:
+                return _train(resolved, resolved.recorded(mapping), folder, interrupts, watched_with, processes)
+            except Diverged as error:
+                newest = checkpoint.newest(folder.checkpoints)
+                warn(what_to_try(error, newest and checkpoint.step_of(newest), config.name))
+                return EXIT_DIVERGED
+
+    return stoppable(work, "stopped with nothing lost; run the same command to resume.")
+
+
+def _resolved(
+    config: RunConfig, mapping: Mapping[str, Any], folder: RunFolder, processes: Processes
+) -> Resolved | None:
+    """How the run computes, the same in all processes; None if there is nothing left to train."""
+    processes.check_same("the configuration", mapping)
+    processes.check_same("the code", code_fingerprint())
+    _check_share(config, processes)
+    if not processes.main:
+        finished, precision = processes.decided((False, config.precision))
+        return None if finished else resolve(config.model_copy(update={"precision": precision}), folder)
     resolved = resolve(config, folder)
-    mapping = resolved.recorded(mapping)
-    folder.check(mapping, config.resume)
-    if (finished := folder.complete()) is not None:
-        if not (folder.path / PAGE).is_file():  # the run was killed between the two
-            _report(config, folder)
-        say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
-        return 0
-    print_notes(resolved)
-    stopped = "stopped with nothing lost; run the same command to resume."
-    watched_with = instruments or Instruments()
-    try:
-        return stoppable(lambda interrupts: _train(resolved, mapping, folder, interrupts, watched_with), stopped)
-    except Diverged as error:
-        newest = checkpoint.newest(folder.checkpoints)
-        warn(what_to_try(error, newest and checkpoint.step_of(newest), config.name))
-        return EXIT_DIVERGED
+    folder.check(resolved.recorded(mapping), config.resume)
+    finished = folder.complete()
+    if finished is None:
+        print_notes(resolved)
+    processes.decided((finished is not None, resolved.config.precision))
+    if finished is None:
+        return resolved
+    if not (folder.path / PAGE).is_file():  # the run was killed between the two
+        _report(config, folder)
+    say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
+    return None
+
+
+def _check_share(config: RunConfig, processes: Processes) -> None:
+    """Raise ConfigError, with the nearest that works, if a step cannot be shared out equally."""
+    unit = config.data.sequence_length * config.batch.micro_batch_size * processes.count
+    tokens = config.batch.smallest
+    if tokens % unit:
+        key = "batch.tokens" if config.batch.warmup is None else "batch.warmup.start"
+        nearest = max(round(tokens / unit), 1) * unit
+        raise ConfigError(
+            f"{key} ({tokens}) is not a multiple of what {processes.count} processes read at once ({unit} tokens): set "
+            f"{key}={nearest}, a smaller batch.micro_batch, or start another number of processes"
+        )
 
 
 def _train(
@@ -70,46 +111,44 @@ def _train(
     folder: RunFolder,
     interrupts: Interrupts,
     instruments: Instruments,
+    processes: Processes,
 ) -> int:
     config = resolved.config
     # Jobs of a sweep share the process, and torch.compile gives up on a function after a few different models.
     torch.compiler.reset()
     torch.manual_seed(config.seed)
     replayed = replayed_steps(config)
-    newest, said = newest_whole(folder.checkpoints)
-    for line in said:
-        warn(line)
+    newest = processes.decided(_newest(folder) if processes.main else None)
     start, teacher = start_identity(config, newest), teacher_identity(config)
     if newest is None:
         _check_start(config)
-    training = assemble_training(config, newest)
-    parts, data = training.parts, training.parts.data.fingerprints()
-    state = TrainingState(data, start, parts.tokenizer.fingerprint, teacher)
-    loader = training_loader(parts.data, config.data, config.seed)
-    if newest is not None:
-        averaged = training.ema and training.ema.model
-        adapter = stored_adapter(config, averaged or parts.model)
-        stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=averaged)
-        state = TrainingState.of(stored, newest)
-        state.check_data(data, config.name)
+    training = assemble_training(config, newest, processes.main_first)
+    parts = training.parts
+    state = TrainingState(parts.data.fingerprints(), start, parts.tokenizer.fingerprint, teacher)
+    state = state if newest is None else _loaded(config, training, newest)
     state.loss_scale = state.loss_scale.for_activations(config.precision.activations)
+    loader = training_loader(parts.data, config.data, config.seed)
+    main, told = processes.main, (folder.path, config.name, config.stage.kind, mapping)
     with (
-        folder.claimed(mapping, newest),
-        Tracker(config.tracker, folder.path, config.name, config.stage.kind, mapping) as tracker,
+        folder.claimed(mapping, newest) if main else nullcontext(),
+        Tracker(config.tracker, *told) if main else NoTracker() as tracker,
     ):
-        with interrupts.shielded():
-            if not folder.tokenizer.is_dir():
+        with interrupts.shielded(), processes.main_alone():
+            if main and not folder.tokenizer.is_dir():
                 with atomic_folder(folder.tokenizer) as temporary:
                     parts.tokenizer.save(temporary)
         tracker.rewind(state.step if newest else -1, state.recorded)
         trace = Trace(folder.progress)
-        if not trace.rewind(state.step, state.recorded):
+        if main and not trace.rewind(state.step, state.recorded):
             tracker.message(f"note: {folder.progress} is not what the run wrote: the run cannot be replayed exactly")
-        tracker.message(opening(resolved, parts, loader, state))
+        tracker.message(opening(resolved, parts, loader, state, processes.count))
         # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
         compiled = config.precision.compile and parts.device.type != "cpu"
-        evaluator = Evaluator(config, parts, compiled, tracker.message)
-        run = Run(config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments)
+        evaluator = Evaluator(config, parts, compiled, tracker.message, processes)
+        run = Run(
+            config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments,
+            processes,
+        )  # fmt: skip
         if not loop(run):
             tracker.message(how_stopped(run))
             return EXIT_STOPPED
@@ -121,9 +160,28 @@ def _train(
             tracker.message(why_stopped(state.losses, config.early_stopping.min_delta))
         with interrupts.shielded():  # what is complete has a report
             tracker.finish(metrics)
-            _report(config, folder)
+            if main:
+                _report(config, folder)
     say(next_commands(folder))
     return 0
+
+
+def _newest(folder: RunFolder) -> Path | None:
+    """The checkpoint to go on from; says what is set aside for it."""
+    newest, said = newest_whole(folder.checkpoints)
+    for line in said:
+        warn(line)
+    return newest
+
+
+def _loaded(config: RunConfig, training: Training, newest: Path) -> TrainingState:
+    """Load a checkpoint into the parts of the run; return its state."""
+    parts, averaged = training.parts, training.ema and training.ema.model
+    adapter = stored_adapter(config, averaged or parts.model)
+    stored = checkpoint.load(newest, parts.model, training.optimizer, adapter=adapter, averaged=averaged)
+    state = TrainingState.of(stored, newest)
+    state.check_data(parts.data.fingerprints(), config.name)
+    return state
 
 
 def _check_start(config: RunConfig) -> None:
@@ -135,19 +193,22 @@ def _check_start(config: RunConfig) -> None:
             warn(f"note: {line}")
 
 
-def opening(resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState) -> str:
+def opening(
+    resolved: Resolved, parts: Parts, loader: Loader | Mixture, state: TrainingState, processes: int = 1
+) -> str:
     """One line: the model, the device, the starting weights and the data, with what is wrong with it."""
     config = resolved.config
     batch, epoch = config.batch.tokens, loader.num_sequences * config.data.sequence_length
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
         start = f"resumed at step {state.step:,}"
+    together = f" in {processes} processes" if processes > 1 else ""
     counts, adapter = count_parameters(parts.model), config.adapter.kind
     notes = (*parts.data.notes, *notes_on_template(config, parts.tokenizer))
     trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
     return (
         f"{config.stage.kind} {config.name}: {counts.total:,} parameters"
-        f"{'' if adapter == 'none' else trained} on {parts.device} in {resolved}, {start}; "
+        f"{'' if adapter == 'none' else trained} on {parts.device}{together} in {resolved}, {start}; "
         + "; ".join([f"{epoch:,} tokens per epoch, {batch:,} per step", *added(config, parts), *loader.notes(), *notes])
     )
 
