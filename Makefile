@@ -61,6 +61,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/time_to_loss.py --minutes 0.5 --seeds 1
 	$(BENCH)/ablations.py --seconds 5 --seeds 1 --only 'tied head' 'value embeddings'
 	$(BENCH)/distillation.py --seconds 20 --teacher-seconds 40 --seeds 1
+	$(BENCH)/processes.py --seconds 10
 	$(BENCH)/finetuning.py --quick
 	$(BENCH)/quantization.py --quick
 	$(BENCH)/generation.py --shapes 30m --repeats 1

@@ -39,6 +39,7 @@ SHORTEST = {
     "pretrained": ["--shape", "tiny", "--import-shape", "tiny", "--bursts", "1", "--seconds", "0.1", "--length", "32"],
     "prefetch": ["tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1"],
     "precision": ["--steps", "3", "--seeds", "1", "--data", "TEXTS", "--only", "fp32", "auto"],
+    "processes": ["--seconds", "1", "--turns", "1", "--data", "TEXTS", "--", *SMALLER],
     "quantization": ["--quick"],
     "startup": ["--runs", "1"],
     "throughput": ["tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1"],
