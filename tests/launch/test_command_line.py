@@ -55,7 +55,7 @@ def test_it_shows_what_there_is_to_run(arguments: tuple[str, ...]) -> None:
         ("batch.tokens=1000", "batch.tokens (1000) is not a multiple of"),
         ("data.sequence_length=4096", "exceeds the model"),
         ("stage.kind=finetune", "fine-tuning needs weights to start from"),
-        ("evaluation.option_accuracy=true", "needs data.format.kind = mathqa"),
+        ("evaluation.option_accuracy=true", "needs data.format.kind = multiple_choice"),
         ("data.source.kind=webb", "'data.source.kind'"),
         ("+data.source.colour=red", "unknown key 'data.source.colour'"),
         ("name=../escape", "'name' = '../escape'"),

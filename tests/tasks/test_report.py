@@ -241,7 +241,7 @@ def test_runs_are_judged_where_that_is_asked_for(
     rows = [{"step": step, "val/loss": loss, "tokens": step, "seconds": step} for step, loss in enumerate(losses)]
     summary: dict[str, Any] = {"step": 5, "seconds": 180.2, "train/tokens_per_second": 103.4}
     if accuracy is not None:
-        summary |= {"mathqa/accuracy": accuracy, "mathqa/chance": 0.2}
+        summary |= {"quiz/accuracy": accuracy, "quiz/chance": 0.2}
     write_run(tmp_path / "runs" / "one", rows, summary_json=json.dumps(summary))
     task = ("name=both", "task=report", "report.runs=[one]")
     assert run(tiny(*task)) == 0

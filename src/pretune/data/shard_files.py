@@ -7,18 +7,20 @@ for what reads them next.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pretune.core.files import measure, read_sealed, write_sealed
+from pretune.core.config import InputError
+from pretune.core.files import exclusive, measure, read_sealed, write_sealed
 
 SHARD_FILE = "shard.json"
 COMPLETE_FILE = "complete.json"
@@ -39,6 +41,28 @@ class Found:
 def shard_folder(folder: Path, number: int) -> Path:
     """The folder of a shard."""
     return folder / f"shard-{number:05d}"
+
+
+@contextlib.contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """Make the folder and hold its lock, so that other processes that need the same data wait until it is complete.
+
+    The operating system releases the lock when a process ends, however it ends. Partial files of a killed process are
+    removed. On file systems without locks, processes duplicate the work: each publishes whole shards with equal
+    content. Raises InputError if the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder / ".lock", wait=True) as locked:
+            if locked:
+                for left in folder.glob(".*.tmp"):
+                    shutil.rmtree(left, ignore_errors=True)
+            yield
+    except OSError as error:
+        raise InputError(
+            f"cannot write prepared data to {folder}: {(error.strerror or str(error)).lower()}; free that place or set "
+            "the environment variable PRETUNE_CACHE to another folder"
+        ) from error
 
 
 def write_shard_record(folder: Path, data: str, content: Mapping[str, Any]) -> None:

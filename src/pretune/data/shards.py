@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -18,16 +17,16 @@ from typing import Any
 import numpy as np
 
 from pretune.core.config import InputError
-from pretune.core.files import atomic_folder, exclusive, fingerprint
+from pretune.core.files import atomic_folder, fingerprint
 from pretune.core.progress_bar import PreparationBar
 from pretune.core.terminal import warn
 from pretune.data.config import DataConfig
 from pretune.data.contamination import contamination
 from pretune.data.encoding import SIZES, Encoded, Recipe, Sizes, encoded_chunks
-from pretune.data.formats.config import chat_format
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
-from pretune.data.formats.template_source import template_of
-from pretune.data.shard_files import discard, find_shards, shard_folder, write_complete, write_shard_record
+from pretune.data.formats.template_source import rendered_by
+from pretune.data.held_out import HeldOut, prepare_held_out
+from pretune.data.shard_files import discard, filling, find_shards, shard_folder, write_complete, write_shard_record
 from pretune.data.sources.rows import Split, check_apart, describe, empty_side, identity
 from pretune.data.tokenizer import Tokenizer
 from pretune.data.tokens import Counts, TokenData
@@ -44,6 +43,8 @@ class Prepared:
     validation: TokenData
     folder: Path
     parts: dict[str, Prepared]
+    held_out: HeldOut | None
+    """What is asked of a model on the held-out rows; None for a format without problems, and for mixed-in sets."""
     notes: tuple[str, ...] = ()
     """How many documents are repeated, and how many are on both sides, as text; empty if none are."""
 
@@ -56,7 +57,8 @@ class Prepared:
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes = SIZES) -> Prepared:
-    """Tokenize both sides of `config`, and of each mixed-in set, into `cache`, unless they are there already.
+    """Tokenize both sides of `config`, and of each mixed-in set, into `cache`, unless they are there already; and the
+    problems of its held-out rows.
 
     Raises InputError for a source that cannot be read or has no usable rows on a side, and for a cache that cannot be
     written; ConfigError if training would read validation data.
@@ -64,6 +66,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes 
     check_apart(config)
     parts = {name: _prepare(config.part(name), tokenizer, cache, sizes) for name in config.mix}
     prepared = replace(_prepare(config, tokenizer, cache, sizes), parts=parts)
+    prepared = replace(prepared, held_out=prepare_held_out(config, tokenizer.template_tokens, cache))
     sets = {"data": (config, prepared.train, prepared.validation)}
     for name, part in parts.items():
         sets[f"data.mix.{name}"] = (config.part(name), part.train, part.validation)
@@ -77,11 +80,11 @@ def _prepare(config: DataConfig, tokenizer: Tokenizer, cache: Path, sizes: Sizes
     if source is None:
         job = Job(Recipe(config.source, config.format, tokenizer, Split.of(config), sizes), cache)
         found = job.run(workers)
-        prepared = Prepared(found["train"], found["validation"], job.folder, {})
+        prepared = Prepared(found["train"], found["validation"], job.folder, {}, None)
     else:
         job = Job(Recipe(config.source, config.format, tokenizer, None, sizes), cache)
         other = Job(Recipe(source, config.format, tokenizer, None, sizes), cache)
-        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder, {})
+        prepared = Prepared(job.run(workers)["all"], other.run(workers)["all"], job.folder, {}, None)
     for side, data in (("train", prepared.train), ("validation", prepared.validation)):
         if data.num_tokens == 0:
             raise _nothing_usable(config, side, data)
@@ -99,17 +102,12 @@ class Job:
 
     def __init__(self, recipe: Recipe, cache: Path) -> None:
         self.recipe, self.sides = recipe, recipe.sides
-        # A chat template is not always in the section: it may be the tokenizer's own, or in a file that it names.
-        chat, tokens, template = chat_format(recipe.format), recipe.tokenizer.template_tokens, None
-        if chat is not None:
-            text = template_of(chat, tokens)
-            template = {"template": text, "bos": tokens.bos, "eos": tokens.eos, "special": tokens.special}
         self.depends_on = {
             "version": [VERSION, FORMATS_VERSION, recipe.sizes.shard_tokens],
             "source": identity(recipe.source, cache),
             "format": recipe.format.model_dump(),
             "tokenizer": recipe.tokenizer.fingerprint,
-            "template": template,
+            "template": rendered_by(recipe.format, recipe.tokenizer.template_tokens),
             "held_out": recipe.split and asdict(recipe.split),
         }
         self.folder = cache / f"tokens-{fingerprint(self.depends_on)}"
@@ -119,15 +117,8 @@ class Job:
         found = find_shards(self.folder, self.depends_on, workers)
         shards = found.shards
         if not found.complete:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                with _alone(self.folder):
-                    shards = self._prepare(workers)
-            except OSError as error:
-                raise InputError(
-                    f"cannot write prepared data to {self.folder}: {(error.strerror or str(error)).lower()}; free that "
-                    "place or set the environment variable PRETUNE_CACHE to another folder"
-                ) from error
+            with filling(self.folder):
+                shards = self._prepare(workers)
         return {side: self._open(side, shards) for side in self.sides}
 
     def _open(self, side: str, shards: list[dict[str, Any]]) -> TokenData:
@@ -186,18 +177,3 @@ class Job:
             content = {"start_row": start_row, "stop_row": stop_row, "sides": sides}
             write_shard_record(folder, self.folder.name, content)
         return content
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock, so that other processes that need the same data wait until it is complete.
-
-    The operating system releases the lock when a process ends, however it ends. Partial files of a killed process are
-    removed. On file systems without locks, processes duplicate the work: each publishes whole shards with equal
-    content.
-    """
-    with exclusive(folder / ".lock", wait=True) as locked:
-        if locked:
-            for left in folder.glob(".*.tmp"):
-                shutil.rmtree(left, ignore_errors=True)
-        yield

@@ -119,15 +119,15 @@ def options_can_be_compared(run: Run) -> Iterator[str]:
     if run.evaluation.option_accuracy and not run.data.format.has_options:
         yield (
             "evaluation.option_accuracy compares the likelihoods of options right after the prompt: it needs "
-            "data.format.kind = mathqa with rationale none or after; or set it to false"
+            "data.format.kind = multiple_choice, or mathqa with rationale none or after; or set it to false"
         )
 
 
 def answers_can_be_judged(run: Run) -> Iterator[str]:
     if run.evaluation.answers.measure and not run.data.format.has_answers:
         yield (
-            "evaluation.answers.measure: generated answers can be checked only for data.format.kind = mathqa or gsm8k, "
-            f"not {run.data.format.kind}; set it to false"
+            "evaluation.answers.measure: generated answers can be checked only for data.format.kind = mathqa, gsm8k or "
+            f"multiple_choice, not {run.data.format.kind}; set it to false"
         )
 
 

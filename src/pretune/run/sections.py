@@ -85,7 +85,7 @@ class BatchConfig(Section):
 
 class AnswersConfig(DecodingConfig):
     measure: bool
-    """Generate answers to held-out problems and count the right ones, for formats mathqa and gsm8k."""
+    """Generate answers to held-out problems and count the right ones, for formats with answers."""
     batch_size: Annotated[Count, MAY_DIFFER]
     """Number of problems answered at once; it affects only speed."""
     compile: Annotated[bool, MAY_DIFFER]

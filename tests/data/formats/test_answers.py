@@ -181,5 +181,5 @@ def test_questions_are_what_training_puts_before_the_answer(tmp_path, shared_dat
 def test_formats_without_a_right_answer_are_refused(tmp_path) -> None:
     (tmp_path / "some.jsonl").write_text('{"text": "a"}\n' * 9)
     config = data_config(source=files(tmp_path / "some.jsonl"), validation={"fraction": 0.999})
-    with pytest.raises(ConfigError, match="mathqa or gsm8k"):
+    with pytest.raises(ConfigError, match="gsm8k or multiple_choice"):
         next(questions(config, build_formatter(config.format, TOKENS)))

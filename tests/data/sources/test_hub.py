@@ -56,6 +56,27 @@ CHATS = TOKENIZER.replace("FORMAT", "format=CHAT")
 COPIED = TOKENIZER.replace("FORMAT", "format=CHAT | {'template': 'me/tokens'}")
 TEXTS = TOKENIZER.replace("FORMAT", "")
 
+GONE = """
+import json, os, sys
+from pathlib import Path
+sys.path += TESTS
+from fake_hub import serve
+
+rows = [{"question": f"{n}?", "choices": [str(n), "no"], "answer": "A"} for n in range(40)]
+lines = "".join(json.dumps(row) + "\\n" for row in rows).encode()
+with serve({"datasets/me/quiz": {"train.jsonl": lines}}) as endpoint:
+    os.environ["HF_ENDPOINT"] = endpoint
+    from pretune.data.sources import rows as sources
+    from pretune.data.shards import prepare
+    from small_data import byte_tokenizer, data_config
+
+    config = data_config(source=json.load(sys.stdin), format={"kind": "multiple_choice", "name": "quiz"})
+    prepare(config, byte_tokenizer(), Path("cache"))
+prepared = prepare(config, byte_tokenizer(), Path("cache"))
+print(len(list(prepared.held_out.problems(None))) + prepared.train.num_documents)
+print(len(list(prepared.held_out.questions(4))))
+""".replace("TESTS", repr([str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]))
+
 CLOSED = "http://127.0.0.1:9"
 
 
@@ -187,3 +208,7 @@ def test_a_downloaded_dataset_needs_no_network_in_offline_mode(hub: str, tmp_pat
     assert run(READ, CLOSED, tmp_path, wanted, HF_HUB_OFFLINE="1") == online
     (missing,) = run(READ, CLOSED, tmp_path, [section("me/parquet")], HF_HUB_OFFLINE="1")
     assert "InputError" in missing
+
+
+def test_prepared_data_and_problems_need_no_hub(tmp_path: Path) -> None:
+    assert run(GONE, CLOSED, tmp_path, section("me/quiz", streaming=False)) == ["40", "4"]

@@ -127,5 +127,5 @@ def test_gsm8k_is_measured_in_training_and_after(composed: Compose, tmp_path: Pa
 
 
 def test_data_without_right_answers_is_refused(composed: Compose) -> None:
-    with pytest.raises(ConfigError, match="mathqa or gsm8k, not text"):
+    with pytest.raises(ConfigError, match="mathqa, gsm8k or multiple_choice, not text"):
         validate(RunConfig, composed("smoke", "evaluation.answers.measure=true"))

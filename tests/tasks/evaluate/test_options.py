@@ -73,7 +73,7 @@ def test_equals_one_option_at_a_time_by_the_logits_of_transformers(tokens: int) 
     model, problems, right = tiny_model(max_sequence_length=128), some_problems(40), Counter()
     score, reference = partial(score_tokens, model, chunk_tokens=64), transformers_llama(model).double()
     with torch.no_grad():
-        found = option_accuracy(score, choices(problems), tokens, "train")
+        found = option_accuracy(score, choices(problems), tokens, "train", "mathqa")
         for problem in problems:
             each = [log_probs(reference, problem.prompt, option, problem.closing) for option in problem.options]
             ours = log_likelihoods(score, choices([problem]).rows)
@@ -105,9 +105,9 @@ def test_problems_that_are_too_long_are_counted_and_left_out() -> None:
         nll = torch.where(batch.targets == -100, 0.0, -1.0)
         return TokenScores(nll, nll > 0)
 
-    assert option_accuracy(score, given, 1000, "train")["mathqa/skipped"] == 1
-    assert option_accuracy(score, given, 1000, "train")["mathqa/accuracy"] == 1
-    assert option_accuracy(score, choices([long], max_length=12), 1000, "train") == {}
+    assert option_accuracy(score, given, 1000, "train", "mathqa")["mathqa/skipped"] == 1
+    assert option_accuracy(score, given, 1000, "train", "mathqa")["mathqa/accuracy"] == 1
+    assert option_accuracy(score, choices([long], max_length=12), 1000, "train", "mathqa") == {}
 
 
 def test_batches_hold_similar_rows_within_their_size() -> None:

@@ -11,6 +11,7 @@ from pretune.data.formats.config import (
     GSM8KFormat,
     InstructionFormat,
     MathQAFormat,
+    MultipleChoiceFormat,
     PreferenceFormat,
     PromptCompletionFormat,
     TextFormat,
@@ -19,6 +20,7 @@ from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.gsm8k import GSM8K
 from pretune.data.formats.instruction import Instruction
 from pretune.data.formats.mathqa import MathQA
+from pretune.data.formats.multiple_choice import MultipleChoice
 from pretune.data.formats.preferences import Preferences
 from pretune.data.formats.prompt_completion import PromptCompletion
 from pretune.data.formats.special_tokens import TemplateTokens
@@ -41,6 +43,8 @@ def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
             return GSM8K(config)
         case MathQAFormat():
             return MathQA(config)
+        case MultipleChoiceFormat():
+            return MultipleChoice(config)
         case ChatFormat():
             return Chat(config, tokens)
         case PreferenceFormat():

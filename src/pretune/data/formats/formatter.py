@@ -71,12 +71,17 @@ class Formatter(ABC):
 
     def problem(self, row: Row, place: Place) -> Problem:
         """A multiple-choice problem, for formats with `has_options`; raises the same errors as `documents`."""
-        raise ConfigError("options can be compared only for data.format.kind = mathqa with rationale none or after")
+        raise ConfigError(
+            "options can be compared only for data.format.kind = multiple_choice, and mathqa with rationale none or "
+            "after"
+        )
 
     def question(self, row: Row, place: Place) -> Question:
         """A problem whose generated answer can be checked, for formats with `has_answers`; raises the same errors as
         `documents`."""
-        raise ConfigError("generated answers can be checked only for data.format.kind = mathqa or gsm8k")
+        raise ConfigError(
+            "generated answers can be checked only for data.format.kind = mathqa, gsm8k or multiple_choice"
+        )
 
 
 class PlainFormatter(Formatter):

@@ -11,6 +11,7 @@ from pretune.data.formats.problems import LETTERS, Problem, Question
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.rows import Row
 
+_LETTERS = LETTERS[:5]
 _RATIONALE = "\nrationale :"
 
 
@@ -38,7 +39,7 @@ class MathQA(PlainFormatter):
         if not self._config.options:
             return problem
         options, _ = options_of(row, place)
-        listed = " , ".join(f"{letter} ) {option}" for letter, option in zip(LETTERS, options, strict=True))
+        listed = " , ".join(f"{letter} ) {option}" for letter, option in zip(_LETTERS, options, strict=True))
         asked = "" if self._config.rationale == "before" else "\nanswer :"
         return f"{problem}\noptions : {listed}{asked}"
 
@@ -75,7 +76,7 @@ def options_of(row: Row, place: Place) -> tuple[tuple[str, ...], int]:
         raise Unusable("it does not have five options")
     if correct not in options:
         raise Unusable("the letter of its right option is not one of a to e")
-    return tuple(options[letter] for letter in LETTERS), LETTERS.index(correct)
+    return tuple(options[letter] for letter in _LETTERS), _LETTERS.index(correct)
 
 
 _LIST_ITEM = re.compile(r"""\s*['"]\s*,\s*['"]\s*""")
@@ -96,7 +97,7 @@ def parse_options(text: str) -> dict[str, str]:
         text = _LIST_ITEM.sub(" , ", text[1:-1].strip()).strip("'\" ")
     marks: list[tuple[str, int, int]] = []
     at = 0
-    for letter in LETTERS:
+    for letter in _LETTERS:
         if mark := _mark(text, letter, at):
             marks.append((letter, mark.start(), mark.end()))
             at = mark.end()

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from pretune.data.formats.segments import Segment
 
-LETTERS = "abcde"
+LETTERS = string.ascii_lowercase
+"""Of options, in their order; later ones have none."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pretune.core.config import ConfigError, InputError, nearest
-from pretune.data.formats.config import ChatFormat
+from pretune.data.formats.config import ChatFormat, FormatConfig, chat_format
 from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.sources import hub
 from pretune.data.tokenizer_files import ABOUT, CHAT_TEMPLATE, TOKENIZER, read_keys, saved_template
@@ -81,6 +81,16 @@ def template_of(section: ChatFormat, tokens: TemplateTokens) -> str | None:
             "its own, such as data/format=chat_plain"
         )
     return source.text
+
+
+def rendered_by(format: FormatConfig, tokens: TemplateTokens) -> dict[str, Any] | None:
+    """What a format's chat template writes depends on, beside its section: the key of caches; None without one. A
+    template is not always in the section: it may be the tokenizer's own, or in a file that the section names."""
+    chat = chat_format(format)
+    if chat is None:
+        return None
+    text = template_of(chat, tokens)
+    return {"template": text, "bos": tokens.bos, "eos": tokens.eos, "special": tokens.special}
 
 
 def written_tokens(section: ChatFormat, tokens: TemplateTokens) -> tuple[str, ...]:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from typing import Any
 
 from pretune.core.files import write_atomic
-from pretune.data.formats.documents import questions
 from pretune.data.formats.problems import Question
 from pretune.generation.texts import Text
 from pretune.run.config import RunConfig
@@ -29,7 +27,8 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     # Compiled code contains the weights as constants: during training they would be stale at the next evaluation.
     rows = section.batch_size if section.compile and config.task == "evaluate" else None
     generator = assemble_generator(config, section, parts.model, parts.tokenizer, parts.device, rows)
-    asked = list(islice(questions(config.data, generator.formatter), config.evaluation.max_problems))
+    assert parts.data.held_out is not None  # a rule asks for a format with answers
+    asked = list(parts.data.held_out.questions(config.evaluation.max_problems))
     prompts = [generator.ids(question.prompt) for question in asked]
     fitting = [at for at, prompt in enumerate(prompts) if len(prompt) < generator.decoder.limit]
     with generator.autocast():
@@ -41,8 +40,8 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     write_atomic(own_folder(config).path / "evaluations" / "answers.jsonl", lines)
     if not records:
         return {}
-    # For MathQA, `accuracy` is the accuracy by likelihood.
-    task, name = config.data.format.kind, "generated_accuracy" if asked[0].options else "accuracy"
+    # Of options, `accuracy` is the accuracy by likelihood.
+    task, name = config.data.format.group, "generated_accuracy" if asked[0].options else "accuracy"
     return {**shares(task, name, records), f"{task}/left_out": len(asked) - len(fitting)}
 
 

@@ -95,14 +95,15 @@ def batches(rows: Sequence[Continuation], tokens: int) -> Iterator[list[int]]:
         order = order[size:]
 
 
-def option_accuracy(score: Scorer, given: Choices, tokens: int, task: str) -> dict[str, float]:
+def option_accuracy(score: Scorer, given: Choices, tokens: int, task: str, group: str) -> dict[str, float]:
     """The share of problems whose right option is the most likely continuation of the prompt; empty without problems.
 
     `accuracy` compares the log-likelihoods of options with their ends, as they are trained: without an end, an option
     that begins another ("1", "12") would always win. `accuracy_per_token` divides them by their numbers of tokens.
     `lm_eval_acc` and `lm_eval_acc_norm` are acc and acc_norm of lm-evaluation-harness: log-likelihoods of the options
     alone, and divided by the characters of their texts. `chance` is the accuracy of guessing. Each comes with its
-    standard error. `tokens`: of the largest batch. `task`: the one that the user runs.
+    standard error. `tokens`: of the largest batch. `task`: the one that the user runs. `group`: of
+    the metrics.
     """
     if not given.choices:
         return {}
@@ -119,13 +120,13 @@ def option_accuracy(score: Scorer, given: Choices, tokens: int, task: str) -> di
         "lm_eval_acc_norm": alone / torch.tensor([row.characters for row in given.rows]),
     }.items():
         share = _right(values, given.choices) / total
-        found[f"mathqa/{name}"] = share
-        found[f"mathqa/{name}_error"] = math.sqrt(share * (1 - share) / total)
+        found[f"{group}/{name}"] = share
+        found[f"{group}/{name}_error"] = math.sqrt(share * (1 - share) / total)
     return {
         **found,
-        "mathqa/chance": sum(1 / choice.count for choice in given.choices) / total,
-        "mathqa/problems": total,
-        "mathqa/skipped": given.skipped,
+        f"{group}/chance": sum(1 / choice.count for choice in given.choices) / total,
+        f"{group}/problems": total,
+        f"{group}/skipped": given.skipped,
     }
 
 

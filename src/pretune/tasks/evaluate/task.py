@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,6 @@ from pretune.checkpoint import store as checkpoint
 from pretune.core.batch import Batch
 from pretune.core.files import fingerprint, write_atomic, write_json
 from pretune.core.terminal import say
-from pretune.data.formats.build import build_formatter
-from pretune.data.formats.documents import problems
 from pretune.data.loader import Loader
 from pretune.model.build import Model
 from pretune.objectives.language_modeling import token_metrics
@@ -117,17 +114,18 @@ class Evaluator:
         if config.evaluation.option_accuracy:
             tokens = micro_batch * config.data.sequence_length
             token_score = partial(token_scorer(config, parts), model)
-            metrics |= option_accuracy(token_score, self._choices, tokens, config.task)
+            group = config.data.format.group
+            metrics |= option_accuracy(token_score, self._choices, tokens, config.task, group)
         if config.evaluation.answers.measure:
             metrics |= answer_metrics(config, parts)
         return metrics
 
     @cached_property
     def _choices(self) -> Choices:
-        config, tokenizer = self._config, self._parts.tokenizer
-        formatter = build_formatter(config.data.format, tokenizer.template_tokens)
-        held_out = islice(problems(config.data, formatter), config.evaluation.max_problems)
-        return tokenized(held_out, tokenizer, config.model.max_sequence_length)
+        config, held_out = self._config, self._parts.data.held_out
+        assert held_out is not None  # a rule asks for a format with options
+        found = held_out.problems(config.evaluation.max_problems)
+        return tokenized(found, self._parts.tokenizer, config.model.max_sequence_length)
 
 
 def validation_loss(config: RunConfig, parts: Parts) -> float:

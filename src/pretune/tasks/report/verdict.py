@@ -16,7 +16,8 @@ def verdict(name: str, rows: Sequence[Mapping[str, Any]], summary: Mapping[str, 
     losses = [row["val/loss"] for row in rows if row.get("val/loss") is not None]
     if not summary or len(losses) < 2:
         return False, f"{name} is not complete, or was evaluated only once: run it to its end first"
-    accuracy, chance = summary.get("mathqa/accuracy"), summary.get("mathqa/chance")
+    task = next((name.rpartition("/")[0] for name in summary if name.endswith("/chance")), None)
+    accuracy, chance = summary.get(f"{task}/accuracy"), summary.get(f"{task}/chance")
     said = f"validation loss {losses[0]:.2f} -> {losses[-1]:.2f}"
     learned = losses[-1] <= FALLEN * losses[0]
     if accuracy is not None and chance is not None:
