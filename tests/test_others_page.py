@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from library_models import library_model
 from page_commands import commands_of
-from stand_ins import ALPACA, CHATS, MATHQA, PREFERENCES, RUNS, TINY, stand_in, write_data
+from published import model_folder
+from stand_ins import ALPACA, CHATS, MATHQA, PREFERENCES, RUNS, TINY, VOCABULARY, stand_in, write_data
 
 from pretune.launch.command_line import main
 from pretune.model.huggingface.families import FAMILIES
@@ -47,6 +49,8 @@ def test_every_command_runs(
     write_data(tmp_path)
     for model, (case, tokenizer, template) in MODELS.items():
         stand_in(Path(model), case, tokenizer, template)
+    mamba = model_folder(Path("state-spaces/mamba-130m-hf"), "qwen2")
+    library_model("mamba", vocab_size=VOCABULARY).inner.save_pretrained(mamba)
     found = commands_of("how-to/others.md")
     assert len(found) >= 15
     for file, *given in found:

@@ -21,7 +21,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "lion": ("optimizer=lion", "optimizer.lr=3e-4"),
     "muon": ("optimizer=muon",),
     "documents": ("data.packing.mode=documents", "data.packing.isolate=true", "optimizer.clip_norm=0.1"),
-    "ema": ("ema.decay=0.9", "schedule=trapezoid", "batch.warmup={start: 128, over: 1024}"),
+    "ema": ("ema.decay=0.9", "schedule=trapezoid", "batch.warmup={start: 256, over: 1024}"),
 }
 SMALL = ("batch.micro_batch=2", "batch.tokens=512", "evaluation.micro_batch=3", "log_every=1")
 DPO = (

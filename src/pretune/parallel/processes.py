@@ -20,6 +20,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 
 from pretune.core.config import ConfigError, UserError
 from pretune.core.launched import Launched, launched
@@ -185,7 +187,10 @@ def _join(here: Launched, section: ParallelConfig, device: torch.device) -> Proc
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     try:
         if not dist.is_initialized():  # jobs of a sweep follow each other in the same processes
-            dist.init_process_group(backend, timeout=limit)
+            store, rank, count = next(rendezvous("env://", timeout=limit))
+            # After a restart, torchrun's store still has the addresses of the processes before.
+            attempt = PrefixStore(f"attempt-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+            dist.init_process_group(backend, store=attempt, rank=rank, world_size=count, timeout=limit)
             atexit.register(dist.destroy_process_group)
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -196,8 +201,7 @@ def _join(here: Launched, section: ParallelConfig, device: torch.device) -> Proc
         ) from None
     alike = Processes(here.rank, here.count)
     prefix = alike.decided(uuid.uuid4().hex)  # each job has keys of its own
-    store = dist.PrefixStore(prefix, dist.distributed_c10d._get_default_store())  # pyright: ignore[reportPrivateImportUsage]
-    return replace(alike, store=store)
+    return replace(alike, store=PrefixStore(prefix, dist.distributed_c10d._get_default_store()))
 
 
 def _end(processes: Processes, error: BaseException) -> NoReturn:

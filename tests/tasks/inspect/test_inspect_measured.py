@@ -153,11 +153,17 @@ def test_the_trade_off_is_drawn_and_on_the_page(place: Path, table: dict[str, di
 
 @pytest.mark.slow
 def test_the_same_command_measures_nothing_twice(place: Path, table: dict[str, dict[str, str]]) -> None:
-    outcomes = {path: path.stat().st_mtime_ns for path in place.glob("runs/choice/candidates/*/outcome.json")}
+    def measured() -> dict[Path, int]:
+        """Those that could be measured; what failed is tried again."""
+        every = place.glob("runs/choice/candidates/*/outcome.json")
+        return {path: path.stat().st_mtime_ns for path in every if "mixtral" not in str(path)}
+
+    outcomes = measured()
+    assert len(outcomes) == 3
     with pytest.MonkeyPatch.context() as patched:
         patched.chdir(place)
         assert main(command()) == 0
-    assert {path: path.stat().st_mtime_ns for path in place.glob("runs/choice/candidates/*/outcome.json")} == outcomes
+    assert measured() == outcomes
     with (place / "runs/choice/measured.csv").open(newline="") as file:
         assert {row["model"]: row for row in csv.DictReader(file)} == table
 
