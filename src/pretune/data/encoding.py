@@ -11,12 +11,13 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.config import FormatConfig
-from pretune.data.formats.segments import ColumnCheck, Place, Segment, Unusable
+from pretune.data.formats.segments import ColumnCheck, Filler, Place, Segment, Unusable
 from pretune.data.formats.special_tokens import spellings
 from pretune.data.hashing import hash_bytes
 from pretune.data.sources.config import SourceConfig
@@ -183,11 +184,16 @@ def _encode(chunk: Chunk, tokenizer: Tokenizer, dtype: np.dtype) -> Encoded:
         encoded.tokens[side] = np.concatenate(parts) if parts else np.zeros(0, dtype=dtype)
         encoded.scored[side] = np.concatenate(flags) if flags else np.zeros(0, dtype=bool)
         encoded.lengths[side], encoded.hashes[side] = lengths, _hashes(encoded.tokens[side], lengths)
-        size = sum(len(segment.text.encode()) for document in documents for segment in document)
+        size = sum(_bytes(*pair, tokenizer) for pair in zip(chain(*documents), chain(*ids), strict=True))
         counts = Counts(len(encoded.tokens[side]), len(documents), int(encoded.scored[side].sum()), size)
         counts.add(chunk.counts[side])
         encoded.counts[side] = counts
     return encoded
+
+
+def _bytes(segment: Segment, ids: list[int], tokenizer: Tokenizer) -> int:
+    """Bytes of a segment's text, of a filler's that is left."""
+    return len((tokenizer.decode(ids) if isinstance(segment, Filler) else segment.text).encode())
 
 
 def _hashes(tokens: np.ndarray, lengths: np.ndarray) -> np.ndarray:

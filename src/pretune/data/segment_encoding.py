@@ -14,7 +14,8 @@ from functools import cached_property
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Literal
 
-from pretune.data.formats.segments import Segment
+from pretune.data.beginning import missing_beginning
+from pretune.data.formats.segments import Filler, Segment
 from pretune.data.long_texts import PIECE_CHARACTERS, cut, groups
 from pretune.data.pipeline import steps
 
@@ -28,8 +29,11 @@ Prefix = Literal["always", "first"]
 class SegmentEncoder:
     """Encodes documents with a tokenizer that treats text that spells a special token as ordinary text."""
 
-    def __init__(self, backend: tokenizers.Tokenizer, piece_characters: int = PIECE_CHARACTERS) -> None:
-        self._plain, self._piece_characters = backend, piece_characters
+    def __init__(
+        self, backend: tokenizers.Tokenizer, beginning: Sequence[int] = (), piece_characters: int = PIECE_CHARACTERS
+    ) -> None:
+        """beginning: the ids that begin each document."""
+        self._plain, self._beginning, self._piece_characters = backend, tuple(beginning), piece_characters
         self._prefix = prefix_of(backend)
         self._special_ids = {index for index, one in backend.get_added_tokens_decoder().items() if one.special}
 
@@ -42,6 +46,13 @@ class SegmentEncoder:
     def encode(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
         """The ids of each segment of each document. A segment's ids do not depend on what follows it, so that a prompt
         has the same ids in training and in generation."""
+        found = self._encode_whole(documents)
+        for segments, ids in zip(documents, found, strict=True):
+            if any(isinstance(segment, Filler) for segment in segments):
+                _fill(segments, ids, len(missing_beginning(self._beginning, ids)))
+        return found
+
+    def _encode_whole(self, documents: Sequence[Sequence[Segment]]) -> list[list[list[int]]]:
         if all(len(segment.text) <= self._piece_characters for segments in documents for segment in segments):
             return self._encode(documents)
         pieces = [[self._pieces(segment) for segment in segments] for segments in documents]
@@ -121,6 +132,22 @@ class SegmentEncoder:
     @cached_property
     def _unprefixed(self) -> tokenizers.Tokenizer:
         return without_prefix(self._plain)
+
+
+def _fill(segments: Sequence[Segment], ids: list[list[int]], start: int) -> None:
+    """Cut the fillers of a document, whose segments have these ids, `start` of them before it, to their lengths."""
+    fixed = (len(one) for segment, one in zip(segments, ids, strict=True) if not _gives_way(segment))
+    taken, at = start + sum(fixed), 0.0
+    for place, segment in enumerate(segments):
+        if isinstance(segment, Filler):
+            left = max(segment.length - taken, 0)
+            begin, at = round(at * left), at + segment.share
+            ids[place] = ids[place][: round(at * left) - begin]
+
+
+def _gives_way(segment: Segment) -> bool:
+    """Whether a segment does not count towards the length of fillers."""
+    return segment.scored or isinstance(segment, Filler)
 
 
 def prefix_of(backend: tokenizers.Tokenizer) -> Prefix | None:

@@ -133,7 +133,7 @@ class Tokenizer:
 
     @cached_property
     def _segments(self) -> SegmentEncoder:
-        return SegmentEncoder(self.backend)
+        return SegmentEncoder(self.backend, self.beginning)
 
     @cached_property
     def template_tokens(self) -> TemplateTokens:

@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.core.config import MAY_DIFFER, Count, Every, FilePath, Section
+from pretune.data.sources.config import LongTaskSource
 from pretune.generation.config import DecodingConfig
 from pretune.objectives.config import ObjectiveConfig
 
@@ -92,6 +93,21 @@ class AnswersConfig(DecodingConfig):
     """Compile single-token decoding in task=evaluate: about a second per layer at the start, then faster."""
 
 
+class RetrievalConfig(Section):
+    source: LongTaskSource
+    """The task and the text around; its lengths, depths and number of examples are those of the cells below."""
+    lengths: Annotated[tuple[Annotated[int, Field(ge=64)], ...], Field(min_length=1)]
+    """Lengths of prompts, in tokens."""
+    depths: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)]
+    """Where in the text the answer lies, as shares of it."""
+    examples: Count
+    """Number of examples for each length and depth."""
+    max_new_tokens: Count
+    """Tokens that the model may write."""
+    batch_size: Annotated[Count, MAY_DIFFER]
+    """Number of prompts answered at once; it affects only speed and memory."""
+
+
 class EvaluationConfig(Section):
     every: Annotated[Every, MAY_DIFFER]
     """Steps between evaluations; null evaluates only at the end."""
@@ -105,6 +121,8 @@ class EvaluationConfig(Section):
     """Maximum number of problems for option accuracy and answers; null takes the whole validation set."""
     answers: AnswersConfig
     """Generated answers to held-out problems."""
+    retrieval: RetrievalConfig | None
+    """Answers to tasks in long texts, by the length of the text and by where in it the answer lies; null asks none."""
 
 
 class SamplesConfig(DecodingConfig):

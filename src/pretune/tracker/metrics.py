@@ -1,7 +1,8 @@
 """Every metric that a run records: label, unit, format, which direction is better, and whether the console shows it.
 
 Names are `group/metric`: `train/loss`, `val/loss`, `mathqa/accuracy`. A validation metric of another set of data or of
-other weights has its group's name too (`val_NAME/loss`), and a standard error that of its metric (`NAME_error`).
+other weights has its group's name too (`val_NAME/loss`), a standard error that of its metric (`NAME_error`), and a
+metric of texts of one length that of all (`NAME_at_512`).
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def metric(name: str) -> Metric:
         return METRICS[name]
     if name.startswith("time/"):
         return Metric(name, "s", duration, on_console=False)
-    known = _BY_LAST_NAME.get(name.rpartition("/")[2])
+    known = _BY_LAST_NAME.get(re.sub(r"_at_\d+$", "", name.rpartition("/")[2]))
     return Metric(name) if known is None else replace(known, label=name)
 
 

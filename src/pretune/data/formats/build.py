@@ -10,6 +10,7 @@ from pretune.data.formats.config import (
     FormatConfig,
     GSM8KFormat,
     InstructionFormat,
+    LongTaskFormat,
     MathQAFormat,
     MultipleChoiceFormat,
     PreferenceFormat,
@@ -19,6 +20,7 @@ from pretune.data.formats.config import (
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.gsm8k import GSM8K
 from pretune.data.formats.instruction import Instruction
+from pretune.data.formats.long_task import LongTask
 from pretune.data.formats.mathqa import MathQA
 from pretune.data.formats.multiple_choice import MultipleChoice
 from pretune.data.formats.preferences import Preferences
@@ -35,6 +37,8 @@ def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
     match config:
         case TextFormat():
             return Text(config, tokens)
+        case LongTaskFormat():
+            return LongTask()
         case InstructionFormat():
             return Instruction(config)
         case PromptCompletionFormat():

@@ -262,8 +262,18 @@ class PreferenceFormat(MessagesBase):
         return self
 
 
+class LongTaskFormat(FormatBase):
+    kind: Literal["long_task"]
+    """Rows of the source long_task: text with something in it that the end asks for; the answer alone is scored."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("needles", "question", "answer")
+
+
 FormatConfig = Annotated[
     TextFormat
+    | LongTaskFormat
     | MathQAFormat
     | InstructionFormat
     | PromptCompletionFormat

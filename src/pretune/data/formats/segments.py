@@ -21,6 +21,18 @@ class Segment:
 
 
 @dataclass(frozen=True)
+class Filler(Segment):
+    """Text that fills a document up to a length in tokens: what is too much of it is left out.
+
+    length: of the document's unscored tokens, those before a text included. share: what this filler takes of the tokens
+    that the other unscored segments leave; all of a document sum to 1.
+    """
+
+    length: int = 0
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
 class Place:
     """Where a row is, or a part of it, for error messages; for files, the file and the row in it."""
 

@@ -59,7 +59,50 @@ class WordProblemsSource(Section):
     """Random seed: the same seed gives the same problems."""
 
 
-SourceConfig = Annotated[HubSource | FilesSource | PythonDocsSource | WordProblemsSource, Field(discriminator="kind")]
+TextSource = Annotated[HubSource | FilesSource | PythonDocsSource, Field(discriminator="kind")]
+"""Sources whose rows are texts."""
+
+
+class LongTaskSource(Section):
+    kind: Literal["long_task"]
+    """Generated tasks whose answer lies far back in a long text."""
+    task: Literal["passkey", "many_keys", "instruction_then_distraction"]
+    """passkey: a number is said once, somewhere in the text, and asked for at its end; many_keys: many names have a
+    number each, said all over the text, and one is asked for; instruction_then_distraction: an instruction comes first,
+    others that are not to be followed come later, and the end asks for the answer."""
+    text: TextSource
+    """The text around; it begins again where it is used up."""
+    column: str
+    """The column of that source with the text."""
+    num_examples: Count
+    """Number of examples."""
+    min_length: Annotated[int, Field(ge=64)]
+    """Tokens of the shortest prompts, by the run's own tokenizer. Each length between the two is equally likely."""
+    max_length: Annotated[int, Field(ge=64)]
+    """Tokens of the longest prompts. The answer comes on top."""
+    min_depth: Annotated[float, Field(ge=0, le=1)]
+    """Where what is asked for lies, as a share of the text: 0 at its start. Each depth between the two is equally
+    likely; many_keys spreads its other names evenly."""
+    max_depth: Annotated[float, Field(ge=0, le=1)]
+    """The deepest place."""
+    digits: Annotated[int, Field(ge=1, le=32)]
+    """Digits of a number."""
+    num_keys: Annotated[int, Field(ge=2, le=1000)]
+    """Names in an example of many_keys."""
+    seed: int
+    """Random seed: the same seed gives the same examples."""
+
+    @pydantic.model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for low, high in (("min_length", "max_length"), ("min_depth", "max_depth")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(f"{low} ({getattr(self, low)}) is larger than {high} ({getattr(self, high)})")
+        return self
+
+
+SourceConfig = Annotated[
+    HubSource | FilesSource | PythonDocsSource | WordProblemsSource | LongTaskSource, Field(discriminator="kind")
+]
 
 
 class ValidationConfig(Section):

@@ -15,10 +15,11 @@ from typing import Any, Literal, assert_never
 from pretune.core.config import ConfigError, InputError
 from pretune.data.config import DataConfig
 from pretune.data.hashing import hash_file, hash_value, mix
-from pretune.data.sources import hub, local_files, python_docs, word_problems
+from pretune.data.sources import hub, local_files, long_tasks, python_docs, word_problems
 from pretune.data.sources.config import (
     FilesSource,
     HubSource,
+    LongTaskSource,
     PythonDocsSource,
     SourceConfig,
     WordProblemsSource,
@@ -43,6 +44,8 @@ def rows(config: SourceConfig, columns: Collection[str] | None = None) -> Iterat
             return python_docs.rows(config)
         case WordProblemsSource():
             return word_problems.rows(config)
+        case LongTaskSource():
+            return long_tasks.rows(config, lambda: rows(config.text, {config.column}), describe(config.text))
         case _:
             assert_never(config)
 
@@ -58,6 +61,8 @@ def describe(config: SourceConfig) -> str:
             return "python_docs"
         case WordProblemsSource():
             return "word_problems"
+        case LongTaskSource():
+            return config.task
 
 
 def locate(config: SourceConfig, row: int) -> str:
@@ -96,6 +101,8 @@ def identity(config: SourceConfig, cache: Path) -> dict[str, Any]:
             }
         case WordProblemsSource():
             return config.model_dump() | {"generator": word_problems.VERSION}
+        case LongTaskSource():
+            return config.model_dump() | {"text": identity(config.text, cache), "generator": long_tasks.VERSION}
 
 
 def check_apart(config: DataConfig) -> None:

@@ -34,6 +34,7 @@ from pretune.run.weights import evaluated_run
 from pretune.tasks.evaluate.answers import answer_metrics
 from pretune.tasks.evaluate.options import Choices, option_accuracy, tokenized
 from pretune.tasks.evaluate.progress import watched
+from pretune.tasks.evaluate.retrieval import retrieval_metrics
 from pretune.tracker.metrics import metric
 
 
@@ -56,21 +57,28 @@ def evaluate_run(config: RunConfig) -> int:
         table.add_row(name, metric(name).text(value))
     Console().print(table)
     say(f"written to {folder.path / 'evaluation.json'} and, to stay, {kept}")
-    if config.evaluation.answers.measure:
-        say(f"generated answers: {folder.path / 'evaluations' / 'answers.jsonl'}")
+    if files := beside(config):
+        say(f"answers: {', '.join(str(folder.path / 'evaluations' / file) for file in files)}")
     return 0
+
+
+def beside(config: RunConfig) -> list[str]:
+    """The files that an evaluation leaves in evaluations/ beside its metrics."""
+    retrieval = config.evaluation.retrieval
+    answers = ["answers.jsonl"] if config.evaluation.answers.measure else []
+    return [*answers, *([] if retrieval is None else [f"{retrieval.source.task}{end}" for end in (".json", ".png")])]
 
 
 def _keep(config: RunConfig, run: RunFolder, result: dict[str, Any]) -> Path:
     """Write a result as the newest one, and where only the same evaluation of the same checkpoint writes again; return
-    the latter. With it are the generated answers, if there are any."""
+    the latter. Beside it is what else was written, if there is anything."""
     sections = config.model, config.evaluation, config.data, config.precision
     settings = [section.model_dump() for section in sections]
     rounding = "" if result["quantization"] == "none" else f"-{result['quantization']}"
     folder, name = run.path / "evaluations", f"step-{result['step']}{rounding}-{fingerprint(settings)[:8]}"
     write_json(folder / f"{name}.json", result)
-    if config.evaluation.answers.measure:
-        write_atomic(folder / f"{name}-answers.jsonl", (folder / "answers.jsonl").read_bytes())
+    for file in beside(config):
+        write_atomic(folder / f"{name}-{file}", (folder / file).read_bytes())
     write_json(run.path / "evaluation.json", result)
     return folder / f"{name}.json"
 
@@ -118,6 +126,8 @@ class Evaluator:
             metrics |= option_accuracy(token_score, self._choices, tokens, config.task, group)
         if config.evaluation.answers.measure:
             metrics |= answer_metrics(config, parts)
+        if config.evaluation.retrieval is not None:
+            metrics |= retrieval_metrics(config, parts)
         return metrics
 
     @cached_property

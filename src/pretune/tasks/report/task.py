@@ -63,7 +63,10 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     columns = [column for column in columns if any(column.of(run) is not None for run in runs)]
     groups = grouped(runs)
     picture = draw([Curves(run.name, run.stage, run.rows, group.name) for group in groups for run in group.runs])
-    sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
+    sections = [
+        Section(run.name, run.stage, run.config_text, run.samples, run.summary, drawn(folder))
+        for run, folder in zip(runs, folders, strict=True)
+    ]
     header = [column.header for column in columns]
     body = [[column.text(group) for column in columns] for group in groups]
     try:
@@ -80,6 +83,12 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     if len(groups) < len(runs):
         say("± of several seeds is the standard deviation between them; report.csv has each run.")
     say(f"report: {destination / PAGE}, curves: {destination / 'curves.png'}")
+
+
+def drawn(folder: Path) -> list[Picture]:
+    """What evaluations of a run have drawn, each task's newest."""
+    files = sorted(file for file in (folder / "evaluations").glob("*.png") if not file.name.startswith("step-"))
+    return [Picture(file.read_bytes(), f"{file.stem}, as it was evaluated last") for file in files]
 
 
 @dataclass(frozen=True)
