@@ -1,4 +1,4 @@
-"""What is asked of a model on held-out rows: problems with options, and questions with answers.
+"""What is asked of a model on held-out rows: problems with options, questions with answers, and tasks of grids.
 
 They are prepared once, in the cache beside the shards and checked like these, so that neither an evaluation nor a
 resume reads the source again.
@@ -17,9 +17,10 @@ from pretune.core.files import atomic_folder, fingerprint
 from pretune.core.terminal import warn
 from pretune.data.config import DataConfig
 from pretune.data.formats.build import build_formatter
-from pretune.data.formats.documents import problems, questions
+from pretune.data.formats.documents import problems, questions, tasks
 from pretune.data.formats.formatter import VERSION as FORMATS_VERSION
 from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.grids import GridTask, Pair, checked
 from pretune.data.formats.problems import Problem, Question
 from pretune.data.formats.segments import Segment
 from pretune.data.formats.special_tokens import TemplateTokens
@@ -43,7 +44,7 @@ _THREADS = 2
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Prepared problems and questions, in the order of their source, in a folder of the cache."""
+    """Prepared problems, questions and tasks, in the order of their source, in a folder of the cache."""
 
     folder: Path
 
@@ -57,10 +58,21 @@ class HeldOut:
         for one in self._read("questions", limit):
             yield Question([Segment(**part) for part in one["prompt"]], one["wanted"], tuple(one["options"]))
 
+    def tasks(self, limit: int | None) -> Iterator[GridTask]:
+        """The first `limit` tasks of grids."""
+        for one in self._read("tasks", limit):
+            train, test = (tuple(_pair(pair) for pair in one[side]) for side in ("train", "test"))
+            yield GridTask(one["name"], train, test)
+
     def _read(self, kind: str, limit: int | None) -> Iterator[Any]:
         with (shard_folder(self.folder, 0) / f"{kind}.jsonl").open(encoding="utf-8") as lines:
             for line in islice(lines, limit):
                 yield json.loads(line)
+
+
+def _pair(stored: dict[str, Any]) -> Pair:
+    output = stored["output"]
+    return Pair(checked(stored["input"], "input"), None if output is None else checked(output, "output"))
 
 
 def prepare_held_out(config: DataConfig, tokens: TemplateTokens, cache: Path) -> HeldOut | None:
@@ -101,6 +113,8 @@ def _kinds(config: DataConfig) -> dict[str, Reader]:
         found["problems"] = problems
     if config.format.has_answers:
         found["questions"] = questions
+    if config.format.has_tasks:
+        found["tasks"] = tasks
     return found
 
 

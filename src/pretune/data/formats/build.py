@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import assert_never
 
+from pretune.data.formats.arc import Arc
 from pretune.data.formats.chat import Chat
 from pretune.data.formats.config import (
+    ArcFormat,
     ChatFormat,
     FormatConfig,
-    GSM8KFormat,
     InstructionFormat,
     LongTaskFormat,
-    MathQAFormat,
-    MultipleChoiceFormat,
     PreferenceFormat,
     PromptCompletionFormat,
     TextFormat,
@@ -24,6 +23,7 @@ from pretune.data.formats.long_task import LongTask
 from pretune.data.formats.mathqa import MathQA
 from pretune.data.formats.multiple_choice import MultipleChoice
 from pretune.data.formats.preferences import Preferences
+from pretune.data.formats.problem_config import GSM8KFormat, MathQAFormat, MultipleChoiceFormat
 from pretune.data.formats.prompt_completion import PromptCompletion
 from pretune.data.formats.special_tokens import TemplateTokens
 from pretune.data.formats.text import Text
@@ -53,5 +53,7 @@ def build_formatter(config: FormatConfig, tokens: TemplateTokens) -> Formatter:
             return Chat(config, tokens)
         case PreferenceFormat():
             return Preferences(config, build_formatter(config.template, tokens))
+        case ArcFormat():
+            return Arc(config, build_formatter(config.template, tokens))
         case _:
             assert_never(config)

@@ -2,39 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import Section
-
-Names = tuple[str, ...]
-
-
-class FormatBase(Section):
-    """Base of all formats, with what can be measured on their rows."""
-
-    has_pairs: ClassVar[bool] = False
-    """Whether a row holds two answers to one prompt, the better one first."""
-    has_answers: ClassVar[bool] = False
-    """Whether generated answers can be checked."""
-
-    @property
-    def content_columns(self) -> tuple[str, ...]:
-        """The columns that tell rows apart: rows that are equal in all of them are on the same side of a split."""
-        raise NotImplementedError
-
-    @property
-    def has_options(self) -> bool:
-        """Whether a row has options whose likelihoods after the prompt can be compared."""
-        return False
-
-    @property
-    def group(self) -> str:
-        """The group of the metrics that are measured of its problems: `mathqa` in `mathqa/accuracy`."""
-        raise NotImplementedError
+from pretune.data.formats.base_config import FormatBase, Names
+from pretune.data.formats.grid_config import AugmentConfig, GridConfig
+from pretune.data.formats.problem_config import GSM8KFormat, MathQAFormat, MultipleChoiceFormat
 
 
 class TextFormat(FormatBase):
@@ -48,30 +23,6 @@ class TextFormat(FormatBase):
     @property
     def content_columns(self) -> tuple[str, ...]:
         return (self.column,)
-
-
-class MathQAFormat(FormatBase):
-    kind: Literal["mathqa"]
-    """Multiple-choice problems with the fields Problem, Rationale, options and correct."""
-    has_answers = True
-    options: bool
-    """List the five options in the prompt."""
-    rationale: Literal["none", "after", "before"]
-    """Leave the rationale out, or put it after or before the answer."""
-    score_prompt: bool
-    """Score the prompt's tokens too, not only the answer's."""
-
-    @property
-    def has_options(self) -> bool:
-        return self.rationale != "before"
-
-    @property
-    def group(self) -> str:
-        return self.kind
-
-    @property
-    def content_columns(self) -> tuple[str, ...]:
-        return ("Problem", "options", "correct")  # with another rationale, it is still the same problem
 
 
 class InstructionFormat(FormatBase):
@@ -105,80 +56,6 @@ class PromptCompletionFormat(FormatBase):
     @property
     def content_columns(self) -> tuple[str, ...]:
         return (self.prompt, self.completion)
-
-
-class GSM8KFormat(FormatBase):
-    kind: Literal["gsm8k"]
-    """Grade-school problems: question, and an answer that ends in a line `#### number`."""
-    has_answers = True
-    calculations: bool
-    """Keep the answer's calculator annotations, such as <<48/2=24>>."""
-    score_prompt: bool
-    """Score the question's tokens too, not only the answer's."""
-
-    @property
-    def group(self) -> str:
-        return self.kind
-
-    @property
-    def content_columns(self) -> tuple[str, ...]:
-        return ("question", "answer")
-
-
-class MultipleChoiceFormat(FormatBase):
-    kind: Literal["multiple_choice"]
-    """Questions with any number of choices, one of which is right, in columns of any names."""
-    has_answers = True
-    name: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]
-    """Name of the data set in its metrics: `NAME/accuracy`."""
-    question: str
-    """Column with the question or, where the choices complete it, the beginning of a text."""
-    choices: Annotated[Names, Field(min_length=1)]
-    """Column with the choices: a list of texts, of records {text, label}, or a record of lists {text, label}, or any of
-    these as JSON text. Or several columns with one choice each."""
-    answer: str
-    """Column that says which choice is right."""
-    answer_is: Literal["index_from_0", "index_from_1", "letter", "label", "text"]
-    """What that column holds: the number of the choice, its letter (a is the first), its label, or its text."""
-    template: str
-    """The prompt, with {question} and, where choices are listed, {choices}: a line `A. text` for each."""
-    reply: Literal["text", "letter"]
-    """What is trained and compared: the text of the right choice, or its letter."""
-    score_prompt: bool
-    """Score the prompt's tokens too, not only the answer's."""
-
-    @property
-    def has_options(self) -> bool:
-        return True
-
-    @property
-    def group(self) -> str:
-        return self.name
-
-    @property
-    def content_columns(self) -> tuple[str, ...]:
-        return (self.question, *self.choices, self.answer)
-
-    @property
-    def lists_choices(self) -> bool:
-        """Whether the prompt has the choices."""
-        return "{choices}" in self.template
-
-    @pydantic.model_validator(mode="after")
-    def _template_asks(self) -> Self:
-        if self.template.count("{question}") != 1 or self.template.count("{choices}") > 1:
-            raise ValueError("template must have {question} once, and {choices} at most once")
-        if self.reply == "letter" and not self.lists_choices:
-            raise ValueError("reply = letter, but the prompt has no letters: put {choices} into template")
-        if self.template != self.template.rstrip(" "):
-            raise ValueError("template ends with a space, which belongs to the answer: leave it out")
-        return self
-
-    @pydantic.model_validator(mode="after")
-    def _name_is_free(self) -> Self:
-        if re.fullmatch(r"train|time|preference|val|val_.*", self.name):
-            raise ValueError(f"name = {self.name} is a group of other metrics: choose another")
-        return self
 
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "tool_call"]
@@ -271,6 +148,30 @@ class LongTaskFormat(FormatBase):
         return ("needles", "question", "answer")
 
 
+class ArcFormat(FormatBase):
+    kind: Literal["arc"]
+    """Tasks with the fields id, train and test: pairs of grids that show a rule, and tests to apply it to."""
+    has_tasks = True
+    instruction: str
+    """Text before the pairs; empty for none."""
+    grid: GridConfig
+    """How a grid becomes text."""
+    augment: AugmentConfig
+    """Variants of each example, also of held-out ones."""
+    leave_one_out: bool
+    """Also make an example of each pair, after all others."""
+    template: Annotated[InstructionFormat | PromptCompletionFormat | ChatFormat, Field(discriminator="kind")]
+    """Format of the pairs with a test's input, and of its output: plain text, or a chat."""
+
+    @property
+    def group(self) -> str:
+        return self.kind
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return ("train",)  # tasks that show the same pairs are the same, whatever their ids and tests
+
+
 FormatConfig = Annotated[
     TextFormat
     | LongTaskFormat
@@ -280,12 +181,13 @@ FormatConfig = Annotated[
     | GSM8KFormat
     | MultipleChoiceFormat
     | ChatFormat
-    | PreferenceFormat,
+    | PreferenceFormat
+    | ArcFormat,
     Field(discriminator="kind"),
 ]
 
 
 def chat_format(format: FormatConfig) -> ChatFormat | None:
-    """The chat format that `format` is, or that its pairs are written in; None for other formats."""
-    inner = format.template if isinstance(format, PreferenceFormat) else format
+    """The chat format that `format` is, or that its prompts and answers are written in; None for other formats."""
+    inner = format.template if isinstance(format, PreferenceFormat | ArcFormat) else format
     return inner if isinstance(inner, ChatFormat) else None

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from pretune.data.config import DataConfig
 from pretune.data.formats.formatter import Formatter
+from pretune.data.formats.grids import GridTask
 from pretune.data.formats.problems import Problem, Question
 from pretune.data.formats.segments import ColumnCheck, Place, Segment, Unusable
 from pretune.data.sources.rows import Row, Side, numbered_rows, side_source
@@ -34,6 +35,11 @@ def questions(config: DataConfig, formatter: Formatter) -> Iterator[Question]:
     """The held-out problems whose generated answers can be checked, in the order of their source; ConfigError for a
     format without any."""
     return _usable(config, "validation", formatter.question)
+
+
+def tasks(config: DataConfig, formatter: Formatter) -> Iterator[GridTask]:
+    """The held-out tasks of grids, in the order of their source; ConfigError for a format without any."""
+    return _usable(config, "validation", formatter.task)
 
 
 def _usable(config: DataConfig, side: Side, read: Callable[[Row, Place], T]) -> Iterator[T]:

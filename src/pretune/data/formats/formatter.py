@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pretune.core.config import ConfigError, InputError
 from pretune.data.formats.fields import is_missing
+from pretune.data.formats.grids import GridTask
 from pretune.data.formats.messages import Message, Turn
 from pretune.data.formats.problems import Problem, Question
 from pretune.data.formats.segments import Place, Segment, Unusable
@@ -82,6 +83,10 @@ class Formatter(ABC):
         raise ConfigError(
             "generated answers can be checked only for data.format.kind = mathqa, gsm8k or multiple_choice"
         )
+
+    def task(self, row: Row, place: Place) -> GridTask:
+        """A task of grids, for formats with `has_tasks`; raises the same errors as `documents`."""
+        raise ConfigError("tasks of grids can be answered only for data.format.kind = arc")
 
 
 class PlainFormatter(Formatter):

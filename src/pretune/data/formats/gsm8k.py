@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from pretune.data.formats.config import GSM8KFormat
 from pretune.data.formats.fields import field
 from pretune.data.formats.formatter import PlainFormatter
+from pretune.data.formats.problem_config import GSM8KFormat
 from pretune.data.formats.problems import Question, final_answer
 from pretune.data.formats.segments import Place, Unusable
 from pretune.data.sources.rows import Row

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from pretune.data.formats.config import MathQAFormat
 from pretune.data.formats.fields import field, no_field, optional
 from pretune.data.formats.formatter import PlainFormatter
+from pretune.data.formats.problem_config import MathQAFormat
 from pretune.data.formats.problems import LETTERS, Problem, Question
 from pretune.data.formats.segments import Absent, Place, Segment, Unusable
 from pretune.data.sources.rows import Row

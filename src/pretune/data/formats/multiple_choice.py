@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pretune.core.config import InputError
-from pretune.data.formats.config import MultipleChoiceFormat
 from pretune.data.formats.fields import as_text, field, is_missing, parsed
 from pretune.data.formats.formatter import PlainFormatter
+from pretune.data.formats.problem_config import MultipleChoiceFormat
 from pretune.data.formats.problems import LETTERS, Problem, Question
 from pretune.data.formats.segments import Place, Unusable
 from pretune.data.sources.rows import Row

@@ -100,8 +100,42 @@ class LongTaskSource(Section):
         return self
 
 
+class ArcSource(Section):
+    kind: Literal["arc"]
+    """Tasks of the Abstraction and Reasoning Corpus, from local JSON files."""
+    files: Annotated[tuple[FilePath, ...], Field(min_length=1), MAY_DIFFER]
+    """Folders with a file for each task, files with one task or with many by their ids, or globs, relative to the
+    working directory."""
+    solutions: FilePath | None
+    """File with the outputs of the tests by their tasks' ids, where they are not in `files`; null if they are."""
+
+
+class GridPuzzlesSource(Section):
+    kind: Literal["grid_puzzles"]
+    """Generated tasks of small grids, with ARC's fields; needs no network."""
+    num_tasks: Count
+    """Number of different tasks."""
+    num_pairs: Count
+    """Number of pairs that a task shows before its test."""
+    min_size: Count
+    """Smallest number of rows and of columns of an input."""
+    max_size: Annotated[int, Field(ge=2, le=30)]
+    """Largest number of rows and of columns of an input; an output may have twice as many."""
+    num_colors: Annotated[int, Field(ge=2, le=8)]
+    """Number of colours of a task's inputs, besides the background."""
+    seed: int
+    """Random seed: the same seed gives the same tasks."""
+
+    @pydantic.model_validator(mode="after")
+    def _sizes_are_a_range(self) -> Self:
+        if self.min_size > self.max_size:
+            raise ValueError(f"min_size ({self.min_size}) is larger than max_size ({self.max_size}): lower it")
+        return self
+
+
 SourceConfig = Annotated[
-    HubSource | FilesSource | PythonDocsSource | WordProblemsSource | LongTaskSource, Field(discriminator="kind")
+    HubSource | FilesSource | PythonDocsSource | WordProblemsSource | ArcSource | GridPuzzlesSource | LongTaskSource,
+    Field(discriminator="kind"),
 ]
 
 

@@ -15,9 +15,11 @@ from typing import Any, Literal, assert_never
 from pretune.core.config import ConfigError, InputError
 from pretune.data.config import DataConfig
 from pretune.data.hashing import hash_file, hash_value, mix
-from pretune.data.sources import hub, local_files, long_tasks, python_docs, word_problems
+from pretune.data.sources import arc_files, grid_puzzles, hub, local_files, long_tasks, python_docs, word_problems
 from pretune.data.sources.config import (
+    ArcSource,
     FilesSource,
+    GridPuzzlesSource,
     HubSource,
     LongTaskSource,
     PythonDocsSource,
@@ -46,6 +48,10 @@ def rows(config: SourceConfig, columns: Collection[str] | None = None) -> Iterat
             return word_problems.rows(config)
         case LongTaskSource():
             return long_tasks.rows(config, lambda: rows(config.text, {config.column}), describe(config.text))
+        case ArcSource():
+            return arc_files.rows(config)
+        case GridPuzzlesSource():
+            return grid_puzzles.rows(config)
         case _:
             assert_never(config)
 
@@ -57,12 +63,12 @@ def describe(config: SourceConfig) -> str:
             return f"hub dataset {config.path}" + (f" ({config.name})" if config.name else "") + f", {config.split}"
         case FilesSource():
             return f"files {', '.join(config.files)}"
-        case PythonDocsSource():
-            return "python_docs"
-        case WordProblemsSource():
-            return "word_problems"
+        case ArcSource():
+            return f"tasks {', '.join(config.files)}"
         case LongTaskSource():
             return config.task
+        case PythonDocsSource() | WordProblemsSource() | GridPuzzlesSource():
+            return config.kind
 
 
 def locate(config: SourceConfig, row: int) -> str:
@@ -103,6 +109,14 @@ def identity(config: SourceConfig, cache: Path) -> dict[str, Any]:
             return config.model_dump() | {"generator": word_problems.VERSION}
         case LongTaskSource():
             return config.model_dump() | {"text": identity(config.text, cache), "generator": long_tasks.VERSION}
+        case ArcSource():
+            known, solutions = cache / "files", config.solutions
+            # A file's name is the id of a task that is alone in it.
+            files = [(file.name, hash_file(file, known)) for file in arc_files.task_files(config)]
+            solved = None if solutions is None else hash_file(local_files.expand((solutions,))[0], known)
+            return {"kind": config.kind, "files": files, "solutions": solved}
+        case GridPuzzlesSource():
+            return config.model_dump() | {"generator": grid_puzzles.VERSION}
 
 
 def check_apart(config: DataConfig) -> None:
@@ -133,14 +147,18 @@ def check_apart(config: DataConfig) -> None:
 def _shared(trained: SourceConfig, measured: SourceConfig) -> str | None:
     """What both sources are sure to read, for error messages; None if there is no such thing."""
     if isinstance(trained, FilesSource) and isinstance(measured, FilesSource):
-        files, others = (
-            [file.resolve() for file in local_files.expand(source.files)] for source in (trained, measured)
-        )
+        files, others = (local_files.expand(source.files) for source in (trained, measured))
         # With max_rows, training may end before a file that comes later.
-        read = files if trained.max_rows is None else files[:1]
-        return next((str(file) for file in read if file in others), None)
+        return _shared_file(files if trained.max_rows is None else files[:1], others)
+    if isinstance(trained, ArcSource) and isinstance(measured, ArcSource):
+        return _shared_file(arc_files.task_files(trained), arc_files.task_files(measured))
     same = trained.model_dump(exclude=_AMOUNT) == measured.model_dump(exclude=_AMOUNT)
     return describe(trained) if same else None
+
+
+def _shared_file(files: list[Path], others: list[Path]) -> str | None:
+    known = {file.resolve() for file in others}
+    return next((str(file.resolve()) for file in files if file.resolve() in known), None)
 
 
 _AMOUNT = {"streaming", "max_rows", "max_bytes"}
