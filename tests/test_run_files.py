@@ -25,7 +25,8 @@ OPTIONS = sorted(
 PREFERENCES = ("stage=dpo", "data=ultrafeedback", "data/format=preference", "data/format=preference_chat")
 
 
-OF_OTHERS = {"smollm_135m_sft": ("model.max_sequence_length=2048",)}
+LONG = ("model.max_sequence_length=2048",)
+OF_OTHERS = dict.fromkeys(("smollm_135m_sft", "smollm_arc_lora", "smollm_arc_full"), LONG)
 """What the model of others that a run file starts from has, and nano has not."""
 
 
@@ -54,6 +55,8 @@ def test_every_option_of_every_group_validates(option: str) -> None:
         extra = [*extra, "task=export"]  # only trained models are stored in this form
     if option in PREFERENCES and not option.startswith("data="):
         extra += ["data=ultrafeedback", "model.max_sequence_length=512"]
+    if option == "evaluation=arc":
+        extra += ["data=grid_puzzles"]
     if option == "model=transformers":
         extra = ["++model.config={model_type: gpt2}"]
     if option.startswith("model/rope/scaling=") and not option.endswith(("linear", "ntk")):

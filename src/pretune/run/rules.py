@@ -115,19 +115,26 @@ def early_stopping_needs_evaluations(run: Run) -> Iterator[str]:
         )
 
 
-def options_can_be_compared(run: Run) -> Iterator[str]:
-    if run.evaluation.option_accuracy and not run.data.format.has_options:
+def what_is_measured_is_in_the_data(run: Run) -> Iterator[str]:
+    evaluation, format = run.evaluation, run.data.format
+    if evaluation.option_accuracy and not format.has_options:
         yield (
             "evaluation.option_accuracy compares the likelihoods of options right after the prompt: it needs "
             "data.format.kind = multiple_choice, or mathqa with rationale none or after; or set it to false"
         )
-
-
-def answers_can_be_judged(run: Run) -> Iterator[str]:
-    if run.evaluation.answers.measure and not run.data.format.has_answers:
+    if evaluation.answers.measure and not format.has_answers:
         yield (
             "evaluation.answers.measure: generated answers can be checked only for data.format.kind = mathqa, gsm8k or "
-            f"multiple_choice, not {run.data.format.kind}; set it to false"
+            f"multiple_choice, not {format.kind}; set it to false"
+        )
+    if evaluation.arc is None:
+        return
+    if not format.has_tasks:
+        yield f"evaluation=arc answers tasks of grids: it needs data.format.kind = arc, not {format.kind}"
+    if evaluation.arc.train_each.steps and (run.task == "train" or run.quantization.kind != "none"):
+        yield (
+            "evaluation.arc.train_each trains a copy of the finished model: set it only for task=evaluate with "
+            "quantization=none, or its steps to 0"
         )
 
 
@@ -273,8 +280,7 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     an_inherited_tokenizer_has_a_run,
     an_adapter_has_trained_weights,
     early_stopping_needs_evaluations,
-    options_can_be_compared,
-    answers_can_be_judged,
+    what_is_measured_is_in_the_data,
     float8_multiplies_whole_matrices,
     frozen_weights_have_an_adapter,
     an_adapted_vocabulary_is_plain,

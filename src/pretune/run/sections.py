@@ -7,7 +7,8 @@ from typing import Annotated, Literal, Self
 import pydantic
 from pydantic import Field
 
-from pretune.core.config import MAY_DIFFER, Count, Every, FilePath, Section
+from pretune.core.config import MAY_DIFFER, Count, Every, FilePath, Seconds, Section
+from pretune.data.formats.grid_config import AugmentConfig
 from pretune.data.sources.config import LongTaskSource
 from pretune.generation.config import DecodingConfig
 from pretune.objectives.config import ObjectiveConfig
@@ -108,6 +109,40 @@ class RetrievalConfig(Section):
     """Number of prompts answered at once; it affects only speed and memory."""
 
 
+class TrainEachConfig(Section):
+    """Training on the pairs of one task at a time, before it is answered. The evaluated model stays as it is."""
+
+    steps: Annotated[int, Field(ge=0)]
+    """Steps on a task's own pairs; 0 turns it off."""
+    seconds: Seconds
+    """Time for one task, in seconds or as text (30s): no step begins after it."""
+    batch_size: Count
+    """Examples per step."""
+    lr: Annotated[float, Field(gt=0)]
+    """Learning rate, which stays the same; the other keys are those of the run's optimizer."""
+    augment: AugmentConfig
+    """Variants of each example: one of the pairs after all others."""
+
+
+class ArcConfig(DecodingConfig):
+    batch_size: Annotated[Count, MAY_DIFFER]
+    """Number of texts generated at once; it affects only speed."""
+    samples: Annotated[int, Field(ge=0)]
+    """Number of answers that are sampled for each test, at `temperature`; 0 for none. The first answer never is."""
+    votes: AugmentConfig
+    """Variants in which a test is asked: the answer found most often wins, after each is changed back."""
+    train_each: TrainEachConfig
+    """Training on each task's own pairs before it is answered once more, only in task=evaluate."""
+
+    @pydantic.model_validator(mode="after")
+    def _samples_differ(self) -> Self:
+        if self.samples and self.temperature == 0:
+            raise ValueError("samples at temperature 0 are all the same: raise temperature, or set samples to 0")
+        if self.num_beams > 1:
+            raise ValueError("num_beams must be 1: several answers come from samples and votes")
+        return self
+
+
 class EvaluationConfig(Section):
     every: Annotated[Every, MAY_DIFFER]
     """Steps between evaluations; null evaluates only at the end."""
@@ -118,11 +153,13 @@ class EvaluationConfig(Section):
     option_accuracy: bool
     """Measure multiple-choice accuracy by likelihood, for formats with options."""
     max_problems: Count | None
-    """Maximum number of problems for option accuracy and answers; null takes the whole validation set."""
+    """Maximum number of problems for option accuracy and answers, and of tasks; null takes the whole validation set."""
     answers: AnswersConfig
     """Generated answers to held-out problems."""
     retrieval: RetrievalConfig | None
     """Answers to tasks in long texts, by the length of the text and by where in it the answer lies; null asks none."""
+    arc: ArcConfig | None
+    """Answers to held-out tasks of grids, compared cell by cell: evaluation=arc; null measures none."""
 
 
 class SamplesConfig(DecodingConfig):

@@ -81,6 +81,17 @@ TASK_SHARES: dict[str, Metric] = {
     "generated_accuracy": replace(_SHARE, better="higher"),
     "chance": _SHARE,
     "unanswered": replace(_SHARE, better="lower"),
+    "no_grid": replace(_SHARE, better="lower"),
+    "voted_accuracy": replace(_SHARE, better="higher"),
+    "voted_pass_2": replace(_SHARE, better="higher", on_console=False),
+    "sampled_pass_1": replace(_SHARE, better="higher", on_console=False),
+    "sampled_pass_2": replace(_SHARE, better="higher", on_console=False),
+    "trained_accuracy": replace(_SHARE, better="higher"),
+    "trained_voted_accuracy": replace(_SHARE, better="higher"),
+    "trained_voted_pass_2": replace(_SHARE, better="higher", on_console=False),
+    "trained_sampled_pass_1": replace(_SHARE, better="higher", on_console=False),
+    "trained_sampled_pass_2": replace(_SHARE, better="higher", on_console=False),
+    "trained_no_grid": replace(_SHARE, better="lower"),
 }
 """What is measured of a task's problems, as `TASK/...`."""
 
@@ -92,6 +103,7 @@ _BY_LAST_NAME: dict[str, Metric] = {
     "reward_chosen": _REWARD,
     "reward_rejected": _REWARD,
     "token_accuracy": METRICS["val/token_accuracy"],
+    "trained_token_accuracy": METRICS["val/token_accuracy"],
     "loss": METRICS["val/loss"],
     "perplexity": METRICS["val/perplexity"],
     "bits_per_byte": METRICS["val/bits_per_byte"],

@@ -56,7 +56,7 @@ def test_every_cell_is_counted_drawn_kept_and_reported(tiny: Compose, texts: Pat
     assert imread(picture).ndim == 3
     assert [one.read_bytes() for one in folder.glob("evaluations/step-2-*.png")] == [picture.read_bytes()]
     assert run(tiny("name=one", "budget.steps=2", "task=report")) == 0
-    assert "passkey, as it was evaluated last" in (folder / "report.html").read_text()
+    assert "passkey of one, as it was evaluated last" in (folder / "report.html").read_text()
 
 
 def test_lengths_beyond_the_model_are_refused(tiny: Compose, texts: Path) -> None:

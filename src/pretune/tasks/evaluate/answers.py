@@ -16,6 +16,9 @@ from pretune.run.parts import Parts
 from pretune.run.weights import own_folder
 from pretune.tasks.evaluate.progress import watched
 
+FILE = "answers.jsonl"
+"""In the folder evaluations of a run."""
+
 
 def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
     """The share of held-out problems for which the model generates the right answer, with the prompt used in training.
@@ -37,7 +40,7 @@ def answer_metrics(config: RunConfig, parts: Parts) -> dict[str, float]:
         texts = {fitting[place]: text for place, text in written}
     records = [record(asked[at], texts[at]) for at in fitting]
     lines = "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records)
-    write_atomic(own_folder(config).path / "evaluations" / "answers.jsonl", lines)
+    write_atomic(own_folder(config).path / "evaluations" / FILE, lines)
     if not records:
         return {}
     # Of options, `accuracy` is the accuracy by likelihood.

@@ -31,7 +31,10 @@ from pretune.run.losses import scorer, token_scorer
 from pretune.run.parts import Parts
 from pretune.run.precision import resolved_config
 from pretune.run.weights import evaluated_run
+from pretune.tasks.evaluate.answers import FILE as ANSWERS
 from pretune.tasks.evaluate.answers import answer_metrics
+from pretune.tasks.evaluate.arc import FILE as GRIDS
+from pretune.tasks.evaluate.arc import arc_metrics
 from pretune.tasks.evaluate.options import Choices, option_accuracy, tokenized
 from pretune.tasks.evaluate.progress import watched
 from pretune.tasks.evaluate.retrieval import retrieval_metrics
@@ -57,16 +60,17 @@ def evaluate_run(config: RunConfig) -> int:
         table.add_row(name, metric(name).text(value))
     Console().print(table)
     say(f"written to {folder.path / 'evaluation.json'} and, to stay, {kept}")
-    if files := beside(config):
-        say(f"answers: {', '.join(str(folder.path / 'evaluations' / file) for file in files)}")
+    for file in _written(config):
+        say(f"answers: {folder.path / 'evaluations' / file}")
     return 0
 
 
-def beside(config: RunConfig) -> list[str]:
+def _written(config: RunConfig) -> list[str]:
     """The files that an evaluation leaves in evaluations/ beside its metrics."""
     retrieval = config.evaluation.retrieval
-    answers = ["answers.jsonl"] if config.evaluation.answers.measure else []
-    return [*answers, *([] if retrieval is None else [f"{retrieval.source.task}{end}" for end in (".json", ".png")])]
+    made = {ANSWERS: config.evaluation.answers.measure, GRIDS: config.evaluation.arc is not None}
+    found = [file for file, is_made in made.items() if is_made]
+    return [*found, *([] if retrieval is None else [f"{retrieval.source.task}{end}" for end in (".json", ".png")])]
 
 
 def _keep(config: RunConfig, run: RunFolder, result: dict[str, Any]) -> Path:
@@ -77,7 +81,7 @@ def _keep(config: RunConfig, run: RunFolder, result: dict[str, Any]) -> Path:
     rounding = "" if result["quantization"] == "none" else f"-{result['quantization']}"
     folder, name = run.path / "evaluations", f"step-{result['step']}{rounding}-{fingerprint(settings)[:8]}"
     write_json(folder / f"{name}.json", result)
-    for file in beside(config):
+    for file in _written(config):
         write_atomic(folder / f"{name}-{file}", (folder / file).read_bytes())
     write_json(run.path / "evaluation.json", result)
     return folder / f"{name}.json"
@@ -128,6 +132,8 @@ class Evaluator:
             metrics |= answer_metrics(config, parts)
         if config.evaluation.retrieval is not None:
             metrics |= retrieval_metrics(config, parts)
+        if config.evaluation.arc is not None:
+            metrics |= arc_metrics(config, parts)
         return metrics
 
     @cached_property

@@ -104,7 +104,7 @@ def _compare(config: RunConfig, found: Found, machine: Machine, compose: Compose
     picture = draw_tradeoff(results.done)
     shown = Picture(picture, "Quality over seconds of training, and over tokens generated per second")
     tables = [texts(wanted, rows), texts(columns(machine), found.rows)]
-    write_files(folder, {PICTURE: picture, PAGE: page(shown, tables, [_section(one) for one in results.done])})
+    write_files(folder, {PICTURE: picture, PAGE: page([shown], tables, [_section(one) for one in results.done])})
     say(f"the trade-off: {folder / PICTURE}, all of it on one page: {folder / PAGE}")
     if results.stopped:
         say("stopped; what was measured is kept, run the same command to go on")

@@ -37,14 +37,6 @@ pre { margin: 0; padding: 0 1rem 1rem; font: 12.5px/1.5 ui-monospace, SFMono-Reg
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A PNG, and what it shows."""
-
-    png: bytes
-    shows: str
-
-
-@dataclass(frozen=True)
 class Section:
     """What the page shows of one run beside its metrics."""
 
@@ -53,30 +45,40 @@ class Section:
     config: str
     samples: Sequence[Mapping[str, Any]]
     summary: Mapping[str, Any]
-    pictures: Sequence[Picture] = ()
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A PNG, and what it shows."""
+
+    png: bytes
+    shows: str
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 """The titles of properties, and the texts of each thing that has them."""
 
 
-def page(picture: Picture, tables: Sequence[Table], sections: Sequence[Section]) -> str:
-    """The whole page."""
+def page(pictures: Sequence[Picture], tables: Sequence[Table], sections: Sequence[Section]) -> str:
+    """The whole page, on which the first picture comes before the tables and the others after them."""
+    drawn = [_picture(picture) for picture in pictures]
     title = escape(", ".join(section.name for section in sections))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
-        f'<div class="card">{_drawn(picture)}</div>\n'
+        + "".join(drawn[:1])
         + "".join(f'<div class="card">{_table(header, body)}</div>\n' for header, body in tables)
+        + "".join(drawn[1:])
         + "".join(_section(section) for section in sections)
         + "</body>\n</html>\n"
     )
 
 
-def _drawn(picture: Picture) -> str:
+def _picture(picture: Picture) -> str:
     image = base64.b64encode(picture.png).decode()
-    return f'<img alt="{escape(picture.shows)}" src="data:image/png;base64,{image}">'
+    shown = f'<img alt="{escape(picture.shows)}" src="data:image/png;base64,{image}">'
+    return f'<div class="card">{shown}</div>\n'
 
 
 def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
@@ -90,7 +92,7 @@ def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def _section(section: Section) -> str:
-    parts = [_drawn(picture) for picture in section.pictures]
+    parts = []
     if section.samples:
         shown = "".join(_sample(sample) for sample in reversed(section.samples[-_MAX_SAMPLES:]))
         parts.append(f"<details open><summary>Samples, newest first</summary>{shown}</details>")

@@ -20,6 +20,7 @@ from pretune.core.units import memory, short
 from pretune.run.config import RunConfig
 from pretune.run.folder import RunFolder, find_run, read_config
 from pretune.tasks.report.figure import Curves, draw
+from pretune.tasks.report.grids import answered_tests, draw_tests
 from pretune.tasks.report.groups import common_name, mean_and_spread, same_but_for_the_seed
 from pretune.tasks.report.page import Picture, Section, page
 from pretune.tasks.report.verdict import verdict
@@ -63,18 +64,16 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     columns = [column for column in columns if any(column.of(run) is not None for run in runs)]
     groups = grouped(runs)
     picture = draw([Curves(run.name, run.stage, run.rows, group.name) for group in groups for run in group.runs])
-    sections = [
-        Section(run.name, run.stage, run.config_text, run.samples, run.summary, drawn(folder))
-        for run, folder in zip(runs, folders, strict=True)
-    ]
+    sections = [Section(run.name, run.stage, run.config_text, run.samples, run.summary) for run in runs]
     header = [column.header for column in columns]
     body = [[column.text(group) for column in columns] for group in groups]
     try:
         write_atomic(destination / "curves.png", picture)
         write_atomic(destination / "report.csv", as_csv(columns, runs))
         write_atomic(destination / "report.md", as_markdown(header, body))
-        shown = Picture(picture, "Loss and accuracy over training tokens")
-        write_atomic(destination / PAGE, page(shown, [(header, body)], sections))
+        maps = [one for folder in folders for one in _heat_maps(folder)]
+        pictures = [Picture(picture, "Loss and accuracy over training tokens"), *_grids(folders), *maps]
+        write_atomic(destination / PAGE, page(pictures, [(header, body)], sections))
     except OSError as error:
         raise InputError(
             f"cannot write the report to {destination} ({os.strerror(error.errno or 0).lower()})"
@@ -85,10 +84,16 @@ def report(folders: Sequence[Path], destination: Path) -> None:
     say(f"report: {destination / PAGE}, curves: {destination / 'curves.png'}")
 
 
-def drawn(folder: Path) -> list[Picture]:
+def _heat_maps(folder: Path) -> list[Picture]:
     """What evaluations of a run have drawn, each task's newest."""
     files = sorted(file for file in (folder / "evaluations").glob("*.png") if not file.name.startswith("step-"))
-    return [Picture(file.read_bytes(), f"{file.stem}, as it was evaluated last") for file in files]
+    return [Picture(file.read_bytes(), f"{file.stem} of {folder.name}, as it was evaluated last") for file in files]
+
+
+def _grids(folders: Sequence[Path]) -> list[Picture]:
+    """A picture for each run that has answered tasks of grids."""
+    answered = {folder.name: tests for folder in folders if (tests := answered_tests(folder))}
+    return [Picture(draw_tests(tests), f"Tasks as {name} answers them") for name, tests in answered.items()]
 
 
 @dataclass(frozen=True)
