@@ -26,6 +26,8 @@ SHORTEST = {
     "ablations": ["--seconds", "1", "--seeds", "1", "--only", "tied head", "--data", "TEXTS", "--", *SMALLER],
     "adapters_speed": ["--shape", "tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1",
                        "--sides", "full", "lora", "qlora"],
+    "arc": ["--base-seconds", "1", "--seconds", "1", "--tasks", "2", "--steps", "1", "--seeds", "1", "--", *SMALLER,
+            "data.source.num_tasks=60", "data.source.max_size=3", "batch.tokens=1024", "batch.micro_batch=2"],
     "cross_entropy": ["--rounds", "1", "--shapes", "nano", "--device", "cpu"],
     "data_preparation": ["--rounds", "1", "--files", "TEXTS"],
     "distillation": ["--seconds", "1", "--teacher-seconds", "1", "--seeds", "1", "--data", "TEXTS", "--", *SMALLER],
@@ -111,6 +113,20 @@ def test_runs_of_precision_are_valid(composed: Compose, benchmark: Callable[[str
         for name in ("fp32", "bf16", "fp16", "auto"):
             run = validate(RunConfig, composed(precision.RECIPE, *precision.overrides(options, name)))
             assert run.budget.steps == 300
+
+
+def test_sides_of_arc_are_valid(composed: Compose, benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
+    module = benchmark("arc")
+    study = module.Study([], tmp_path, {"base": 9.0, "plain": 5.0, "variants": 5.0}, 20, 4)
+    sides = {side: validate(RunConfig, composed(module.RECIPE, *study.of_side(side, 2))) for side in module.SIDES}
+    assert [side.data.source for side in sides.values()] == [sides["base"].data.source] * 3
+    assert [side.data.validation for side in sides.values()] == [sides["base"].data.validation] * 3
+    assert [(side.stage.kind, side.budget.time) for side in sides.values()] == [
+        ("pretrain", 9), ("finetune", 5), ("finetune", 5)
+    ]  # fmt: skip
+    answered = validate(RunConfig, composed(module.RECIPE, *study.of_evaluation()))
+    assert answered.evaluation.arc is not None
+    assert answered.evaluation.arc.train_each.steps == 4
 
 
 @pytest.mark.parametrize("texts", [["data=python_docs"], ["data=files", "data.source.files=['a.jsonl']"]])
