@@ -51,6 +51,8 @@ def test_every_layout_is_the_same_question(row: dict[str, Any], keys: dict[str, 
     assert [(part.text, part.scored) for part in document] == [(problem.prompt, False), (" B", True)]
     plain = formatter(**keys, template="{question}", reply="text").problem(row, PLACE)
     assert (plain.prompt, plain.options, plain.correct) == ("Which is warm?", (" Ice", " Fire", " Snow"), 1)
+    text_alone = formatter(template="{question}", reply="text")
+    assert text_alone.prompt({"question": row["question"]}, PLACE)[0].text == plain.prompt
     question = lettered.question(row, PLACE)
     assert question.prompt == lettered.prompt(row, PLACE)
     for said, right in ((" B", True), (" b. Fire", True), (" Fire", True), (" C", False), (" dragons", False)):

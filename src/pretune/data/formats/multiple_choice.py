@@ -31,7 +31,8 @@ class MultipleChoice(PlainFormatter):
         self.columns = frozenset({config.question, *config.choices, config.answer})
 
     def prompt_text(self, row: Row, place: Place) -> str:
-        return self._asked(field(row, self._config.question, place), self._choices(row, place))
+        choices = self._choices(row, place) if self._config.lists_choices else ()
+        return self._asked(field(row, self._config.question, place), choices)
 
     def answer(self, row: Row, place: Place) -> str:
         choices = self._choices(row, place)
@@ -53,9 +54,7 @@ class MultipleChoice(PlainFormatter):
 
     def _asked(self, question: str, choices: Sequence[Choice]) -> str:
         before, _, after = self._config.template.partition("{question}")
-        listed = ""
-        if self._config.lists_choices:
-            listed = "".join(f"{letter}. {one.text}\n" for letter, one in zip(_LETTERS, choices, strict=False))
+        listed = "".join(f"{letter}. {one.text}\n" for letter, one in zip(_LETTERS, choices, strict=False))
         # The question is put in last: it may spell {choices}.
         return (before.replace("{choices}", listed) + question.strip() + after.replace("{choices}", listed)).rstrip(" ")
 

@@ -24,7 +24,7 @@ from pretune.data.formats.grids import GridTask
 from pretune.data.formats.segments import Place
 from pretune.model.build import Model
 from pretune.objectives.language_modeling import language_modeling
-from pretune.optim.optimizers import build_optimizer, clip_gradients
+from pretune.optim.optimizers import build_optimizer, clip_gradients, update
 from pretune.run.config import RunConfig
 from pretune.run.model import learning_rate_factors
 from pretune.run.parts import Parts
@@ -58,8 +58,7 @@ class Learner:
             with autocast(config.precision, self.parts.device):
                 loss = language_modeling(model, batch, config.stage.objective.chunk_tokens)
             (loss / batch.num_scored()).backward()
-            clip_gradients(model, config.optimizer.clip_norm)
-            optimizer.step()
+            update(optimizer, clip_gradients(model, config.optimizer.clip_norm))
             optimizer.zero_grad()
             steps += 1
         return steps
