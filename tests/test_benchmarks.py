@@ -35,6 +35,8 @@ SHORTEST = {
     "finetuning": ["--quick", "--methods", "full", "qlora"],
     "generation": ["--shapes", "tiny", "--batches", "1", "--new", "4", "--repeats", "1"],
     "gpu_check": ["--only", "plan"],
+    "long_context": ["--seconds", "1", "--examples", "1", "--", "precision.compile=false",
+                     "data.source.num_examples=100"],
     "loader_speed": ["--tokens", "300000"],
     "memory": ["--cases", "nano", "--device", "cpu"],
     "phone": ["--shape", "tiny", "--sides", "eager", "pte", "--new", "4", "--repeats", "1"],
