@@ -16,6 +16,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from pretune.model.config import ModelConfig
 from pretune.model.layers import Norm
+from pretune.model.long_rows import Parts, attend_in_parts
 from pretune.model.rope import rotate
 from pretune.model.rope_config import LongropeScaling
 
@@ -130,9 +131,9 @@ def causal(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return seen if window is None else seen & (keys > queries - window)
 
 
-Mask = Tensor | BlockMask | None
+Mask = Tensor | BlockMask | Parts | None
 """A tensor [B or 1, 1, T, S], boolean (true where attention is allowed) or additive; a block mask, which lets a kernel
-skip fully masked blocks; or None for plain causal attention."""
+skip fully masked blocks; the parts of long rows on a CPU; or None for plain causal attention."""
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, logits: Logits, dropout:
     """Attend from queries [B, H, T, K] to keys and values [B, G, S, K] -> [B, H, T, K]. With a softcap, there must be a
     mask."""
     grouped, softcap = k.shape[1] < q.shape[1], logits.softcap
+    if isinstance(mask, Parts):
+        return attend_in_parts(q, k, v, mask, logits.scale)
     if isinstance(mask, BlockMask):
 
         def capped(score: Tensor, row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:

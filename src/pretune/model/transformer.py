@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretune.core.config import InputError
-from pretune.model.attention import Attention, Cache, Context, KVCache, mask_of, skips_blocks
+from pretune.model.attention import Attention, Cache, Context, KVCache, Mask, mask_of, skips_blocks
 from pretune.model.config import ModelConfig
 from pretune.model.layers import MLP, EmbeddingScale, Norm
+from pretune.model.long_rows import Parts, attends_in_parts
 from pretune.model.rope import Rope
 
 
@@ -164,21 +165,28 @@ class Transformer(nn.Module):
             positions = cache.positions()
             masks = {window: cache.mask(window) for window in windows}
             return Context(tokens, positions, *self._rotations(positions, positions[:, -1:] + 1), masks, cache)
-        skipping, capped = self._skips_blocks(tokens), self.config.attention_softcap is not None
-        masks = {window: mask_of(tokens, document_ids, window, skipping, capped) for window in windows}
+        masks = {window: self._mask(tokens, document_ids, window) for window in windows}
         if document_ids is None:
             length = tokens.shape[1]
             positions, whole = torch.arange(length, device=tokens.device), self.rope.first(length)
             local = self.local_rope.first(length) if self.local_rope else whole
             return Context(tokens, positions, whole, local, masks, None)
-        # The row sum of the document mask, minus one, is a token's position within its document: [B, T]
-        own = mask_of(tokens, document_ids, None, False)
-        assert isinstance(own, Tensor)
-        positions = own[:, 0].sum(-1) - 1
+        # Numbered in the order of the row, a document begins and ends where its number would be inserted: [B, T]
+        numbers = F.pad(document_ids.diff(dim=1) != 0, (1, 0)).cumsum(1)
+        begins = torch.searchsorted(numbers, numbers)
+        positions = torch.arange(tokens.shape[1], device=tokens.device) - begins
         lengths = None
         if self.rope.config.follows_length:
-            lengths = (document_ids[:, :, None] == document_ids[:, None]).sum(-1)  # [B, T]
+            lengths = torch.searchsorted(numbers, numbers, right=True) - begins
         return Context(tokens, positions, *self._rotations(positions, lengths), masks, None)
+
+    def _mask(self, tokens: Tensor, document_ids: Tensor | None, window: int | None) -> Mask:
+        """The mask of layers with that window."""
+        dropout, softcap = self.config.dropout if self.training else 0.0, self.config.attention_softcap
+        masked = document_ids is not None or window is not None
+        if masked and attends_in_parts(tokens, dropout, softcap):
+            return Parts(torch.zeros_like(tokens) if document_ids is None else document_ids, window)
+        return mask_of(tokens, document_ids, window, self._skips_blocks(tokens), softcap is not None)
 
     def _rotations(self, positions: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         """Cosines and sines for layers without and with a window, see Rope."""
