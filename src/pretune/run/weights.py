@@ -212,12 +212,13 @@ def evaluated_run(config: RunConfig) -> RunFolder:
     run = find_run(config.name, config.output_dir)
     trained, now = read_config(run.config).get("model", {}), config.model
     positions = trained.get("max_sequence_length")
-    stretched = not isinstance(now, ModelConfig) or now.rope.scaling is not None
+    theta = trained.get("rope", {}).get("theta")
+    stretched = not isinstance(now, ModelConfig) or now.rope.scaling is not None or now.rope.theta != theta
     if isinstance(positions, int) and now.max_sequence_length > positions and not stretched:
         warn(
             f"note: {run.name} was trained with {positions} positions, and beyond them a model is seldom of use: "
-            f"stretch them by model.rope.scaling to model.max_sequence_length = {now.max_sequence_length}, or "
-            "fine-tune it on longer texts"
+            f"stretch them by model.rope.scaling, or a greater model.rope.theta, to model.max_sequence_length = "
+            f"{now.max_sequence_length}, or fine-tune it on longer texts"
         )
     return replace(run, checkpoint=chosen_checkpoint(run, config.checkpoint.use))
 
