@@ -37,7 +37,10 @@ from pretune.run.model import apply_precision, merged_model
 from pretune.run.parts import Parts
 from pretune.run.precision import resolved_config
 
-SMALL = ["data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096", "model.vocab_size=8192"]
+SMALL = [
+    *("model=nano", "model.vocab_size=8192"),
+    *("data.sequence_length=256", "batch.micro_batch=8", "batch.tokens=4096"),
+]
 CASES = {
     "nano": SMALL,
     "nano, eager": [*SMALL, "precision.compile=false"],
@@ -52,8 +55,15 @@ CASES = {
         "model.tied_embeddings=false",
     ],
     "14M, 512 tokens": [
-        *("data.sequence_length=512", "batch.micro_batch=8", "batch.tokens=8192", "model.vocab_size=8192"),
+        *("model=nano", "model.vocab_size=8192"),
+        *("data.sequence_length=512", "batch.micro_batch=8", "batch.tokens=8192"),
         *("model.num_layers=6", "model.dim=384", "model.num_heads=6", "model.num_kv_heads=6", "model.mlp_dim=1024"),
+    ],
+    # A row of the length to which the third reference stretches this model, its documents apart.
+    "SmolLM-135M, 10,240 tokens, checkpointed": [
+        *("model=smollm_135m", "model.max_sequence_length=10240", "data.sequence_length=10240", "batch.tokens=20480"),
+        *("batch.micro_batch=1", "data.packing.isolate=true", "stage.objective.chunk_tokens=1024"),
+        *("precision.activation_checkpointing=true", "precision.compile=false"),
     ],
 }
 
@@ -85,7 +95,7 @@ def main() -> None:
 def configured(case: str, device: str) -> RunConfig:
     """The case's run, from base.yaml, in the precision that the device does fast."""
     file = CONFIGS / "base.yaml"
-    with composed(file, ["name=memory", "model=nano", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
+    with composed(file, ["name=memory", "budget.steps=1", f"device={device}", *CASES[case]]) as config:
         return resolved_config(validate(RunConfig, plain(config, file)), None)
 
 
