@@ -142,6 +142,15 @@ def test_a_step_of_one_micro_batch_has_no_gradients_to_add_to(tiny: Compose) -> 
     assert one.parts(rows) == {**two.parts(rows), "gradients": 0}
 
 
+def test_on_a_gpu_uncompiled_code_keeps_a_mask_of_length_squared(tiny: Compose) -> None:
+    """A byte for each pair of positions of each row, once for all layers; on a CPU long rows do without."""
+    long = ("data.sequence_length=1024", "model.max_sequence_length=1024", "batch.tokens=4096", "batch.micro_batch=2")
+    config = validate(RunConfig, tiny(*SMALL, "precision.compile=false", "data.packing.isolate=true", *long))
+    here, there = Footprint(config), Footprint(config, "cuda")
+    extra = [there.peak(size) - here.peak(size) for size in (1, 2)]
+    assert extra == [1024**2, 2 * 1024**2]
+
+
 def test_compiled_keeps_less_and_more_rows_take_more(tiny: Compose) -> None:
     eager = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=false")))
     compiled = Footprint(validate(RunConfig, tiny(*SMALL, "precision.compile=true")))

@@ -28,6 +28,7 @@ from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
 from pretune.model.attention import Attention
 from pretune.model.build import Model
 from pretune.model.config import GATED, ModelConfig
+from pretune.model.long_rows import LONG
 from pretune.model.transformers_model.config import TransformersConfig
 from pretune.model.transformers_model.tracing import without_values
 from pretune.objectives.objective import objective_of
@@ -132,7 +133,7 @@ class Footprint:
             copies = 0 if self.config.precision.activations == "float32" else self.gradients // 2
             yield before + self.gradients, 0, copies
         else:
-            passes = self._dry_run(size) - self.weights - before
+            passes = self._dry_run(size) - self.weights - before + _dense_mask(self.config, size, self.kind)
             saved = min(self.saved(size), passes)
             yield before, saved, passes - saved
         yield self.gradients, 0, self._update
@@ -255,7 +256,7 @@ def _saved(config: RunConfig, frozen: Frozen, num_layers: int | None, size: int,
         dry_run = _DryRun(config, _fake(config), frozen, kind)
         batch = dry_run.batch(size)
         if not config.precision.compile:
-            return saved_eagerly(lambda: dry_run(batch), dry_run)
+            return saved_eagerly(lambda: dry_run(batch), dry_run) + _dense_mask(config, size, kind)
         own = {**dict(dry_run.named_parameters()), **dict(dry_run.named_buffers())}
         tensors = {name: tensor for name, tensor in batch.items() if tensor is not None}
 
@@ -267,6 +268,13 @@ def _saved(config: RunConfig, frozen: Frozen, num_layers: int | None, size: int,
 
         recomputation = {} if config.precision.activation_checkpointing else RECOMPUTATION
         return saved_compiled(loss, own, tensors, recomputation)
+
+
+def _dense_mask(config: RunConfig, size: int, kind: str) -> int:
+    """Bytes of the mask of length squared that uncompiled code keeps on a GPU, and does without on a CPU."""
+    model, length = config.model, config.data.sequence_length
+    masked = isinstance(model, ModelConfig) and (config.data.packing.isolate or model.window is not None)
+    return size * length**2 if kind == "cuda" and masked and length >= LONG else 0
 
 
 def _compiled_work_space(config: RunConfig, frozen: Frozen, again: int, size: int) -> int:
