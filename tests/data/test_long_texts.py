@@ -23,7 +23,7 @@ WORDS = st.lists(
 
 
 def check(tokenizer: Tokenizer, segments: list[Segment], length: int) -> None:
-    whole, pieces = SegmentEncoder(tokenizer.backend), SegmentEncoder(tokenizer.backend, length)
+    whole, pieces = SegmentEncoder(tokenizer.backend), SegmentEncoder(tokenizer.backend, piece_characters=length)
     assert pieces.encode([segments, segments[:1]]) == whole.encode([segments, segments[:1]])
 
 

@@ -18,8 +18,7 @@ BROKEN = {
     "exports_have_the_features_of_the_model": ["model.architecture=qwen2", "model.bias.mlp=true"],
     "an_inherited_tokenizer_has_a_run": ["data/tokenizer=inherited"],
     "an_adapter_has_trained_weights": ["adapter=lora"],
-    "options_can_be_compared": ["evaluation.option_accuracy=true"],
-    "answers_can_be_judged": ["evaluation.answers.measure=true"],
+    "what_is_measured_is_in_the_data": ["evaluation.option_accuracy=true"],
     "float8_multiplies_whole_matrices": ["precision=fp8", "data.sequence_length=8", "batch.micro_batch=1"],
     "an_adapted_vocabulary_is_plain": ("stage=finetune", "stage.init_from=x", "adapter=dora", "adapter.targets=[head]"),
     "rows_are_trained_beside_the_adapter": (

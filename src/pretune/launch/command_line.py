@@ -32,7 +32,10 @@ def program(main: Callable[[list[str]], int]) -> NoReturn:
     however many more signals arrive."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # for what has no handlers of its own, like SIGINT
     adopt_slurm(os.environ)
-    code = main(sys.argv[1:])
+    try:
+        code = main(sys.argv[1:])
+    except KeyboardInterrupt:  # one more, while the first was being handled
+        code = EXIT_STOPPED
     if code == EXIT_STOPPED:
         for number in Interrupts.SIGNALS:
             signal.signal(number, signal.SIG_IGN)

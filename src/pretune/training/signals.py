@@ -52,6 +52,11 @@ class Interrupts:
         """Whether a signal has arrived."""
         return self._received > 0
 
+    def ignore(self) -> None:
+        """Ignore signals from here on, until the context is left: all is saved, and the run is about to end."""
+        for number in self._previous:
+            signal.signal(number, signal.SIG_IGN)
+
     def restore(self) -> None:
         """Restore the previous handlers, if that has not been done yet."""
         for number, handler in self._previous.items():
@@ -104,7 +109,12 @@ def stoppable(work: Callable[[Interrupts], int], stopped: str) -> int:
     interrupts = Interrupts()
     try:
         with interrupts:
-            return work(interrupts)
+            try:
+                return work(interrupts)
+            except Stop:
+                interrupts.ignore()
+                say(stopped)
+                return EXIT_STOPPED
     except Stop:
         interrupts.restore()  # Stop may have been raised inside __exit__, before it restored the handlers
         say(stopped)

@@ -150,6 +150,7 @@ def _train(
             processes,
         )  # fmt: skip
         if not loop(run):
+            interrupts.ignore()
             tracker.message(how_stopped(run))
             return EXIT_STOPPED
         with run.timed("evaluation"):
