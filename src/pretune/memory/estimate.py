@@ -9,35 +9,31 @@ partitioner says for one layer at a time.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pretune.adapters.config import NoAdapterConfig
-from pretune.compute.compilation import RECOMPUTATION, checkpoint_activations
-from pretune.compute.precision import autocast
-from pretune.core.batch import Batch
+from pretune.compute.compilation import RECOMPUTATION
+from pretune.memory.dry_run import DryRun, shallow
 from pretune.memory.frozen import Frozen
 from pretune.memory.tracing import LiveMemory, saved_compiled, saved_eagerly
-from pretune.model.attention import Attention
 from pretune.model.build import Model
 from pretune.model.config import GATED, ModelConfig
 from pretune.model.long_rows import LONG
 from pretune.model.transformers_model.config import TransformersConfig
 from pretune.model.transformers_model.tracing import without_values
-from pretune.objectives.objective import objective_of
 from pretune.optim.optimizers import build_optimizer
 from pretune.quantization.config import QatConfig
 from pretune.run.config import RunConfig
 from pretune.run.model import training_model
 
 CPU = torch.device("cpu")
+SEVERAL_LAYERS = 24
+"""Layers from which on the rest is not run, but counted as the last two: each of a hundred would take its time."""
 
 
 class Footprint:
@@ -176,14 +172,23 @@ class Footprint:
         """Peak of weights, gradients, activations and temporaries in an eager micro-batch: in the second of a step,
         if it has more than one."""
         if size not in self._dry_runs:
-            with FakeTensorMode(), LiveMemory() as live, _without_values(self.config):
-                dry_run = _DryRun(self.config, _fake(self.config), self.frozen, self.kind)
-                batch = dry_run.batch(size)
-                for _ in range(1 if self.config.is_step(size) else 2):
-                    live.restart()
-                    dry_run(batch).backward()
-                self._dry_runs[size] = live.peak
+            model = self.config.model
+            if isinstance(model, ModelConfig) and model.num_layers > SEVERAL_LAYERS and not _in_one_block(self.config):
+                # Two layers form the repeating unit: more of them only take as much again.
+                few, more = (self._passes(shallow(self.config, SEVERAL_LAYERS - left), size) for left in (2, 0))
+                self._dry_runs[size] = more + (more - few) * (model.num_layers - SEVERAL_LAYERS) // 2
+            else:
+                self._dry_runs[size] = self._passes(self.config, size)
         return self._dry_runs[size]
+
+    def _passes(self, config: RunConfig, size: int) -> int:
+        with FakeTensorMode(), LiveMemory() as live, _without_values(config):
+            dry_run = DryRun(config, _fake(config), self.frozen, self.kind)
+            batch = dry_run.batch(size)
+            for _ in range(1 if config.is_step(size) else 2):
+                live.restart()
+                dry_run(batch).backward()
+            return live.peak
 
 
 def _fake(config: RunConfig) -> Model:
@@ -210,50 +215,17 @@ def _without_values(config: RunConfig) -> AbstractContextManager[None]:
     return without_values() if isinstance(config.model, TransformersConfig) else nullcontext()
 
 
-class _DryRun(nn.Module):
-    """A run's loss, in its precision, on dummy batches."""
-
-    def __init__(self, config: RunConfig, model: Model, frozen: Frozen, kind: str) -> None:
-        super().__init__()
-        self.config, self.model, self.frozen = config, model.train(), frozen
-        if kind == "cuda":
-            # Its kernels draw attention's dropout as they go. What runs here, on a CPU, would keep all weights for it.
-            for attention in (module for module in model.modules() if isinstance(module, Attention)):
-                attention.dropout = 0.0
-        if config.precision.activation_checkpointing and not config.precision.compile:
-            checkpoint_activations(model.layers)
-
-    def batch(self, size: int) -> dict[str, Tensor | None]:
-        shape = (size, self.config.data.sequence_length)
-        tokens = torch.zeros(shape, dtype=torch.int64)
-        isolated = self.config.data.packing.isolate
-        documents = torch.zeros(shape, dtype=torch.int32) if isolated else None
-        said = {f"said/{name}": tensor for name, tensor in self.frozen.says(size).items()}
-        return {"tokens": tokens, "documents": documents, **said, **self.frozen.head()}
-
-    def forward(self, given: dict[str, Any]) -> Tensor:
-        tokens = given["tokens"]
-        with autocast(self.config.precision, CPU):
-            said = {name.removeprefix("said/"): one for name, one in given.items() if name.startswith("said/")}
-            teacher: Any = SimpleNamespace(
-                config=self.frozen.teacher and self.frozen.teacher.config, head_weight=given.get("head")
-            )
-            batch = Batch(tokens, tokens, given["documents"], said)
-            return objective_of(self.config.stage.objective, teacher).sums(self.model, batch)["loss"]
+def _in_one_block(config: RunConfig) -> bool:
+    """Whether blocks differ in what an adapter does to them."""
+    adapter = config.adapter
+    return not isinstance(adapter, NoAdapterConfig) and any(one.startswith("layers.") for one in adapter.targets)
 
 
 def _saved(config: RunConfig, frozen: Frozen, num_layers: int | None, size: int, kind: str) -> int:
     """Bytes that a micro-batch keeps, of the whole model or of one with `num_layers`."""
-    changes: dict[str, Any] = {}
-    if num_layers is not None:
-        changes["model"] = config.model.model_copy(update={"num_layers": num_layers})
-    # A target in one block is applied to all blocks here.
-    if not isinstance(config.adapter, NoAdapterConfig):
-        targets = tuple(re.sub(r"^layers\.\d+\.", "", target) for target in config.adapter.targets)
-        changes["adapter"] = config.adapter.model_copy(update={"targets": targets})
-    config = config.model_copy(update=changes)
+    config = shallow(config, num_layers)
     with FakeTensorMode(), _without_values(config):
-        dry_run = _DryRun(config, _fake(config), frozen, kind)
+        dry_run = DryRun(config, _fake(config), frozen, kind)
         batch = dry_run.batch(size)
         if not config.precision.compile:
             return saved_eagerly(lambda: dry_run(batch), dry_run) + _dense_mask(config, size, kind)
