@@ -116,7 +116,7 @@ def measured_peak(config: RunConfig, device: torch.device) -> int:
     model = merged_model(config, None, device)
     apply_precision(config.precision, model)
     optimizer = build_optimizer(config.optimizer, model)
-    loss_of = training_loss(config, Parts(device, None, None, model))  # type: ignore[arg-type]
+    loss_of = training_loss(config, Parts(device, None, None, model), config.precision.compile)  # type: ignore[arg-type]
     rows, length = config.batch.tokens // config.data.sequence_length, config.data.sequence_length
     tokens = torch.randint(0, config.model.vocab_size, (rows, length + 1)).to(device)
     documents = torch.zeros(rows, length, dtype=torch.int32, device=device) if config.data.packing.isolate else None

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +29,14 @@ def losses(folder: Path) -> list[tuple[int, float | None, float | None]]:
 
 
 def weights(folder: Path, step: int) -> dict[str, Tensor]:
-    """Weights and optimizer state of the checkpoint of that step."""
+    """Weights and optimizer state of the checkpoint of that step, also of one that processes wrote together."""
     path = folder / "checkpoints" / f"step_{step:08d}"
-    return {name: one for file in path.glob("*.safetensors") for name, one in load_file(file).items()}
+    found = {name: one for file in path.glob("*.safetensors") for name, one in load_file(file).items()}
+    if (path / "shards").is_dir():
+        metadata = dcp.HuggingFaceStorageReader(str(path / "shards")).read_metadata().state_dict_metadata
+        stored: dict[str, Any] = {name: torch.empty(one.size) for name, one in metadata.items()}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dcp.load(stored, storage_reader=dcp.HuggingFaceStorageReader(str(path / "shards")), no_dist=True)
+        found |= {name.partition(":")[2]: one for name, one in stored.items()}
+    return found

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from pretune.checkpoint import store as checkpoint
+from pretune.checkpoint.generators import generator_states, set_generator_states
 from pretune.core.config import InputError
 from pretune.optim.config import OptimizerConfig
 from pretune.optim.optimizers import build_optimizer
@@ -115,12 +116,12 @@ def test_ten_steps_and_ten_resumed_are_twenty(config: OptimizerConfig, tmp_path:
 def test_the_generators_of_an_earlier_moment_can_be_saved(tmp_path: Path):
     """A run stopped in the middle of a step returns to the beginning of the step."""
     model, optimizer = fresh()
-    random = checkpoint.random_state(model)
+    random = generator_states(model)
     expected = torch.rand(3)
     path = checkpoint.save(tmp_path, 1, model, optimizer, {}, keep=None, random=random)
     checkpoint.load(path, model, optimizer)
     assert torch.equal(torch.rand(3), expected)
-    checkpoint.set_random_state(model, random)
+    set_generator_states(model, random)
     assert torch.equal(torch.rand(3), expected)
 
 

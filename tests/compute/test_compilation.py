@@ -62,7 +62,7 @@ def test_a_training_step_is_one_graph_compiled_once(
     model = tiny_model(dropout=0.1, num_layers=3, qk_norm=True, **switches).train()
     apply_precision(config.precision, model)
     parts: Any = Parts(torch.device("cpu"), None, None, model)  # type: ignore[arg-type]
-    loss_of = training_loss(config, parts)
+    loss_of = training_loss(config, parts, config.precision.compile)
     torch.compiler.reset()
     counters.clear()
     # As in the loop: micro-batches are slices of a step's sequences, and the first one finds no gradients.

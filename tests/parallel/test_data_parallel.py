@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from preference_data import preference_data, write_preferences
-from recorded import losses, series, weights
+from recorded import losses
+from same_training import assert_same
 from together import together
 
 from pretune.core.config import ConfigError
@@ -31,22 +31,6 @@ DPO = (
 """`documents`: rows with padding, so that processes score different numbers of tokens; and a clipped norm."""
 
 
-def assert_same(one: Path, several: Path, steps: int = 20) -> None:
-    found = [values for values in losses(several) if values[0] <= steps]
-    assert len(found) == len([values for values in losses(one) if values[0] <= steps])
-    for (step, *mine), (other, *theirs) in zip(losses(one), found, strict=False):
-        assert step == other
-        assert theirs == pytest.approx(mine, abs=2e-6, nan_ok=True) or None in mine
-    for name in ("train/loss", "val/loss", "train/grad_norm", "train/tokens_per_second"):
-        assert len(series(one, name)) == len(series(several, name))
-    torch.testing.assert_close(series(several, "train/grad_norm"), series(one, "train/grad_norm"), rtol=1e-3, atol=1e-5)
-    mine, theirs = weights(one, steps), weights(several, steps)
-    assert mine.keys() == theirs.keys()
-    for name, tensor in mine.items():
-        if not name.startswith("random:"):
-            torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_losses_and_weights_are_those_of_one_process(
     tiny: Compose, composed: Compose, tmp_path: Path, processes: int
@@ -63,7 +47,7 @@ def test_losses_and_weights_are_those_of_one_process(
         assert run(mapping) == 0
     done = together(mappings("-together"), processes, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count(f"in {processes} processes") == len(SETTINGS) + 1, "one of them prints"
+    assert done.stdout.count(f"in {processes} processes (ddp)") == len(SETTINGS) + 1, "one of them prints"
     for name in (*SETTINGS, "dpo"):
         assert_same(tmp_path / "runs" / name, tmp_path / "runs" / f"{name}-together")
 
@@ -87,6 +71,14 @@ def test_a_killed_process_ends_all_and_a_restart_goes_on(tiny: Compose, tmp_path
     assert done.returncode == 0, done.stderr[-3000:]
     assert "resumed at step 10" in done.stdout
     assert_same(tmp_path / "runs" / "whole", tmp_path / "runs" / "killed")
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_named(tiny: Compose, tmp_path: Path) -> None:
+    done = together([tiny("name=hangs", "parallel.timeout=8")], 2, tmp_path, signals="1 7 SIGSTOP")
+    assert done.returncode != 0
+    assert "error: rank 1 has not answered within parallel.timeout, in step 8" in done.stderr, done.stderr[-3000:]
+    assert (tmp_path / "runs" / "hangs" / "metrics.jsonl").is_file()
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ from pretune.adapters.layers import ADAPTER, use_fast_layers
 from pretune.adapters.quiet_peft import BaseTunerLayer, TrainableTokensLayer, peft
 from pretune.adapters.vocabulary import ROWS, TABLES, beside, train_beside, use_whole_tables
 from pretune.core.config import ConfigError, InputError, nearest
-from pretune.core.named_tensors import name_in_block
+from pretune.core.named_tensors import name_in_block, whole_tensors
 from pretune.core.quiet import quiet
 
 _ROLES = {"attention": ("attention", "attn"), "mlp": ("mlp", "feed_forward", "ffn", "fc1", "fc2", "moe", "experts")}
@@ -240,4 +240,7 @@ def _peft_config(
 
 
 def _has_gradient(parameter: Tensor) -> bool:
-    return parameter.requires_grad and parameter.grad is not None and bool(parameter.grad.any())
+    if not parameter.requires_grad or parameter.grad is None:
+        return False
+    # Of a gradient that processes share out, a part may be zero, or empty.
+    return bool(whole_tensors({"": parameter.grad.norm()})[""] > 0)

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from pretune.checkpoint.shards import SHARDS
 from pretune.checkpoint.store import STATE, WEIGHTS, checkpoints, state_of
 from pretune.checkpoint.tensors import DAMAGED
 from pretune.core.config import InputError
@@ -20,7 +21,8 @@ def identity(path: Path) -> str:
     """
     try:
         files = read_sealed(path / STATE)["files"]
-        return fingerprint({name: files[name] for name in (WEIGHTS, ADAPTER_WEIGHTS, ADAPTER_CONFIG) if name in files})
+        names = (*(name for name in files if name.startswith(f"{SHARDS}/")), WEIGHTS, ADAPTER_WEIGHTS, ADAPTER_CONFIG)
+        return fingerprint({name: files[name] for name in names if name in files})
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"{path / STATE} is damaged ({error}); {DAMAGED}") from None
 

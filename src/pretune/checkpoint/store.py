@@ -6,6 +6,8 @@
         raw.safetensors        only with EMA: the raw trained weights. The file above then holds the averages
         optimizer.safetensors  optimizer state as <parameter>.<slot> (8-bit state as <parameter>.<slot>:<part>), random
                                generators as random:<device>
+        shards/                only where processes share parameters out: the three above, but for an adapter's weights
+                               and the random generators, as each process wrote its part of them
         state.json             the caller's state, and the size and SHA-256 of the other files; written last
 
 Names are those of the uncompiled model, without the prefix that torch.compile adds.
@@ -22,8 +24,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from pretune.checkpoint.optimizer_state import load_optimizer, optimizer_state
-from pretune.checkpoint.tensors import DAMAGED, fitting, named_weights, trained_weights, write_tensors
+from pretune.checkpoint.generators import generator_states, set_generator_states
+from pretune.checkpoint.optimizer_state import OF_OPTIMIZER, load_optimizer, optimizer_state, random_tensors
+from pretune.checkpoint.shards import SHARDS, is_main, read_shards, share, stored_tensors, together, write_shards
+from pretune.checkpoint.tensors import DAMAGED, check_fit, fitting, named_weights, trained_weights, write_tensors
 from pretune.core.config import InputError
 from pretune.core.files import (
     ADAPTER_CONFIG,
@@ -34,13 +38,15 @@ from pretune.core.files import (
     write_json,
     write_sealed,
 )
-from pretune.core.named_tensors import check_finite, copy_over
+from pretune.core.named_tensors import check_finite, copy_over, is_sharded, whole_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
+OF_WEIGHTS, OF_RAW = "weights:", "raw:"
+"""Before the names of tensors in shards."""
 _NAME = re.compile(r"step_\d+")
 
 
@@ -51,6 +57,10 @@ class Adapter(NamedTuple):
     """The adapter's parameters (not copies), by their names in the file."""
     config: Mapping[str, Any]
     """JSON-serializable: what else peft needs to load it."""
+
+    def whole(self) -> Adapter:
+        """With whole tensors, for which all processes must ask."""
+        return self._replace(tensors=whole_tensors(self.tensors))
 
 
 def save(
@@ -69,25 +79,36 @@ def save(
     """Write a checkpoint and return its folder; only then delete older ones beyond `keep`.
 
     `state` is JSON-serializable (a tuple comes back as a list). `averaged`: `model` with averages in place of the
-    trained weights; they are what evaluation and later runs load. `random`: what `random_state` returned at the moment
-    of `state`; None takes the generators' current state. The new checkpoint and the one with the lowest `loss`, among
-    those saved with a loss, are never deleted. Raises InputError if it cannot be written (disk full, read-only); older
-    checkpoints are then untouched.
+    trained weights; they are what evaluation and later runs load. `random`: what `generator_states` returned when
+    `state` was made; None takes the current states. The new checkpoint and the one with the lowest `loss`, among
+    those saved with a loss, are never deleted. Processes that share the parameters out all call it. Raises InputError
+    if it cannot be written (disk full, read-only); older checkpoints are then untouched.
     """
     path = folder_of(folder, step)
     aside = folder / f".{path.name}.replaced.tmp"
-    random = random_state(model) if random is None else random
+    random = generator_states(model) if random is None else random
+    shared, main = is_sharded(model), True
     try:
-        with atomic_folder(path) as temporary:
-            if adapter is None:
-                write_tensors(temporary / WEIGHTS, named_weights(averaged or model), {})
-            else:
+        with together(path) if shared else atomic_folder(path) as temporary:
+            weights = {} if adapter is not None else named_weights(averaged or model)
+            raw = {} if averaged is None else trained_weights(model)
+            slots, header = optimizer_state(model, optimizer)
+            files: dict[str, Any] = {}
+            if shared:
+                files = write_shards(temporary, {OF_WEIGHTS: weights, OF_RAW: raw, OF_OPTIMIZER: slots})
+                adapter, main = adapter and adapter.whole(), is_main()
+                weights, raw, slots = {}, {}, {}
+            if not main:
+                return path
+            if weights:
+                write_tensors(temporary / WEIGHTS, weights, {})
+            if raw:
+                write_tensors(temporary / RAW, raw, {})
+            if adapter is not None:
                 write_tensors(temporary / ADAPTER_WEIGHTS, adapter.tensors, {})
                 write_json(temporary / ADAPTER_CONFIG, adapter.config)
-            if averaged is not None:
-                write_tensors(temporary / RAW, trained_weights(model), {})
-            write_tensors(temporary / OPTIMIZER, *optimizer_state(model, optimizer, random))
-            files = {file.name: measure(file) for file in sorted(temporary.iterdir())}
+            write_tensors(temporary / OPTIMIZER, slots | random_tensors(random), header)
+            files |= {file.name: measure(file) for file in sorted(temporary.iterdir()) if file.is_file()}
             known = loss if loss is not None and math.isfinite(loss) else None
             content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
             write_sealed(temporary / STATE, content)
@@ -160,22 +181,23 @@ def load(
     an optimizer, its state and the random generators are restored too, bit for bit. Raises InputError if a file is
     missing, damaged or does not fit; no weights are loaded then.
     """
-    content = check(path)
+    content = check(path, share() if is_sharded(model) else (0, 1))
     own = named_weights(averaged or model) if adapter is None else adapter.tensors
-    weights = fitting(path / (WEIGHTS if adapter is None else ADAPTER_WEIGHTS), own)
+    weights = _read(path, WEIGHTS, OF_WEIGHTS, own) if adapter is None else fitting(path / ADAPTER_WEIGHTS, own)
     trained = {} if averaged is None else trained_weights(model)
-    raw = {} if averaged is None else fitting(path / RAW, trained)
+    raw = {} if averaged is None else _read(path, RAW, OF_RAW, trained)
     if optimizer is not None:
-        set_random_state(model, load_optimizer(path / OPTIMIZER, model, optimizer))
+        set_generator_states(model, load_optimizer(path / OPTIMIZER, model, optimizer))
     copy_over(weights, own)
     copy_over(raw, trained)
     return content["state"]
 
 
-def check(path: Path) -> dict[str, Any]:
-    """The content of a checkpoint's state.json; InputError unless every file has the recorded size and hash."""
-    content = _read_state(path)
-    for name, expected in content["files"].items():
+def check(path: Path, share: tuple[int, int] = (0, 1)) -> dict[str, Any]:
+    """The content of a checkpoint's state.json; InputError unless every file has the recorded size and hash. `share`:
+    process i of n looks at every n-th file."""
+    content, (rank, count) = _read_state(path), share
+    for name, expected in [*content["files"].items()][rank::count]:
         _check(path / name, expected)
     return content
 
@@ -186,39 +208,32 @@ def load_weights(path: Path, model: nn.Module) -> None:
     Raises InputError if there are none, or if they are damaged, are not finite or do not fit.
     """
     if path.is_dir():
-        checkpoint = path if (path / WEIGHTS).is_file() else newest(path)
+        checkpoint = path if (path / WEIGHTS).is_file() or (path / SHARDS).is_dir() else newest(path)
         if checkpoint is None:
             if (path / STATE).is_file():
                 check(path)  # raises, naming the missing file
             raise InputError(f"{path} holds no checkpoint")
-        path = checkpoint / WEIGHTS
         if (checkpoint / STATE).is_file():
-            _check(path, _read_state(checkpoint)["files"][WEIGHTS])
+            for name, expected in _read_state(checkpoint)["files"].items():
+                if name == WEIGHTS or name.startswith(f"{SHARDS}/"):
+                    _check(checkpoint / name, expected)
+        path = checkpoint / WEIGHTS
     own = named_weights(model)
-    stored = fitting(path, own)
+    stored = _read(path.parent, WEIGHTS, OF_WEIGHTS, own) if path.name == WEIGHTS else fitting(path, own)
     check_finite(stored, path)
     copy_over(stored, own)
 
 
-def random_state(model: nn.Module) -> dict[str, Tensor]:
-    """The states of torch's random generators for the CPU and for `model`'s device, as uint8 tensors."""
+def _read(path: Path, file: str, prefix: str, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a checkpoint, which must be those of `own` by name and shape: from `file`, or from its shards."""
     import torch
 
-    device = _device(model)
-    states = {"cpu": torch.get_rng_state()}
-    if device.type != "cpu":
-        states[device.type] = torch.get_device_module(device).get_rng_state()
-    return states
-
-
-def set_random_state(model: nn.Module, random: Mapping[str, Tensor]) -> None:
-    """Restore torch's random generators to what `random_state` returned; states of other devices are ignored."""
-    import torch
-
-    device = _device(model)
-    torch.set_rng_state(random["cpu"])
-    if device.type != "cpu" and device.type in random:
-        torch.get_device_module(device).set_rng_state(random[device.type])
+    if not (path / SHARDS).is_dir():
+        return fitting(path / file, own)
+    check_fit(path / SHARDS, stored_tensors(path, prefix), own)
+    found = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in own.items()}
+    read_shards(path, prefix, found)
+    return found
 
 
 # --- files
@@ -281,7 +296,3 @@ def _tidy(folder: Path, written: Path, keep: int | None) -> None:
             os.rename(path, folder / f".{path.name}.deleted.tmp")
     for path in folder.glob(".step_*.tmp"):
         shutil.rmtree(path, ignore_errors=True)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pretune.core.config import InputError
-from pretune.core.named_tensors import misfit
+from pretune.core.named_tensors import HasShape, is_shared_out, misfit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,12 +43,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def fitting(path: Path, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a weights file; InputError unless names and shapes are those of `own`."""
     stored, _ = read_tensors(path)
+    check_fit(path, stored, own)
+    return stored
+
+
+def check_fit(path: Path, stored: Mapping[str, HasShape], own: Mapping[str, Tensor]) -> None:
+    """Raise InputError unless names and shapes of what `path` holds are those of `own`."""
     if faults := misfit(stored, own, "is in the file but not in the model"):
         raise InputError(
             f"the weights in {path} do not fit this model: {faults}; "
             "the model section must be that of the run that wrote them"
         )
-    return stored
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
@@ -71,7 +76,7 @@ def packed(name: str, value: Tensor) -> dict[str, Tensor]:
     """A tensor of an optimizer's state, or its component tensors if it is torchao's 8-bit state."""
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    if not is_traceable_wrapper_subclass(value):
+    if is_shared_out(value) or not is_traceable_wrapper_subclass(value):
         return {name: value}
     return {f"{name}:{part}": getattr(value, part) for part in value.__tensor_flatten__()[0]}
 

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +43,28 @@ def compile_step(loss: Callable[P, R], checkpointed: bool = False) -> Callable[P
             return compiled(*args, **kwargs)
 
     return run
+
+
+def compile_blocks(blocks: Iterable[nn.Module], checkpointed: bool = False) -> None:
+    """Compile the forward pass of each of `blocks` in training by itself, see compile_step; what hooks do around it
+    stays as it is. Call it after checkpoint_activations."""
+    import torch._dynamo.config as tracer
+
+    blocks = [*blocks]
+
+    def of(block: nn.Module) -> Callable[..., Tensor]:
+        plain, compiled = block.forward, compile_step(block.forward, checkpointed)
+
+        def run(*args: Any, **kwargs: Any) -> Tensor:
+            if not block.training:  # evaluation and generation have other shapes
+                return plain(*args, **kwargs)
+            with tracer.patch(recompile_limit=2 * len(blocks) + 8):  # blocks may differ, in windows for example
+                return compiled(*args, **kwargs)
+
+        return run
+
+    for block in blocks:
+        block.forward = of(block)
 
 
 def compile_frozen(step: Callable[[Tensor, T], Tensor]) -> Callable[[Tensor, T], Tensor]:

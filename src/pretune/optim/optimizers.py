@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.optim import AdamW, Optimizer
 
 from pretune.core.config import ConfigError
+from pretune.core.named_tensors import whole_tensors
 from pretune.core.quiet import quiet
 from pretune.optim.config import AdamW8bitConfig, AdamWConfig, LionConfig, MuonConfig, OptimizerConfig, ScheduleConfig
 from pretune.optim.groups import Role, Trained, trained_parameters
@@ -28,11 +29,13 @@ def build_optimizer(
     model: nn.Module,
     lr_factors: Mapping[str, float] | None = None,
     dtype: torch.dtype = torch.float32,
+    shared: bool = False,
 ) -> Optimizer:
     """An optimizer for every trainable parameter of `model`; build it last, when the model is in its final form.
 
     lr_factors: learning-rate factors by parameter name; 1 for parameters that are not listed.
     dtype: dtype of the matrix products in an update (only Muon has any).
+    shared: several processes have the same model, or shares of it; Muon's matrix products are shared out among them.
     Raises ConfigError if nothing is trainable, or nothing that the optimizer is meant for.
     """
     trained = trained_parameters(model)
@@ -63,7 +66,7 @@ def build_optimizer(
         case MuonConfig():
             if lr_factors:
                 raise ConfigError("optimizer=muon does not support adapter.lr_ratio; set it to 1, or use adamw")
-            return _muon(config, trained, dtype)
+            return _muon(config, trained, dtype, shared)
         case _:
             assert_never(config)
 
@@ -112,7 +115,7 @@ def clip_gradients(model: nn.Module, max_norm: float | None, scale: float = 1.0)
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     if scale != 1:
         torch._foreach_mul_(gradients, 1 / scale)  # pyright: ignore[reportPrivateImportUsage]
-    norm = nn.utils.get_total_norm(gradients)
+    norm = whole_tensors({"norm": nn.utils.get_total_norm(gradients)})["norm"]
     # On the CPU, reading the norm does not synchronize a device, and can save a pass over all gradients.
     if max_norm is not None and (norm.device.type != "cpu" or max_norm < norm < torch.inf):
         nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
@@ -183,7 +186,7 @@ def _decayed_and_not(trained: Sequence[Trained], lr: float, weight_decay: float)
     return _groups(_group("matrices", matrices, lr, weight_decay), _group("vectors", vectors, lr, 0.0))
 
 
-def _muon(config: MuonConfig, trained: Sequence[Trained], dtype: torch.dtype) -> Optimizer:
+def _muon(config: MuonConfig, trained: Sequence[Trained], dtype: torch.dtype, shared: bool) -> Optimizer:
     def of(role: Role) -> list[Trained]:
         return [one for one in trained if one.role == role]
 
@@ -193,7 +196,7 @@ def _muon(config: MuonConfig, trained: Sequence[Trained], dtype: torch.dtype) ->
     settings: dict[str, Any] = {"lr": config.lr, "momentum": config.momentum, "nesterov": config.nesterov}
     settings |= {"ns_steps": config.ns_steps, "adjust_lr_fn": config.scale}
     settings |= {"neuron_beta": config.neuron_beta, "cautious_decay": config.cautious_decay}
-    muon = BatchedMuon(hidden, of("hidden"), dtype=dtype, **settings)
+    muon = BatchedMuon(hidden, of("hidden"), dtype=dtype, shared=shared, **settings)
     groups = _groups(
         _group("embedding", of("embedding"), rest.embedding_lr, rest.weight_decay),
         _group("head", of("head"), rest.head_lr, rest.weight_decay),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import re
 import sys
 import time
 import traceback
@@ -148,10 +149,10 @@ def joined(section: ParallelConfig, device: torch.device) -> Iterator[Processes]
     Raises ConfigError where `section` does not fit how the processes were started.
     """
     here = launched()
-    if section.kind == "ddp" and here.count == 1:
+    if section.kind in ("ddp", "fsdp") and here.count == 1:
         raise ConfigError(
-            "parallel=ddp needs several processes: torchrun --standalone --nproc-per-node=2 src/main.py --config ... "
-            "starts two of them; or set parallel=single"
+            f"parallel={section.kind} needs several processes: torchrun --standalone --nproc-per-node=2 src/main.py "
+            "--config ... starts two of them; or set parallel=single"
         )
     if section.kind == "single" and here.count > 1:
         raise ConfigError(f"parallel=single, but {here.count} processes were started: set parallel=ddp, or start one")
@@ -174,7 +175,7 @@ def _join(here: Launched, section: ParallelConfig, device: torch.device) -> Proc
     limit = timedelta(seconds=section.timeout)
     if device.type == "cuda":
         if not dist.is_nccl_available():
-            raise ConfigError("parallel=ddp on GPUs needs NCCL, which this build of torch lacks; set device=cpu")
+            raise ConfigError("several processes on GPUs need NCCL, which this build of torch lacks; set device=cpu")
         if here.local_rank >= torch.cuda.device_count():
             raise ConfigError(
                 f"{here.local_count} processes were started on this machine, which has {torch.cuda.device_count()} "
@@ -210,16 +211,35 @@ def _end(processes: Processes, error: BaseException) -> NoReturn:
     if not processes.main:
         time.sleep(_GRACE / 2)
     try:
+        processes.store.set(f"ended/{processes.rank}", "")
         said = processes.store.compare_set(_FAILED, "", f"{code}").decode()
         first = not _is_of_a_peer(error) and said == f"{code}" and _claims(processes)
     except RuntimeError:  # rank 0 served the store, and is gone
         said, first = f"{code}", not _is_of_a_peer(error)
     if first:
         prefix = "" if processes.main else f"rank {processes.rank}: "
-        text = f"{prefix}error: {error}" if code == 2 else prefix + "".join(traceback.format_exception(error))
-        warn_from_any(text.rstrip())
+        late = _late(processes, error)
+        short = f"{prefix}error: {late or error}"
+        warn_from_any(short if late or code == 2 else (prefix + "".join(traceback.format_exception(error))).rstrip())
     sys.stdout.flush()
     os._exit(int(said) if said.isdigit() else code)
+
+
+def _late(processes: Processes, error: BaseException) -> str | None:
+    """Who does not answer, if the error is that this process has waited in vain; else None."""
+    if not re.search(r"[Tt]imed? ?out", str(error)):
+        return None
+    time.sleep(_GRACE)  # those that waited too come here
+    silent = [rank for rank in range(processes.count) if not processes.store.check([f"ended/{rank}"])]
+    if not silent:
+        return f"the processes have waited for each other in vain ({' '.join(str(error).split())[:120]})"
+    key = f"at/{silent[0]}"
+    step = int(processes.store.get(key)) if processes.store.check([key]) else 0
+    names = f"rank {silent[0]} has" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} have"
+    return (
+        f"{names} not answered within parallel.timeout, in step {step + 1:,}: look at what became of it there, or raise "
+        "the limit; the same command goes on from the newest checkpoint"
+    )
 
 
 def _claims(processes: Processes) -> bool:

@@ -13,6 +13,7 @@ import torch
 from pretune.compute.compilation import compile_frozen
 from pretune.compute.config import PrecisionConfig
 from pretune.compute.precision import autocast, dtype_of
+from pretune.core.named_tensors import is_sharded
 from pretune.data.formats.build import build_formatter
 from pretune.data.formats.formatter import Formatter
 from pretune.data.formats.segments import Segment
@@ -27,7 +28,9 @@ from pretune.run.endings import endings
 
 
 def _packed_copy(model: LanguageModel, precision: PrecisionConfig) -> LanguageModel | None:
-    return packed(model, dtype_of(precision.activations)) if isinstance(model, Transformer) else None
+    if not isinstance(model, Transformer) or is_sharded(model):  # torch does not copy models that are shared out
+        return None
+    return packed(model, dtype_of(precision.activations))
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,16 @@ from pretune.run.parts import Parts
 T = TypeVar("T")
 
 
-def training_loss(config: RunConfig, parts: Parts) -> Callable[[Batch], dict[str, Tensor]]:
-    """Sums over the scored items of a micro-batch, by name, compiled and in the run's precision; `loss` is
-    minimized."""
-    objective, compiles = _objective(config, parts), config.precision.compile
-    fill = _filling(config, parts, compiles)
+def training_loss(config: RunConfig, parts: Parts, compiled: bool) -> Callable[[Batch], dict[str, Tensor]]:
+    """Sums over the scored items of a micro-batch, by name, in the run's precision; `loss` is minimized."""
+    objective, fill = _objective(config, parts), _filling(config, parts, compiled)
 
     def sums(batch: Batch) -> dict[str, Tensor]:
         return objective.sums(parts.model, batch)
 
     if parts.device.type == "cpu":
         keep_freed_memory()
-    loss = _compiled(parts, sums, config.precision.activation_checkpointing) if compiles else sums
+    loss = _compiled(parts, sums, config.precision.activation_checkpointing) if compiled else sums
 
     def in_precision(batch: Batch) -> dict[str, Tensor]:
         with autocast(config.precision, parts.device):

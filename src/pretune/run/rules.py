@@ -17,8 +17,11 @@ from pretune.model.huggingface.fitting import family_of
 from pretune.model.section import AnyModelConfig
 from pretune.model.transformers_model.config import TransformersConfig
 from pretune.objectives.config import ReferenceBase
+from pretune.optim.config import OptimizerConfig
+from pretune.parallel.config import ParallelConfig
 from pretune.quantization.config import FakeQuantizationConfig, QatConfig, QuantizationConfig, misfit_of_groups
 from pretune.run.sections import BatchConfig, EvaluationConfig, StageConfig
+from pretune.run.sharding import shared_parameters_are_plain
 from pretune.run.task_config import ExportConfig, GenerateConfig
 from pretune.training.config import EarlyStoppingConfig
 
@@ -50,6 +53,10 @@ class Run(Protocol):
     def generate(self) -> GenerateConfig: ...
     @property
     def export(self) -> ExportConfig: ...
+    @property
+    def optimizer(self) -> OptimizerConfig: ...
+    @property
+    def parallel(self) -> ParallelConfig: ...
     @property
     def early_stopping(self) -> EarlyStoppingConfig: ...
 
@@ -289,4 +296,5 @@ RULES: tuple[Callable[[Run], Iterator[str]], ...] = (
     preferences_have_pairs,
     a_reference_is_the_start,
     a_model_of_transformers_has_less,
+    shared_parameters_are_plain,
 )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import copy
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from pretune.core.named_tensors import local
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -40,12 +42,18 @@ class EMA(Generic[M]):
         self._pairs = [averages[id(parameter)] for parameter in trained], trained
         self._decay, self._warmup = decay, warmup
 
+    def follow(self, model: M) -> None:
+        """Go on with other tensors of the same names, in both models: they have been shared out over processes."""
+        own = dict(self.model.named_parameters())
+        trained = {name: one for name, one in model.named_parameters() if one.requires_grad}
+        self._pairs = [own[name] for name in trained], [*trained.values()]
+
     def update(self, step: int, skipped: Tensor) -> None:
         """Move the averages towards the weights after `step` steps, unless the newest step was `skipped`, a scalar of 0
         or 1."""
         import torch
 
-        averages, trained = self._pairs
+        averages, trained = ([local(one) for one in tensors] for tensors in self._pairs)
         decay = min(self._decay, (1 + step) / (10 + step)) if self._warmup else self._decay
         wide = [one.detach().to(mean.dtype) for mean, one in zip(averages, trained, strict=True)]
         new: Any = 1 - decay

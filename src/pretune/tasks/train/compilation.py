@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from pretune.checkpoint import store as checkpoint
+from pretune.checkpoint.generators import generator_states, set_generator_states
 from pretune.core.batch import Batch
 from pretune.core.files import fingerprint, write_json
 from pretune.model.build import Model
@@ -62,10 +62,10 @@ class Compilation:
             compile_update(self._optimizer)
             self._update_compiled = True
         if self._is_new(batch):
-            random_state = checkpoint.random_state(self._model)
+            random_state = generator_states(self._model)
             self.passes(batch)
             self._optimizer.zero_grad(set_to_none=True)
-            checkpoint.set_random_state(self._model, random_state)
+            set_generator_states(self._model, random_state)
 
     def _is_new(self, batch: Batch) -> bool:
         return self._config.precision.compile and self._kind(batch) not in self._compiled

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from pretune.checkpoint import store as checkpoint
+from pretune.checkpoint.generators import generator_states
 from pretune.core.named_tensors import not_finite
 from pretune.optim.config import Overhead
 from pretune.run.model import stored_adapter
@@ -47,14 +48,8 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
     config, state = run.config, run.state
     used = used_parts(run)
     if due == "evaluation":
-        with run.timed("evaluation"):
-            with as_deployed(config, used.model):
-                metrics = run.evaluator.metrics(used.model)
-            if config.ema.evaluate_raw and used is not run.parts:
-                with as_deployed(config, run.parts.model):
-                    raw = run.evaluator.metrics(run.parts.model)
-                metrics |= {name.replace("/", "_raw/"): metric for name, metric in raw.items()}
-            metrics |= float_metrics(config, used)
+        with run.timed("evaluation"), run.whole():
+            metrics = _measured(run)
         with run.interrupts.shielded():  # what is counted as done is recorded
             state.validation = metrics
             state.losses.append((state.step, metrics["val/loss"]))
@@ -66,15 +61,28 @@ def do_what_is_due(run: Run, due: Overhead) -> None:
         )
     elif due == "samples":
         texts = []
-        if run.processes.main:
-            with run.timed("samples"), as_deployed(config, used.model):
-                texts = sample(config, used)
+        with run.whole():
+            if run.processes.main:
+                with run.timed("samples"), as_deployed(config, used.model):
+                    texts = sample(config, used)
         with run.interrupts.shielded():
             for prompt, text in zip(config.samples.prompts, texts, strict=False):
                 run.tracker.sample(state.step, prompt, text)
             state.sampled_at = state.step
     else:
-        save(run, checkpoint.random_state(run.parts.model))
+        save(run, generator_states(run.parts.model))
+
+
+def _measured(run: Run) -> dict[str, float]:
+    """What an evaluation measures: of the model that is used later, and where the configuration says so of others."""
+    config, used = run.config, used_parts(run)
+    with as_deployed(config, used.model):
+        metrics = run.evaluator.metrics(used.model)
+    if config.ema.evaluate_raw and used is not run.parts:
+        with as_deployed(config, run.parts.model):
+            raw = run.evaluator.metrics(run.parts.model)
+        metrics |= {name.replace("/", "_raw/"): metric for name, metric in raw.items()}
+    return metrics | float_metrics(config, used)
 
 
 def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
@@ -83,13 +91,13 @@ def save(run: Run, random_state: Mapping[str, Tensor]) -> None:
     with run.interrupts.shielded():
         if not run.processes.decided(run.saved):
             models = {id(model): model for model in (run.parts.model, used_parts(run).model)}.values()
-            if any(not_finite(dict(model.named_parameters())) for model in models):
+            if run.processes.any(any(not_finite(dict(model.named_parameters())) for model in models)):
                 raise Diverged("weights are", run.state.step)
             state, section, model = run.state, run.config.checkpoint, run.parts.model
             averaged = run.ema and run.ema.model
             evaluated = section.keep_best and state.evaluated_at == state.step
             with run.timed("checkpoint"), run.processes.main_alone() as main:
-                if main:
+                if main or run.training.sharded:  # then each writes its part
                     state.recorded = run.tracker.recorded() | run.trace.recorded()
                     checkpoint.save(
                         run.folder.checkpoints,

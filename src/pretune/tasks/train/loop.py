@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pretune.checkpoint import store as checkpoint
+from pretune.checkpoint.generators import generator_states, set_generator_states
 from pretune.core.batch import Batch
 from pretune.data.hashing import mix
 from pretune.model.costs import training_flops
@@ -48,7 +48,7 @@ def loop(run: Run) -> bool:
 
 def _loop(run: Run) -> bool:
     config, state, model, optimizer = run.config, run.state, run.parts.model, run.optimizer
-    random_state = checkpoint.random_state(model)
+    random_state = generator_states(model)
     try:
         with run.timed("compilation"):
             micro_batch = choose(run)
@@ -94,7 +94,7 @@ def _loop(run: Run) -> bool:
                     run.ema.update(state.step, skipped)
                 if processes.main:
                     run.trace.append(step)
-                random_state = checkpoint.random_state(model)
+                random_state = generator_states(model)
 
                 # Measure and report.
                 window.add_step(sums, skipped, scored, step.tokens, scored_tokens)
@@ -110,7 +110,7 @@ def _loop(run: Run) -> bool:
 
 def gradients_of(run: Run, micro_batch: MicroBatch) -> StepGradients:
     """What finds the gradients of a step."""
-    shared = SharedGradients(run.parts.model, run.compilation.loss_of, run.processes)
+    shared = SharedGradients(run.parts.model, run.compilation.loss_of, run.processes, run.training.sharded)
     clip_norm, scale, say = run.config.optimizer.clip_norm, run.state.loss_scale, run.tracker.message
     return StepGradients(shared, run.parts.model, run.optimizer, micro_batch, clip_norm, scale, say, run.processes)
 
@@ -141,7 +141,7 @@ def seed(run: Run, random_state: Mapping[str, Tensor]) -> None:
     """Set the random generators for a step: to where the previous one left them, or in each of several processes to
     what depends on the step and the rank alone."""
     if run.processes.count == 1:
-        checkpoint.set_random_state(run.parts.model, random_state)
+        set_generator_states(run.parts.model, random_state)
     else:
         torch.manual_seed(mix(mix(run.config.seed + run.state.step) + run.processes.rank))
 
@@ -149,7 +149,7 @@ def seed(run: Run, random_state: Mapping[str, Tensor]) -> None:
 def choose(run: Run) -> MicroBatch:
     """The run's micro-batch: as configured, as remembered, or the largest that fits."""
     run.parts.model.train()
-    random_state = checkpoint.random_state(run.parts.model)
+    random_state = generator_states(run.parts.model)
 
     def trial(size: int) -> None:
         run.optimizer.zero_grad(set_to_none=True)
@@ -167,7 +167,7 @@ def choose(run: Run) -> MicroBatch:
         return found
     finally:
         run.optimizer.zero_grad(set_to_none=True)
-        checkpoint.set_random_state(run.parts.model, random_state)
+        set_generator_states(run.parts.model, random_state)
 
 
 def compile_now(run: Run, micro_batch: MicroBatch) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -79,6 +79,14 @@ class Run:
     def compilation(self) -> Compilation:
         model, message = self.parts.model, self.tracker.message
         return Compilation(self.config, model, self.optimizer, self.training.loss_of, message)
+
+    def whole(self) -> AbstractContextManager[object]:
+        """A context in which every process can compute with the weights by itself, also where they are shared out."""
+        if not self.training.sharded:
+            return nullcontext()
+        from pretune.parallel.fully_sharded import whole
+
+        return whole(self.config.parallel, self.parts.model, used_parts(self).model)
 
     @contextmanager
     def timed(self, kind: Overhead) -> Iterator[None]:

@@ -13,7 +13,6 @@ import torch
 from pretune.checkpoint import store as checkpoint
 from pretune.checkpoint.recovery import newest_whole
 from pretune.compute.device import pick_device
-from pretune.core.config import ConfigError
 from pretune.core.files import atomic_folder
 from pretune.core.terminal import say, warn
 from pretune.data.loader import Loader
@@ -36,6 +35,7 @@ from pretune.tasks.report.task import PAGE, report
 from pretune.tasks.train.loop import loop
 from pretune.tasks.train.qat import check_start, converted_metrics
 from pretune.tasks.train.running import Instruments, Run, used_parts
+from pretune.tasks.train.spread import check_share, spread
 from pretune.tasks.train.state import TrainingState, replayed_steps
 from pretune.tracker.environment import code_fingerprint
 from pretune.tracker.tracker import NoTracker, Tracker
@@ -58,6 +58,7 @@ def train(config: RunConfig, mapping: Mapping[str, Any], instruments: Instrument
             resolved = _resolved(config, mapping, folder, processes)
             if resolved is None:
                 return 0
+            resolved = spread(resolved, processes)
             try:
                 return _train(resolved, resolved.recorded(mapping), folder, interrupts, watched_with, processes)
             except Diverged as error:
@@ -74,7 +75,7 @@ def _resolved(
     """How the run computes, the same in all processes; None if there is nothing left to train."""
     processes.check_same("the configuration", mapping)
     processes.check_same("the code", code_fingerprint())
-    _check_share(config, processes)
+    check_share(config, processes)
     if not processes.main:
         finished, precision = processes.decided((False, config.precision))
         return None if finished else resolve(config.model_copy(update={"precision": precision}), folder)
@@ -90,19 +91,6 @@ def _resolved(
         _report(config, folder)
     say(f"{folder.path} is complete ({finished['step']} steps): nothing is left to train. {next_commands(folder)}")
     return None
-
-
-def _check_share(config: RunConfig, processes: Processes) -> None:
-    """Raise ConfigError, with the nearest that works, if a step cannot be shared out equally."""
-    unit = config.data.sequence_length * config.batch.micro_batch_size * processes.count
-    tokens = config.batch.smallest
-    if tokens % unit:
-        key = "batch.tokens" if config.batch.warmup is None else "batch.warmup.start"
-        nearest = max(round(tokens / unit), 1) * unit
-        raise ConfigError(
-            f"{key} ({tokens}) is not a multiple of what {processes.count} processes read at once ({unit} tokens): set "
-            f"{key}={nearest}, a smaller batch.micro_batch, or start another number of processes"
-        )
 
 
 def _train(
@@ -122,7 +110,7 @@ def _train(
     start, teacher = start_identity(config, newest), teacher_identity(config)
     if newest is None:
         _check_start(config)
-    training = assemble_training(config, newest, processes.main_first)
+    training = assemble_training(config, newest, processes)
     parts = training.parts
     state = TrainingState(parts.data.fingerprints(), start, parts.tokenizer.fingerprint, teacher)
     state = state if newest is None else _loaded(config, training, newest)
@@ -143,7 +131,7 @@ def _train(
             tracker.message(f"note: {folder.progress} is not what the run wrote: the run cannot be replayed exactly")
         tracker.message(opening(resolved, parts, loader, state, processes.count))
         # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
-        compiled = config.precision.compile and parts.device.type != "cpu"
+        compiled = config.precision.compile and parts.device.type != "cpu" and not training.sharded
         evaluator = Evaluator(config, parts, compiled, tracker.message, processes)
         run = Run(
             config, folder, training, loader, evaluator, state, tracker, interrupts, trace, replayed, instruments,
@@ -203,7 +191,7 @@ def opening(
     start = f"from {config.stage.init_from}" if config.stage.init_from else "from random weights"
     if state.step:
         start = f"resumed at step {state.step:,}"
-    together = f" in {processes} processes" if processes > 1 else ""
+    together = f" in {processes} processes ({config.parallel.kind})" if processes > 1 else ""
     counts, adapter = count_parameters(parts.model), config.adapter.kind
     notes = (*parts.data.notes, *notes_on_template(config, parts.tokenizer))
     trained = f" ({adapter}: {counts.trainable:,} trained, {counts.trainable / counts.total:.2%})"
