@@ -62,6 +62,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/ablations.py --seconds 5 --seeds 1 --only 'tied head' 'value embeddings'
 	$(BENCH)/distillation.py --seconds 20 --teacher-seconds 40 --seeds 1
 	$(BENCH)/processes.py --seconds 10
+	$(BENCH)/interconnect.py
 	$(BENCH)/long_context.py --seconds 60
 	$(BENCH)/arc.py --base-seconds 20 --seconds 20 --tasks 4 --steps 2 --seeds 1
 	$(BENCH)/finetuning.py --quick

@@ -37,6 +37,7 @@ SHORTEST = {
     "gpu_check": ["--only", "plan"],
     "long_context": ["--seconds", "1", "--examples", "1", "--", "precision.compile=false",
                      "data.source.num_examples=100"],
+    "interconnect": ["--processes", "2", "--mib", "0.01", "0.1", "--repeats", "1"],
     "loader_speed": ["--tokens", "300000"],
     "memory": ["--cases", "nano", "--device", "cpu"],
     "phone": ["--shape", "tiny", "--sides", "eager", "pte", "--new", "4", "--repeats", "1"],

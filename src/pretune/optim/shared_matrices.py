@@ -78,10 +78,10 @@ class WithWholeMatrices(Processes):
         longest = max(sum(own[index].numel() for index in indices) for indices in taken)
         sent = own[0].new_zeros(longest, dtype=dtype)
         sent[: sum(map(torch.numel, done))] = _flat(done, sent)
-        received = sent.new_empty(self.count * longest)
-        dist.all_gather_into_tensor(received, sent, group=self.group)
+        received = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(received, sent, group=self.group)
         results: dict[int, Tensor] = {}
-        for indices, part in zip(taken, received.chunk(self.count), strict=True):
+        for indices, part in zip(taken, received, strict=True):
             shapes = [(pieces[index].rows, pieces[index].columns) for index in indices]
             results |= dict(zip(indices, _apart(part, shapes), strict=True))
         return [results[index] for index in range(len(pieces))]

@@ -237,8 +237,8 @@ def _late(processes: Processes, error: BaseException) -> str | None:
     step = int(processes.store.get(key)) if processes.store.check([key]) else 0
     names = f"rank {silent[0]} has" if len(silent) == 1 else f"ranks {', '.join(map(str, silent))} have"
     return (
-        f"{names} not answered within parallel.timeout, in step {step + 1:,}: look at what became of it there, or raise "
-        "the limit; the same command goes on from the newest checkpoint"
+        f"{names} not answered within parallel.timeout, in step {step + 1:,}: look at what became of it there, or "
+        "raise the limit; the same command goes on from the newest checkpoint"
     )
 
 

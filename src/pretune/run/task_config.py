@@ -8,6 +8,7 @@ import pydantic
 from pydantic import Field
 
 from pretune.compute import devices
+from pretune.compute.interconnects import Interconnect
 from pretune.core.config import Count, FilePath, Seconds, Section
 from pretune.generation.config import DecodingConfig
 
@@ -110,6 +111,11 @@ class ExportConfig(Section):
 class PlanConfig(Section):
     device: str | None
     """Device to plan for, such as a100-40gb, h100 or rtx-4090; null takes this machine's, measured if unknown."""
+    devices: Annotated[int, Field(ge=1, le=4096)]
+    """Number of devices that share a step out; their kind of parallelism is parallel.kind."""
+    interconnect: Interconnect
+    """What joins them, the slowest part where there are several: nvlink3 (A100), nvlink4 (H100), nvlink5 (B200), pcie4;
+    between machines of eight devices ib400, ib200 (an adapter per device), eth100, eth10 (one adapter)."""
     mfu: Annotated[float, Field(gt=0, le=1)]
     """Assumed model FLOPs utilization: the fraction of the device's peak that training reaches."""
     tokens_per_parameter: Annotated[float, Field(gt=0)]

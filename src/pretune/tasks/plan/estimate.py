@@ -22,6 +22,7 @@ from pretune.run.model import adapted_model
 from pretune.run.teacher import teacher_flops
 from pretune.tasks.plan.family import Biggest, search
 from pretune.tasks.plan.loss import fitted_loss
+from pretune.tasks.plan.scaling import Scaling, make_scaling
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,13 @@ class Plan:
     fitted_loss: float | None
     """In nats per token; None for fine-tuning, and for too few tokens for the fit to hold."""
     biggest: list[Biggest]
+    scaling: Scaling | None
+    """Over plan.devices, which all figures of time and tokens are for; None for one."""
     notes: list[str]
 
     def as_json(self) -> dict[str, Any]:
         """The plan as JSON-serializable values, with full model sections."""
-        plain = {**self.__dict__, "device": asdict(self.device)}
+        plain = {**self.__dict__, "device": asdict(self.device), "scaling": self.scaling and asdict(self.scaling)}
         plain["biggest"] = [
             {**one.__dict__, "model": one.model and one.model.model_dump(mode="json")} for one in self.biggest
         ]
@@ -73,10 +76,15 @@ def make_plan(config: RunConfig) -> Plan:
         parameters["adapter, trained alone"] = count_parameters(model).trainable
     count, flops = sum(parameters.values()), training_flops(model, config.data.sequence_length) + teacher_flops(config)
     speed = config.plan.mfu * device.peak_flops / flops
+    scaling = make_scaling(config, footprint, speed, hardware.usable(device.memory, kind))
+    speed = speed if scaling is None else scaling.planned.tokens_per_second
     tokens, limit = _tokens(config, speed)
     rows, memory = config.batch.tokens // config.data.sequence_length, hardware.usable(device.memory, kind)
     largest = footprint.largest(memory, rows)
     micro_batch = (largest or 1) if config.batch.micro_batch == "auto" else config.batch.micro_batch
+    parts = footprint.parts(micro_batch)
+    if scaling is not None:
+        micro_batch, parts = scaling.planned.micro_batch, scaling.memory
     seconds = config.budget.time or tokens / speed
     # The family of a model that transformers builds is not known.
     family = isinstance(config.model, ModelConfig)
@@ -89,7 +97,7 @@ def make_plan(config: RunConfig) -> Plan:
         mfu=config.plan.mfu,
         parameters=parameters,
         flops_per_token=flops,
-        memory=footprint.parts(micro_batch),
+        memory=parts,
         usable_memory=memory,
         micro_batch=micro_batch,
         largest_micro_batch=largest,
@@ -102,7 +110,8 @@ def make_plan(config: RunConfig) -> Plan:
         tokens_per_parameter=tokens / count,
         compute_optimal_ratio=config.plan.tokens_per_parameter,
         fitted_loss=fitted,
-        biggest=search(config, device, kind, seconds) if family else [],
+        biggest=search(config, device, kind, seconds) if family and scaling is None else [],
+        scaling=scaling,
         notes=_notes(config, device, kind, largest, micro_batch),
     )
 

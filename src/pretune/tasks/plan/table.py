@@ -9,12 +9,15 @@ from pretune.core.terminal import shown
 from pretune.core.units import duration, memory, short
 from pretune.tasks.plan.estimate import Plan
 from pretune.tasks.plan.family import Biggest
+from pretune.tasks.plan.scaling import Scaling
 
 
 def show(plan: Plan, console: Console | None = None) -> None:
     """Print the plan."""
     console = console or Console()
     tables = [_parameters(plan), _memory(plan), _budget(plan), *([_biggest(plan)] if plan.biggest else [])]
+    if plan.scaling is not None:
+        tables.append(_scaling(plan.scaling))
     for table in tables:
         console.print(table)
     for note in plan.notes:
@@ -32,7 +35,8 @@ def _parameters(plan: Plan) -> Table:
 
 
 def _memory(plan: Plan) -> Table:
-    title = f"memory at the peak of a step, micro-batches of {plan.micro_batch} sequences"
+    each = "" if plan.scaling is None else " of each device"
+    title = f"memory{each} at the peak of a step, micro-batches of {plan.micro_batch} sequences"
     table = _table(title, "part", "memory", plan.precision)
     for part, size in plan.memory.items():
         table.add_row(part, memory(size), "")
@@ -46,9 +50,11 @@ def _memory(plan: Plan) -> Table:
 
 def _budget(plan: Plan) -> Table:
     device, reach = plan.device, plan.tokens_per_parameter
-    table = _table(f"what the budget buys on {device.name} ({plan.limit} ends it)", "", "", "")
+    many = "" if plan.scaling is None else f"{plan.scaling.planned.devices:,} x "
+    table = _table(f"what the budget buys on {many}{device.name} ({plan.limit} ends it)", "", "", "")
     peak = f"{device.peak_flops / 1e12:.4g} TFLOP/s ({device.source})"
-    table.add_row("speed", f"{plan.tokens_per_second:,.0f} tokens/s", f"{plan.mfu:.1%} of {peak}")
+    reached = plan.mfu if plan.scaling is None else plan.mfu * plan.scaling.planned.efficiency
+    table.add_row("speed", f"{plan.tokens_per_second:,.0f} tokens/s", f"{reached:.1%} of {many}{peak}")
     table.add_row("time", duration(plan.seconds), "")
     table.add_row("steps", f"{plan.steps:,}", "")
     table.add_row("tokens", f"{plan.tokens:,}", "")
@@ -57,6 +63,25 @@ def _budget(plan: Plan) -> Table:
     if plan.fitted_loss is not None:
         published = "arXiv:2404.10102, for other data and tokens; off by +0.3 and -0.3 on two known runs"
         table.add_row("loss, by a published fit", f"{plan.fitted_loss:.2f}", published)
+    return table
+
+
+def _scaling(scaling: Scaling) -> Table:
+    """The same step on more and more devices. Fits 80 columns."""
+    title = f"the same step on several devices, joined by {scaling.link} ({scaling.source})"
+    table = _table(title, "devices", "memory", "step", "waits", "each sends", "tokens/s", "efficiency")
+    for one in scaling.others:
+        planned = one.devices == scaling.planned.devices
+        table.add_row(
+            f"{one.devices:,} {one.kind}",
+            "too much" if one.memory is None else memory(one.memory),
+            f"{1000 * one.step:,.1f} ms",
+            f"{one.waits / one.step:.1%}",
+            memory(one.sent),
+            short(one.tokens_per_second),
+            f"{one.efficiency:.1%}",
+            style="bold" if planned else None,
+        )
     return table
 
 
