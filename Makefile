@@ -63,6 +63,7 @@ bench: $(READY) ## Measure every claim on this machine, the slow ones briefly
 	$(BENCH)/distillation.py --seconds 20 --teacher-seconds 40 --seeds 1
 	$(BENCH)/processes.py --seconds 10
 	$(BENCH)/interconnect.py
+	$(BENCH)/agreement.py --steps 8 --processes 2 --optimizers muon
 	$(BENCH)/long_context.py --seconds 60
 	$(BENCH)/arc.py --base-seconds 20 --seconds 20 --tasks 4 --steps 2 --seeds 1
 	$(BENCH)/finetuning.py --quick

@@ -26,6 +26,7 @@ SHORTEST = {
     "ablations": ["--seconds", "1", "--seeds", "1", "--only", "tied head", "--data", "TEXTS", "--", *SMALLER],
     "adapters_speed": ["--shape", "tiny", "--device", "cpu", "--bursts", "1", "--seconds", "0.1",
                        "--sides", "full", "lora", "qlora"],
+    "agreement": ["--steps", "4", "--processes", "2", "--optimizers", "adamw", "--data", "TEXTS", "--", *SMALLER],
     "arc": ["--base-seconds", "1", "--seconds", "1", "--tasks", "2", "--steps", "1", "--seeds", "1", "--", *SMALLER,
             "data.source.num_tasks=60", "data.source.max_size=3", "batch.tokens=1024", "batch.micro_batch=2"],
     "cross_entropy": ["--rounds", "1", "--shapes", "nano", "--device", "cpu"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from together import together
 
 from pretune.core.config import ConfigError
 from pretune.dispatch import run
+from pretune.tasks.train.ranks import said_of_speeds
 
 Compose = Callable[..., dict[str, Any]]
 SETTINGS: dict[str, tuple[str, ...]] = {
@@ -48,6 +50,11 @@ def test_losses_and_weights_are_those_of_one_process(
     done = together(mappings("-together"), processes, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count(f"in {processes} processes (ddp)") == len(SETTINGS) + 1, "one of them prints"
+    assert "each process multiplies matrices at" in done.stdout
+    assert f"peak memory of the {processes} processes" in done.stdout
+    summary = json.loads((tmp_path / "runs" / "adamw-together" / "summary.json").read_text())
+    assert summary["processes"] == processes
+    assert 0 < summary["smallest_peak_memory_bytes"] <= summary["peak_memory_bytes"]
     for name in (*SETTINGS, "dpo"):
         assert_same(tmp_path / "runs" / name, tmp_path / "runs" / f"{name}-together")
 
@@ -132,3 +139,12 @@ def test_other_tasks_are_one_process(tiny: Compose, monkeypatch: pytest.MonkeyPa
 def test_one_process_alone_is_no_data_parallelism(tiny: Compose) -> None:
     with pytest.raises(ConfigError, match="parallel=ddp needs several processes: torchrun"):
         run(tiny("name=one", "parallel=ddp"))
+
+
+def test_a_slow_process_is_named() -> None:
+    assert [*said_of_speeds([])] == []
+    assert [*said_of_speeds([2e12, 1.9e12])] == ["each process multiplies matrices at 1,900 to 2,000 GFLOP/s"]
+    lines = [*said_of_speeds([2e9, 1e9, 2e9])]
+    assert lines[0] == "each process multiplies matrices at 1 to 2 GFLOP/s"
+    assert lines[1].startswith("warning: rank 1 has 50% of the fastest one's speed")
+    assert len(lines) == 2

@@ -33,6 +33,7 @@ BROKEN = {
     "early_stopping_needs_evaluations": ["early_stopping.patience=2", "evaluation.every=null"],
     "a_reference_is_the_start": ["stage=dpo", "stage.init_from=base", "neftune_alpha=5", "data/format=preference"],
     "a_model_of_transformers_has_less": ["export.format=onnx"],
+    "shared_parameters_are_plain": ["parallel=fsdp", "optimizer=adamw_8bit"],
 }
 
 

@@ -6,8 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from pretune.checkpoint.contents import WEIGHTS
 from pretune.checkpoint.shards import SHARDS
-from pretune.checkpoint.store import STATE, WEIGHTS, checkpoints, state_of
+from pretune.checkpoint.store import STATE, checkpoints, state_of
 from pretune.checkpoint.tensors import DAMAGED
 from pretune.core.config import InputError
 from pretune.core.files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, fingerprint, read_sealed

@@ -22,45 +22,29 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
+from pretune.checkpoint.contents import OF_RAW, OF_WEIGHTS, OPTIMIZER, RAW, WEIGHTS, Adapter, write
 from pretune.checkpoint.generators import generator_states, set_generator_states
-from pretune.checkpoint.optimizer_state import OF_OPTIMIZER, load_optimizer, optimizer_state, random_tensors
-from pretune.checkpoint.shards import SHARDS, is_main, read_shards, share, stored_tensors, together, write_shards
-from pretune.checkpoint.tensors import DAMAGED, check_fit, fitting, named_weights, trained_weights, write_tensors
+from pretune.checkpoint.optimizer_state import load_optimizer
+from pretune.checkpoint.shards import SHARDS, read_shards, share, stored_tensors, together
+from pretune.checkpoint.tensors import DAMAGED, check_fit, fitting, named_weights, trained_weights
 from pretune.core.config import InputError
 from pretune.core.files import (
-    ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
     atomic_folder,
     measure,
     read_sealed,
-    write_json,
     write_sealed,
 )
-from pretune.core.named_tensors import check_finite, copy_over, is_sharded, whole_tensors
+from pretune.core.named_tensors import check_finite, copy_over, is_sharded
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-WEIGHTS, RAW, OPTIMIZER, STATE = "model.safetensors", "raw.safetensors", "optimizer.safetensors", "state.json"
-OF_WEIGHTS, OF_RAW = "weights:", "raw:"
-"""Before the names of tensors in shards."""
+STATE = "state.json"
 _NAME = re.compile(r"step_\d+")
-
-
-class Adapter(NamedTuple):
-    """What is stored for a model with an adapter, in place of its weights."""
-
-    tensors: Mapping[str, Tensor]
-    """The adapter's parameters (not copies), by their names in the file."""
-    config: Mapping[str, Any]
-    """JSON-serializable: what else peft needs to load it."""
-
-    def whole(self) -> Adapter:
-        """With whole tensors, for which all processes must ask."""
-        return self._replace(tensors=whole_tensors(self.tensors))
 
 
 def save(
@@ -87,28 +71,11 @@ def save(
     path = folder_of(folder, step)
     aside = folder / f".{path.name}.replaced.tmp"
     random = generator_states(model) if random is None else random
-    shared, main = is_sharded(model), True
     try:
-        with together(path) if shared else atomic_folder(path) as temporary:
-            weights = {} if adapter is not None else named_weights(averaged or model)
-            raw = {} if averaged is None else trained_weights(model)
-            slots, header = optimizer_state(model, optimizer)
-            files: dict[str, Any] = {}
-            if shared:
-                files = write_shards(temporary, {OF_WEIGHTS: weights, OF_RAW: raw, OF_OPTIMIZER: slots})
-                adapter, main = adapter and adapter.whole(), is_main()
-                weights, raw, slots = {}, {}, {}
-            if not main:
+        with together(path) if is_sharded(model) else atomic_folder(path) as temporary:
+            files = write(temporary, model, optimizer, adapter, averaged, random)
+            if files is None:
                 return path
-            if weights:
-                write_tensors(temporary / WEIGHTS, weights, {})
-            if raw:
-                write_tensors(temporary / RAW, raw, {})
-            if adapter is not None:
-                write_tensors(temporary / ADAPTER_WEIGHTS, adapter.tensors, {})
-                write_json(temporary / ADAPTER_CONFIG, adapter.config)
-            write_tensors(temporary / OPTIMIZER, slots | random_tensors(random), header)
-            files |= {file.name: measure(file) for file in sorted(temporary.iterdir()) if file.is_file()}
             known = loss if loss is not None and math.isfinite(loss) else None
             content = {"format": 1, "step": step, "loss": known, "files": files, "state": dict(state)}
             write_sealed(temporary / STATE, content)

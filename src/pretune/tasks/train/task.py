@@ -34,6 +34,7 @@ from pretune.tasks.evaluate.task import Evaluator
 from pretune.tasks.report.task import PAGE, report
 from pretune.tasks.train.loop import loop
 from pretune.tasks.train.qat import check_start, converted_metrics
+from pretune.tasks.train.ranks import in_summary, measured_speeds, said_of_memory, said_of_speeds
 from pretune.tasks.train.running import Instruments, Run, used_parts
 from pretune.tasks.train.spread import check_share, spread
 from pretune.tasks.train.state import TrainingState, replayed_steps
@@ -41,7 +42,6 @@ from pretune.tracker.environment import code_fingerprint
 from pretune.tracker.tracker import NoTracker, Tracker
 from pretune.training.divergence import EXIT_DIVERGED, Diverged, what_to_try
 from pretune.training.early_stopping import best, why_stopped
-from pretune.training.meter import peak_memory
 from pretune.training.signals import EXIT_STOPPED, Interrupts, stoppable
 
 
@@ -130,6 +130,8 @@ def _train(
         if main and not trace.rewind(state.step, state.recorded):
             tracker.message(f"note: {folder.progress} is not what the run wrote: the run cannot be replayed exactly")
         tracker.message(opening(resolved, parts, loader, state, processes.count))
+        speeds = measured_speeds(config, parts, processes)
+        tracker.messages(said_of_speeds(speeds))
         # On a GPU, evaluations are many and compiling them is quick; on a CPU it takes longer than it saves.
         compiled = config.precision.compile and parts.device.type != "cpu" and not training.sharded
         evaluator = Evaluator(config, parts, compiled, tracker.message, processes)
@@ -141,12 +143,8 @@ def _train(
             interrupts.ignore()
             tracker.message(how_stopped(run))
             return EXIT_STOPPED
-        with run.timed("evaluation"):
-            newest = replace(folder, checkpoint=checkpoint.newest(folder.checkpoints))
-            converted = converted_metrics(config, used_parts(run), newest, tracker.message)
-        metrics = summary(run) | converted
-        if metrics["stopped_early"]:
-            tracker.message(why_stopped(state.losses, config.early_stopping.min_delta))
+        metrics = _final_metrics(run) | in_summary(parts, processes, speeds)
+        tracker.messages(said_of_memory(metrics))
         with interrupts.shielded():  # what is complete has a report
             tracker.finish(metrics)
             if main:
@@ -220,6 +218,18 @@ def added(config: RunConfig, parts: Parts) -> Iterator[str]:
     )
 
 
+def _final_metrics(run: Run) -> dict[str, Any]:
+    """The run's summary, with what its weights are as integers; says why a run has stopped early."""
+    config, state = run.config, run.state
+    with run.timed("evaluation"):
+        newest = replace(run.folder, checkpoint=checkpoint.newest(run.folder.checkpoints))
+        converted = converted_metrics(config, used_parts(run), newest, run.tracker.message)
+    metrics = summary(run) | converted
+    if metrics["stopped_early"]:
+        run.tracker.message(why_stopped(state.losses, config.early_stopping.min_delta))
+    return metrics
+
+
 def how_stopped(run: Run) -> str:
     """One line for a run that a signal ended."""
     stopped = f"stopped at step {run.state.step:,}"
@@ -248,7 +258,6 @@ def summary(run: Run) -> dict[str, Any]:
         "trainable_parameters": count_parameters(run.parts.model).trainable,
         "data": state.data,
         "device": str(run.parts.device),
-        "peak_memory_bytes": peak_memory(run.parts.device),
         **state.training,
         **state.validation,
     }
